@@ -1,0 +1,76 @@
+# Every target makes .venv and installs into it when that is missing or out of date.
+#
+#   ARGS="..."        goes to the command behind the target: make train ARGS="seed=1 wandb=off"
+#   PYTHON=python3.12 the interpreter that .venv is made with (3.11 or newer)
+#   CONSTRAINTS=file  other version pins than constraints.txt; empty: none. Remembered in .venv.
+#   PIP_FIND_LINKS, UV_TORCH_BACKEND and uv's other variables are honoured.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/constraints-used
+CONSTRAINTS ?= $(shell cat $(STAMP) 2>/dev/null || echo constraints.txt)
+SWEEP ?= layouts
+SWEEP_DIR ?= runs/sweep/$(shell date +%Y-%m-%d_%H-%M-%S)
+SWEEP_DIR := $(SWEEP_DIR)
+
+# pip separates locations by spaces, uv by commas.
+comma := ,
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(subst $() ,$(comma),$(strip $(PIP_FIND_LINKS)))
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install train evaluate sweep picture notebook test gpu-test check clean
+
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  ARGS="..." goes to the command: make train ARGS="duplication=per_turn seed=1 wandb=off"'
+
+install: $(STAMP) ## make .venv (the other targets do it by themselves)
+
+train: $(STAMP) ## train and evaluate; the last line printed is the run folder
+	@$(BIN)/python -m recipes.train $(ARGS)
+
+evaluate: $(STAMP) ## chat with a trained model on held-out conversations
+	@$(BIN)/python -m recipes.evaluate $(ARGS)
+
+sweep: $(STAMP) ## train every layout on two seeds, then one table and one plot (SWEEP=file in conf/sweep)
+	@$(BIN)/python -m recipes.train sweep=$(SWEEP) hydra.sweep.dir=$(SWEEP_DIR) $(ARGS)
+	@$(BIN)/python -m recipes.compare $(SWEEP_DIR)
+
+picture: $(STAMP) ## draw the README's mask picture into docs/images
+	@$(BIN)/python -m recipes.picture $(ARGS)
+
+notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/notebooks
+	@mkdir -p runs/notebooks
+	@for notebook in notebooks/*.ipynb; do \
+	  $(BIN)/jupyter-execute "$$notebook" --output="$(CURDIR)/runs/notebooks/$$(basename "$$notebook" .ipynb)" $(ARGS) || exit 1; \
+	done
+	@ls -d runs/notebooks/*.ipynb
+
+test: $(STAMP) ## run the tests: no network, no GPU
+	@$(BIN)/python -m pytest $(ARGS)
+
+gpu-test: $(STAMP) ## run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+check: $(STAMP) ## check format and lint
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check . $(ARGS)
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Asking for other constraints than the installed ones reinstalls.
+ifneq ($(CONSTRAINTS),$(shell cat $(STAMP) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "flexmask needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	@echo '$(CONSTRAINTS)' > $@

@@ -1,0 +1,65 @@
+"""Load the model and tokenizer that `conf/model` names; refuse an unsuitable one before its weights are read."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from flexmask.models import check_model
+from recipes.config import ModelConfig, ModelKind
+from recipes.tiny import build_model, build_tokenizer
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template of `model.chat_template` in place of its own where one is given.
+
+    Raises ValueError, naming the key, when there is no tokenizer or no chat template.
+    """
+    if config.kind is ModelKind.tiny:
+        tokenizer = build_tokenizer()
+    else:
+        tokenizer = _reachable(config, AutoTokenizer.from_pretrained)
+    if config.chat_template is not None:
+        tokenizer.chat_template = Path(config.chat_template).read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"model.name_or_path={config.name_or_path}: its tokenizer has no chat template, and passes come from "
+            "one; give a Jinja file with model.chat_template=<file>"
+        )
+    return tokenizer
+
+
+def load_model(config: ModelConfig, vocab_size: int, seed: int) -> PreTrainedModel:
+    """The model on CPU in `model.dtype`; `seed` draws the weights of a model from scratch.
+
+    Raises UnsupportedModelError for a model that cannot be exact: from its configuration, before any weight is
+    read. Raises ValueError, naming the key, when the model cannot be reached.
+    """
+    dtype = getattr(torch, config.dtype)
+    if config.kind is ModelKind.tiny:
+        return build_model(seed, vocab_size=vocab_size, **dataclasses.asdict(config.tiny)).to(dtype)
+    shape = _reachable(config, AutoConfig.from_pretrained)
+    with torch.device("meta"):
+        check_model(AutoModelForCausalLM.from_config(shape))
+    if config.from_scratch:
+        set_seed(seed)
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    return _reachable(config, AutoModelForCausalLM.from_pretrained, dtype=dtype)
+
+
+def _reachable(config: ModelConfig, load, **arguments):
+    try:
+        return load(config.name_or_path, **arguments)
+    except OSError as error:
+        raise ValueError(
+            f"model.name_or_path={config.name_or_path}: neither a local folder nor reachable on the hub; without "
+            f"network give a local folder with model.name_or_path=<folder> ({str(error).splitlines()[0]})"
+        ) from error

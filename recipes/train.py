@@ -1,0 +1,177 @@
+"""Fine-tune a model on multi-turn reasoning conversations, then chat with it.
+
+    make train                                        the embedded default
+    make train ARGS="duplication=per_turn seed=1"     any override of conf/
+    make train ARGS="resume=runs/<folder>"            go on where an interrupted run stopped
+
+Leaves in the run folder: config.yaml, metrics.jsonl, model/ (what `from_pretrained` loads), checkpoints/,
+block_mask.png, chats.jsonl, result.json. Prints the run folder on its last line.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from recipes.config import CONF_DIR, TrainConfig, load_run_config, save_run_config, to_dataclass
+
+LIBRARIES = ("flexmask", "torch", "transformers", "datasets", "accelerate", "hydra-core", "wandb")
+
+
+@hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
+def main(composed: DictConfig) -> None:
+    try:
+        config = to_dataclass(composed)
+        if config.resume is not None:
+            others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+            if others:
+                raise ValueError(
+                    f"resume={config.resume}: goes on with the configuration in that folder; remove {', '.join(others)}"
+                )
+            config = load_run_config(Path(config.resume), [f"resume='{config.resume}'"])
+        train(config)
+    except (ValueError, FloatingPointError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(f"error: {error}\n(HYDRA_FULL_ERROR=1 shows where)")
+
+
+def train(config: TrainConfig) -> dict:
+    """One run from data to `result.json`; returns what that file holds."""
+    # torch and transformers take seconds to import: a wrong configuration has failed before.
+    from transformers import set_seed
+
+    from flexmask import OnePassCollator, OnePassTrainer
+    from recipes.evaluate import evaluate_chats
+    from recipes.models import load_model, load_tokenizer
+    from recipes.preparation import load_data, prepare
+    from recipes.reporting import Reporter
+    from recipes.trainer import ReportingCallback, report_chats, report_mask, training_arguments
+
+    folder = Path(config.output_dir)
+    checkpoint = last_checkpoint(folder) if config.resume else None
+    save_run_config(config, folder)
+    set_seed(config.seed)
+
+    tokenizer = load_tokenizer(config.model)
+    model = load_model(config.model, len(tokenizer), config.seed)
+    data = load_data(config.data)
+    rows = prepare(data.train, tokenizer, config, config.duplication.layout)
+    # Held-out loss is always measured on what inference shows, whatever the layout that was trained.
+    heldout_rows = prepare(data.heldout, tokenizer, config, "one_pass")
+    collator = OnePassCollator(
+        config.duplication.pack_length,
+        block_size=config.attention.block_size,
+        pad_token_id=tokenizer.pad_token_id or 0,
+    )
+    print(
+        f"{len(rows.items):,} conversations in layout {config.duplication.layout}, "
+        f"{model.num_parameters():,} parameters; left out: {len(data.dropped)} invalid conversations, "
+        f"{rows.dropped_turns} turns longer than a pack, {rows.without_rows} conversations with nothing to train"
+    )
+
+    with Reporter(config) as reporter:
+        trainer = OnePassTrainer(
+            model,
+            training_arguments(config, folder / "checkpoints"),
+            collator,
+            train_dataset=rows.items,
+            callbacks=[ReportingCallback(reporter)],
+        )
+        report_mask(reporter, collator(rows.items[: config.trainer.conversations_per_step])["packs"][0], collator)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+
+        heldout = trainer.evaluate(heldout_rows.items, metric_key_prefix="heldout") if heldout_rows.items else {}
+        figures, chats = evaluate_chats(model, tokenizer, data.heldout, config)
+        report_chats(reporter, chats, config.trainer.steps)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        totals = trainer.run_totals
+        result = {
+            "layout": str(config.duplication.layout),
+            "seed": config.seed,
+            "steps": trainer.state.global_step,
+            "train_seconds": round(totals.seconds, 2),
+            "tokens_computed": totals.tokens_computed,
+            "tokens_trained": totals.tokens_trained,
+            "packing_waste": 1 - totals.tokens_computed / totals.tokens_padded,
+            "loss_first": losses[0],
+            "loss_last": losses[-1],
+            "heldout_loss": heldout.get("heldout_loss"),
+            **figures,
+            "dropped_conversations": len(data.dropped),
+            "dropped_turns": rows.dropped_turns,
+            "device": device_name(trainer.args.device),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+            "git_commit": git_commit(),
+        }
+        reporter.summary(result)
+        write_json(folder / "result.json", result)
+    print_summary(result)
+    print(folder)
+    return result
+
+
+def last_checkpoint(folder: Path) -> str:
+    """The newest complete checkpoint of an interrupted run.
+
+    A checkpoint is complete when it holds trainer_state.json, which the Trainer (transformers 5.23) writes last.
+    Raises ValueError when the run has finished or never saved one.
+    """
+    if (folder / "result.json").exists():
+        raise ValueError(f"resume={folder}: this run has finished; its result is in {folder / 'result.json'}")
+    complete = [path.parent for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")]
+    if not complete:
+        raise ValueError(f"resume={folder}: no complete checkpoint in {folder / 'checkpoints'}; start the run again")
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1])))
+
+
+def device_name(device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout the recipe runs from, "-dirty" behind it when files were changed; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Whole or not at all: a reader never finds half a file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def print_summary(result: dict) -> None:
+    accuracy = result["answer_accuracy"]
+    print(
+        f"trained {result['steps']} steps in {result['train_seconds']:.0f} s: loss {result['loss_first']:.3f} -> "
+        f"{result['loss_last']:.3f}, {result['tokens_computed']:,} tokens computed, "
+        f"{result['tokens_trained']:,} trained"
+    )
+    if accuracy is not None:
+        print(
+            f"chatting on held-out conversations: {accuracy:.1%} of answers right, "
+            f"{result['conversation_accuracy']:.1%} of conversations all right"
+        )
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("once", category=UserWarning, module="flexmask")
+    main()

@@ -1,0 +1,264 @@
+"""Translation to one form, and an error for everything that cannot be translated."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexmask.conversation import ROLES, Conversation, split_inline_thinking
+
+NAME = "train.jsonl:12"
+# No "<": a tag would be inline thinking. No newlines at the ends of thinking: the inline split removes those.
+texts = st.text(st.characters(exclude_characters="<", exclude_categories=["Cs"]), max_size=30)
+thinkings = texts.map(lambda text: text.strip("\n")).filter(str.strip)
+answers = texts.map(lambda text: text.lstrip("\n"))
+
+
+@st.composite
+def dialogues(draw):
+    """Messages in canonical form: optional system prompt, then 1 to 4 turns, some with thinking."""
+    messages = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 4))):
+        reply = {"role": "assistant", "content": draw(answers)}
+        if draw(st.booleans()):
+            reply["reasoning_content"] = draw(thinkings)
+        messages += [{"role": "user", "content": draw(texts)}, reply]
+    return messages
+
+
+def chat(*replies, **record):
+    """A record with the given assistant messages, each after a question."""
+    messages = [message for reply in replies for message in ({"role": "user", "content": "q"}, reply)]
+    return {"messages": messages, **record}
+
+
+def reply(content="a", **keys):
+    return {"role": "assistant", "content": content, **keys}
+
+
+def read(record):
+    return Conversation.from_record(record, NAME)
+
+
+def as_inline(message):
+    if "reasoning_content" not in message:
+        return message
+    thinking = message["reasoning_content"]
+    return {"role": "assistant", "content": f"<think>\n{thinking}\n</think>\n\n{message['content']}"}
+
+
+def as_sharegpt(message):
+    speaker = {"user": "human", "assistant": "gpt", "system": "system"}[message["role"]]
+    return {"from": speaker, "value": message["content"], "reasoning": message.get("reasoning_content")}
+
+
+@given(dialogues())
+def test_all_formats_read_as_the_same_conversation(messages):
+    # Breaks if a format loses, strips or alters any text, or invents thinking where there is none.
+    expected = Conversation(NAME, tuple(messages))
+    assert read({"messages": messages, "id": 7}) == expected
+    assert read({"messages": [as_inline(message) for message in messages]}) == expected
+    assert read({"conversations": [as_sharegpt(message) for message in messages]}) == expected
+    for alias in ("reasoning", "thinking"):
+        renamed = [{alias if key == "reasoning_content" else key: message[key] for key in message}
+                   for message in messages]  # fmt: skip
+        assert read({"messages": renamed}) == expected
+
+
+@given(dialogues())
+def test_nulls_as_tables_write_them_count_as_absent(messages):
+    # Breaks if a null key of a Parquet row is taken for thinking "None" or for an unknown key.
+    columns = ("reasoning_content", "tool_calls", "tool_call_id", "name", "train")
+    table = [{**dict.fromkeys(columns), **message} for message in messages]
+    assert read({"messages": table, "conversations": None, "tools": None}) == read({"messages": messages})
+
+
+@given(dialogues())
+def test_a_read_conversation_reads_again_as_itself(messages):
+    conversation = read({"messages": messages})
+    assert read({"messages": json.loads(json.dumps(conversation.messages))}) == conversation
+
+
+def test_input_records_are_left_as_they_were():
+    record = chat(reply("<think>\nt\n</think>\n\na"), system="s")
+    before = json.dumps(record)
+    read(record)
+    assert json.dumps(record) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "thinking", "answer"),
+    [
+        ("<think>\n7*8=56\n</think>\n\n56", "7*8=56", "56"),
+        ("<think>7*8=56</think>56", "7*8=56", "56"),
+        ("\n <think>one\n\ntwo </think>\n\n  56\n", "one\n\ntwo ", "  56\n"),  # only newlines by the tags go
+        ("<think>t</think>", "t", ""),
+        ("<think>\n\n</think>\n\n56", None, "56"),  # the scaffold that templates write for no thinking
+        ("<think> </think>56", None, "56"),
+        ("56", None, "56"),
+    ],
+)
+def test_inline_thinking(content, thinking, answer):
+    message = read(chat(reply(content))).messages[1]
+    assert message["content"] == answer
+    assert message.get("reasoning_content") == thinking
+
+
+@pytest.mark.parametrize("reasoning", [None, "", " \n"])
+def test_empty_thinking_is_no_thinking(reasoning):
+    # Breaks if an empty string is kept: a template would render an empty thinking block to be trained on.
+    assert "reasoning_content" not in read(chat(reply(reasoning_content=reasoning))).messages[1]
+
+
+def test_the_same_thinking_twice_is_one():
+    message = read(chat(reply("<think>\nt\n</think>\n\na", reasoning="t", thinking="t\n"))).messages[1]
+    assert message == {"role": "assistant", "content": "a", "reasoning_content": "t"}
+
+
+def test_tools_system_train_and_text_parts():
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    schema = {"type": "function", "function": {"name": "add"}}
+    record = {
+        "system": "Be brief.",
+        "tools": json.dumps([schema]),
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "use add"},
+            {"role": "tool", "content": "2", "name": "add", "tool_call_id": "x"},
+            {"role": "assistant", "content": "2", "train": False, "tool_calls": []},
+        ],
+    }
+    conversation = read(record)
+    system, question, calling, _, last = conversation.messages
+    assert conversation.tools == (schema,)
+    assert system == {"role": "system", "content": "Be brief."}
+    assert question["content"] == "1+1?"
+    assert calling == {
+        "role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "use add",
+    }  # fmt: skip
+    assert last == {"role": "assistant", "content": "2", "train": False}
+    assert read({**record, "tools": []}).tools is None
+
+
+def test_sharegpt_tool_results_keep_their_place():
+    turns = [("human", "q"), ("gpt", "a"), ("observation", "o"), ("gpt", "b")]
+    conversation = read({"conversations": [{"from": speaker, "value": text} for speaker, text in turns]})
+    assert [message["role"] for message in conversation.messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+
+
+USER = {"role": "user", "content": "q"}
+# (record, index of the message at fault or None, what the error must say)
+INVALID = {
+    "no object": ([1], None, "is a JSON object"),
+    "no messages": ({"prompt": "q", "completion": "a"}, None, "'completion', 'prompt'"),
+    "both lists": ({"messages": [], "conversations": []}, None, "both 'messages' and 'conversations'"),
+    "messages no list": ({"messages": "hi"}, None, "'hi' (str), not a list"),
+    "empty": ({"messages": []}, None, "is empty"),
+    "no assistant": (
+        {"messages": [USER, USER]},
+        None,
+        "no assistant message to learn from (roles: user, user)",
+    ),
+    "message no object": (chat("a"), 1, "'a' (str)"),
+    "unknown role": (
+        chat({"role": "bot", "content": "a"}),
+        1,
+        "unknown role 'bot' (str); known roles: system",
+    ),
+    "missing role": (chat({"content": "a"}), 1, "unknown role None"),
+    "missing content": (chat({"role": "assistant"}), 1, "'content' is missing"),
+    "null content": (chat(reply(None)), 1, "'content' is missing"),
+    "null content, empty calls": (chat(reply(None, tool_calls=[])), 1, "'content' is missing"),
+    "number as content": (chat(reply(56)), 1, "'content' is 56 (int), not a string"),
+    "image": (chat(reply([{"type": "image"}])), 1, "{'type': 'image'} (dict) is not text"),
+    "lone surrogate": (chat(reply("ab\ud83d")), 1, "half a surrogate pair ('\\ud83d') at character 2"),
+    "unknown key": (chat(reply(weight=0)), 1, "unknown key 'weight' with value 0 (int)"),
+    "thinking of a user": ({"messages": [{**USER, "thinking": "t"}]}, 0, "unknown key 'thinking'"),
+    "train no boolean": (chat(reply(train=0)), 1, "'train' is 0 (int); give true or false"),
+    "number as thinking": (chat(reply(reasoning=3)), 1, "'reasoning' is 3 (int), not a string"),
+    "unclosed think": (chat(reply(), reply("<think>cut of")), 3, "<think> is not closed"),
+    "lone closing tag": (chat(reply("t</think>a")), 1, "</think> without <think> before it"),
+    "text before think": (chat(reply("Well. <think>t</think>a")), 1, "text 'Well. ' (str) before <think>"),
+    "think twice": (chat(reply("<think>t</think>a<think>u</think>b")), 1, "2 pairs of <think> tags"),
+    "nested think": (chat(reply("<think>t<think>u</think></think>b")), 1, "2 pairs of <think> tags"),
+    "tags in reverse": (chat(reply("</think>t<think>")), 1, "</think> stands before <think>"),
+    "contradicting": (
+        chat(reply("<think>t</think>a", reasoning="u")),
+        1,
+        "in 'reasoning' and '<think> in content'",
+    ),
+    "tags in the field": (chat(reply(reasoning="<think>t</think>")), 1, "<think> inside 'reasoning_content'"),
+    "calls no list": (chat(reply(tool_calls="add")), 1, "'tool_calls' is 'add' (str), not a list"),
+    "tools no list": (chat(reply(), tools={"a": 1}), None, "'tools' is {'a': 1} (dict), not a list"),
+    "tools no JSON": (chat(reply(), tools="add"), None, "'tools' is a string that is not JSON"),
+    "images beside": (chat(reply(), images=["x.png"]), None, "'images' beside the messages is not supported"),
+    "two systems": ({"system": "s", "messages": [{"role": "system", "content": "s"}]}, None, "both 'system'"),
+    "system no text": (chat(reply(), system=3), 0, "'content' is 3 (int)"),
+    "unknown speaker": (
+        {"conversations": [{"from": "bing", "value": "a"}]},
+        0,
+        "unknown 'from' 'bing' (str); known: human",
+    ),
+    "function_call": (
+        {"conversations": [{"from": "function_call", "value": "{}"}]},
+        0,
+        "assistant message with 'tool_calls'",
+    ),
+    "no value": ({"conversations": [{"from": "gpt"}]}, 0, "'content' is missing"),
+    "mixed keys": ({"conversations": [{"from": "gpt", "content": "a"}]}, 0, "'from'/'value' and 'content'"),
+}
+
+
+@pytest.mark.parametrize(("record", "index", "text"), INVALID.values(), ids=INVALID.keys())
+def test_invalid_records_are_refused_by_name(record, index, text):
+    with pytest.raises(ValueError) as raised:
+        read(record)
+    message = str(raised.value)
+    assert message.startswith(f"{NAME}: " if index is None else f"{NAME}: message {index}: ")
+    assert text in message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        reply(reasoning_content=""),
+        reply(reasoning_content=None),
+        reply("<think>t</think>a"),
+        reply(tool_calls=[]),
+    ],
+)
+def test_a_conversation_made_directly_must_be_in_canonical_form(message):
+    # Breaks if only from_record validates: later stages rely on the form whoever made the conversation.
+    with pytest.raises(ValueError, match="^x: message 1: "):
+        Conversation("x", (USER, message))
+
+
+def test_a_user_may_write_think_tags():
+    # Whether tags in user text are control tokens is the tokenizer's business, decided when rendering.
+    message = {"role": "user", "content": "What does </think> mean?"}
+    assert read({"messages": [message, reply()]}).messages[0] == message
+
+
+@given(st.lists(st.sampled_from(["a", "b", "\n", " ", "<think>", "</think>"]), max_size=8).map("".join))
+def test_inline_split_never_leaves_a_tag_and_never_loses_a_letter(content):
+    # Breaks if some arrangement of tags slips through, or if text is dropped as Qwen3's template would do.
+    try:
+        thinking, answer = split_inline_thinking(content, "x")
+    except ValueError as error:
+        assert str(error).startswith("x: ")
+        return
+    assert "think>" not in thinking + answer
+    bare = content.replace("<think>", "").replace("</think>", "")
+    assert (thinking + answer).replace("\n", "").replace(" ", "") == bare.replace("\n", "").replace(" ", "")
+
+
+def test_errors_list_every_known_role():
+    with pytest.raises(ValueError) as raised:
+        read(chat({"role": "bot", "content": "a"}))
+    assert all(role in str(raised.value) for role in ROLES)

@@ -1,0 +1,82 @@
+"""Refusal by name, and the mask that each layer type gets."""
+
+import pytest
+import torch
+from factories import chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
+from transformers import (
+    AutoModelForCausalLM,
+    JambaConfig,
+    Lfm2Config,
+    Llama4TextConfig,
+    MambaConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3NextConfig,
+)
+
+from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
+from flexmask.attention import ATTENTION_NAME
+from flexmask.models import attention_masks, check_model
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+STATEFUL = {
+    "Qwen3-Next": (
+        Qwen3NextConfig(**SMALL, **HEADS, head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8),
+        r"model.layers.0.linear_attn",
+    ),
+    "Mamba": (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), r"layers.0.mixer \(MambaMixer\)"),
+    "Jamba": (JambaConfig(**SMALL, **HEADS, num_experts=2, use_mamba_kernels=False), r"mamba \(JambaMambaMixer\)"),
+    "LFM2": (Lfm2Config(**SMALL, **HEADS, layer_types=["conv", "full_attention"] * 2), r"conv \(Lfm2ShortConv\)"),
+}
+
+
+# Breaks if one kind of stateful layer goes unseen: its model would train with branches leaking into each other.
+@pytest.mark.parametrize("family", STATEFUL)
+def test_models_with_stateful_layers_are_refused_by_name(family):
+    config, layer = STATEFUL[family]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError, match=layer + r".*carry state from token to token"):
+        check_model(model)
+
+
+def test_a_layer_type_without_a_mask_rule_is_refused():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Llama4TextConfig(**SMALL, **HEADS, intermediate_size_mlp=32))
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 \(chunked_attention\).*have no mask rule"):
+        check_model(model)
+
+
+def one_pack():
+    return pack(lay_out(random_passes(3), "one_pass").rows, 512, pad_to_multiple_of=16)[0]
+
+
+def test_layers_with_a_window_get_a_mask_with_that_window():
+    masks = attention_masks(tiny_gemma3(60, torch.float32, window=12).config, one_pack(), 16)
+    assert {kind: mask.mask_mod.window for kind, mask in masks.items()} == {
+        "full_attention": None,
+        "sliding_attention": 12,
+    }
+
+
+def test_a_model_of_one_layer_type_gets_one_mask():
+    assert attention_masks(tiny_qwen3(60, torch.float32).config, one_pack(), 16).mask_mod.window is None
+
+
+# Mistral has a window and no list of layer types.
+def test_a_window_without_layer_types_is_not_forgotten():
+    config = MistralConfig(**SMALL, **HEADS, sliding_window=7)
+    assert attention_masks(config, one_pack(), 16).mask_mod.window == 7
+    model = prepare_model(MistralForCausalLM(config))
+    assert token_losses(model, one_pack(), 16).losses.isfinite().all()
+
+
+def test_a_prepared_model_still_generates():
+    model = prepare_model(tiny_qwen3(len(chatml_tokenizer()), torch.float32))
+    assert model.config._attn_implementation == ATTENTION_NAME
+    ids = torch.tensor([[5, 6, 7], [0, 8, 9]])
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    new = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(new, model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False))

@@ -1,0 +1,205 @@
+"""Passes: byte for byte what the template shows at inference, then what the model generates."""
+
+import numpy as np
+import pytest
+from factories import chatml_tokenizer, random_conversation
+
+from flexmask import Conversation, Role, render_passes
+from flexmask.rendering import select_turns
+
+
+def conversation(*messages):
+    return Conversation("data.jsonl:7", messages)
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, thinking=None, **more):
+    return {"role": "assistant", "content": text, **({"reasoning_content": thinking} if thinking else {}), **more}
+
+
+def with_template(template):
+    tokenizer = chatml_tokenizer().__class__(
+        tokenizer_object=chatml_tokenizer().backend_tokenizer, eos_token="<|im_end|>", chat_template=template
+    )
+    return tokenizer
+
+
+def decoded(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_pass_is_the_inference_prompt_then_the_generated_turn(seed):
+    tokenizer = chatml_tokenizer()
+    source = random_conversation(seed)
+    turns = [i for i, m in enumerate(source.messages) if m["role"] == "assistant"]
+    for p, index in zip(render_passes(source, tokenizer), turns, strict=True):
+        shown = tokenizer.apply_chat_template(
+            list(source.messages[:index]), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        assert p.input_ids[: p.prompt_length].tolist() == shown  # the very ids that inference feeds
+        whole = tokenizer.apply_chat_template(list(source.messages[: index + 1]), tokenize=False)
+        assert decoded(tokenizer, p.input_ids) == whole.removesuffix("\n")  # the newline behind is not generated
+        assert p.input_ids[-1] == tokenizer.eos_token_id
+        assert np.array_equal(p.loss_weights > 0, np.arange(len(p)) >= p.prompt_length)
+
+
+def test_roles_of_a_turn():
+    tokenizer = chatml_tokenizer()
+    _, p = render_passes(
+        conversation(user("add 12 and 34"), assistant("46", "carry"), user("then add 1"), assistant("47", "46 + 1")),
+        tokenizer,
+        thinking_weight=0.25,
+        answer_weight=2.0,
+    )
+    text = {role: decoded(tokenizer, p.input_ids[p.roles == role]) for role in Role}
+    assert text[Role.THINKING] == "<think>\n46 + 1\n</think>\n\n"
+    assert text[Role.ANSWER] == "47<|im_end|>"
+    assert text[Role.COPY] == "46"
+    weights = {role: set(p.loss_weights[p.roles == role].tolist()) for role in Role}
+    assert weights == {Role.PROMPT: {0}, Role.COPY: {0}, Role.THINKING: {0.25}, Role.ANSWER: {2.0}}
+
+
+# The scaffold around no thinking is generated too; the answer starts behind it, even an empty one.
+@pytest.mark.parametrize("answer", ["46", ""])
+def test_roles_of_a_turn_without_thinking(answer):
+    tokenizer = chatml_tokenizer()
+    (p,) = render_passes(conversation(user("add 12 and 34"), assistant(answer)), tokenizer)
+    assert decoded(tokenizer, p.input_ids[p.roles == Role.THINKING]) == "<think>\n\n</think>\n\n"
+    assert decoded(tokenizer, p.input_ids[p.roles == Role.ANSWER]) == f"{answer}<|im_end|>"
+
+
+def test_template_arguments_reach_the_template():
+    tokenizer = chatml_tokenizer()
+    source = conversation(user("add"), assistant("46"))
+    (p,) = render_passes(source, tokenizer, template_kwargs={"enable_thinking": False})
+    assert decoded(tokenizer, p.input_ids[: p.prompt_length]).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert decoded(tokenizer, p.input_ids[p.prompt_length :]) == "46<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "turns, expected",
+    [("all", {0, 1, 2, 3}), ("-1", {3}), ("1:", {1, 2, 3}), ("0,2", {0, 2}), ("::2", {0, 2}), ("9", set())],
+)
+def test_select_turns(turns, expected):
+    assert select_turns(turns, 4) == expected
+
+
+@pytest.mark.parametrize("turns", ["", "last", "1;2", "1:2:3:4", "0,,1"])
+def test_select_turns_names_what_it_cannot_read(turns):
+    with pytest.raises(ValueError, match=r'turns=".*neither an index nor a slice'):
+        select_turns(turns, 4)
+
+
+def test_untrained_turns_weigh_nothing():
+    source = conversation(user("a"), assistant("b", "c"), user("d"), assistant("e", train=False), user("f"), assistant("g"))
+    first, second, third = render_passes(source, chatml_tokenizer(), turns="0,1")
+    assert first.is_trained and not second.is_trained and not third.is_trained
+
+
+# Two user messages after a copy would merge across the seam; the prompt's own tokenization wins, as at inference.
+def test_a_merge_across_the_seam_keeps_the_prompts_tokens():
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = with_template(template)
+    source = conversation(user("a"), assistant("\n\nthe sum"))
+    prompt = tokenizer.apply_chat_template([source.messages[0]], add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(list(source.messages), return_dict=False)
+    assert whole[: len(prompt)] != prompt, "no merge across the seam: the test shows nothing"
+    (p,) = render_passes(source, tokenizer)
+    assert p.input_ids[: p.prompt_length].tolist() == prompt
+    assert decoded(tokenizer, p.input_ids[p.prompt_length :]) == "\n\nthe sum<|im_end|>"
+
+
+PLAIN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_without_thinking_gets_the_declared_format_and_says_so():
+    tokenizer = with_template(PLAIN)
+    source = conversation(user("add"), assistant("46", "carry"), user("more"), assistant("47", "one"))
+    with pytest.warns(UserWarning, match="renders no thinking; it is trained as '<think>"):
+        _, p = render_passes(source, tokenizer)
+    assert decoded(tokenizer, p.input_ids[p.prompt_length :]) == "<think>\none\n</think>\n\n47<|im_end|>"
+    assert "carry" not in decoded(tokenizer, p.input_ids)
+
+
+# Breaks if thinking counts as rendered because the answer, or a tool call, quotes it.
+@pytest.mark.parametrize("answer", [assistant("the sum 12", "12"), assistant("12", "12"), assistant("", "12")])
+def test_thinking_that_the_answer_quotes_is_not_rendered_thinking(answer):
+    template = PLAIN.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}")
+    if not answer["content"]:
+        answer["tool_calls"] = [{"type": "function", "function": {"name": "add", "arguments": {"x": "12"}}}]
+    tokenizer = with_template(template)
+    with pytest.warns(UserWarning, match="renders no thinking"):
+        (p,) = render_passes(conversation(user("add"), answer), tokenizer)
+    generated = decoded(tokenizer, p.input_ids[p.prompt_length :])
+    assert generated.startswith("<think>\n12\n</think>\n\n")
+    assert decoded(tokenizer, p.input_ids[p.roles == Role.THINKING]) == "<think>\n12\n</think>\n\n"
+
+
+def test_a_template_without_thinking_is_refused_when_no_format_is_declared():
+    source = conversation(user("add"), assistant("46", "carry"))
+    with pytest.raises(ValueError, match=r"data.jsonl:7: assistant turn 0 .*does not render it; declare"):
+        render_passes(source, with_template(PLAIN), thinking_format=None)
+
+
+def test_a_template_that_opens_the_thinking_itself_contradicts_a_declared_block():
+    source = conversation(user("add"), assistant("46", "carry"))
+    template = PLAIN.replace("assistant\n{% endif %}", "assistant\n{% endif %}").replace(
+        "{{ m.content }}", "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}"
+    )
+    with pytest.raises(ValueError, match="opens a thinking block itself"):
+        render_passes(source, with_template(template))
+
+
+def test_a_prompt_that_is_no_prefix_shows_both_texts():
+    template = PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif")
+    with pytest.raises(ValueError, match=r"(?s)data.jsonl:7: assistant turn 0 .*not a prefix.*assistant: .*assistant\\n"):
+        render_passes(conversation(user("add"), assistant("46")), with_template(template))
+
+
+def test_a_template_that_rewrites_the_answer_is_refused():
+    template = PLAIN.replace("{{ m.content }}", "{{ m.content | upper }}")
+    with pytest.raises(ValueError, match="data.jsonl:7: assistant turn 0 .*rewrites the turn: its content 'the sum'"):
+        render_passes(conversation(user("add"), assistant("the sum")), with_template(template))
+
+
+def test_a_turn_that_nothing_ends_is_refused():
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    with pytest.raises(ValueError, match="no special token ends the generated text"):
+        render_passes(conversation(user("add"), assistant("46")), with_template(template))
+
+
+def test_an_error_of_the_template_names_the_conversation():
+    template = (
+        "{% for m in messages %}{% if not loop.first and m.role == messages[loop.index0 - 1].role %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + PLAIN
+    )
+    source = conversation(user("add"), assistant("46"), assistant("47"))
+    with pytest.raises(ValueError, match=r"data.jsonl:7: assistant turn 1 \(message 2\): .*roles must alternate"):
+        render_passes(source, with_template(template))
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</think>"])
+def test_control_tokens_in_user_text_are_refused(token):
+    with pytest.raises(ValueError, match=r"data.jsonl:7: messages\[0\].content contains the control token"):
+        render_passes(conversation(user(f"say {token} now"), assistant("46")), chatml_tokenizer())
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</think>"])
+def test_control_tokens_in_user_text_can_be_escaped(token):
+    tokenizer = chatml_tokenizer()
+    source = conversation(user(f"say {token} now"), assistant("46"))
+    (p,) = render_passes(source, tokenizer, control_tokens="escape")
+    (plain,) = render_passes(conversation(user("say now"), assistant("46")), tokenizer)
+    control = tokenizer.convert_tokens_to_ids(token)
+    assert (p.input_ids == control).sum() == (plain.input_ids == control).sum()
+    assert source.messages[0]["content"] == f"say {token} now"  # the data itself is left alone

@@ -1,0 +1,183 @@
+"""The Trainer: what it trains does not depend on layout, pack length, accumulation or an interruption."""
+
+import json
+
+import pytest
+import torch
+from factories import chatml_tokenizer, random_conversation, tiny_qwen3
+from reference import gradients, per_turn_loss
+from transformers import TrainerCallback, TrainingArguments
+
+from flexmask import NonFiniteLossError, OnePassCollator, OnePassTrainer, prepare_conversation, render_passes
+
+VOCAB = len(chatml_tokenizer())
+CONVERSATIONS = [random_conversation(seed, turns=1 + seed % 5) for seed in range(24)]
+STEPS, BATCH = 6, 4
+
+
+def rows_in(layout, pack_length=1024):
+    tokenizer = chatml_tokenizer()
+    return [prepare_conversation(c, tokenizer, layout=layout, pack_length=pack_length).rows for c in CONVERSATIONS]
+
+
+def make_trainer(tmp_path, *, layout="one_pass", pack_length=1024, dtype=torch.float64, callbacks=None, **arguments):
+    arguments = {
+        "per_device_train_batch_size": BATCH,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 3,
+        "logging_nan_inf_filter": False,
+    } | arguments
+    return OnePassTrainer(
+        tiny_qwen3(VOCAB, dtype),
+        TrainingArguments(output_dir=str(tmp_path), **arguments),
+        OnePassCollator(pack_length, block_size=16),
+        train_dataset=rows_in(layout, pack_length),
+        callbacks=callbacks,
+    )
+
+
+def losses_of(trainer):
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+def trained(trainer, **arguments):
+    trainer.train(**arguments)
+    return losses_of(trainer), {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+# The Trainer sums its logged losses in float32; weights keep all of float64.
+def assert_same_run(left, right, tolerance=1e-6):
+    assert left[0].keys() == right[0].keys()
+    for step in left[0]:
+        assert abs(left[0][step] - right[0][step]) <= tolerance * abs(left[0][step]), f"step {step}"
+    for name in left[1]:
+        torch.testing.assert_close(left[1][name], right[1][name], rtol=0, atol=1e-9)
+
+
+# Breaks if a step's normalisation counts packs, rows or copies instead of the target weight of its conversations.
+@pytest.mark.parametrize(
+    "other",
+    [{"layout": "per_turn"}, {"pack_length": 512}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}],
+    ids=["per_turn", "pack_length", "accumulation"],
+)
+def test_the_same_run_whatever_the_layout_pack_length_or_accumulation(tmp_path, other):
+    assert_same_run(trained(make_trainer(tmp_path)), trained(make_trainer(tmp_path, **other)))
+
+
+def test_another_layout_is_another_run(tmp_path):
+    exact = trained(make_trainer(tmp_path))[0]
+    kept = trained(make_trainer(tmp_path, layout="keep_thinking"))[0]
+    assert abs(exact[STEPS] / kept[STEPS] - 1) > 1e-4
+
+
+def names_of_first_batch(trainer):
+    """The conversations of step 1; the trainer is used up, because looking moves its random order on."""
+    return {name for p in next(iter(trainer.get_train_dataloader()))["packs"] for name in p.rows}
+
+
+# The reference knows no Trainer: mean over the trained tokens of all passes of the first batch.
+def test_the_first_loss_and_gradient_norm_are_those_of_per_turn_training(tmp_path):
+    names = names_of_first_batch(make_trainer(tmp_path, max_steps=1))
+    passes = [p for c in CONVERSATIONS if c.name in names for p in render_passes(c, chatml_tokenizer())]
+    model = tiny_qwen3(VOCAB, torch.float64)
+    loss = per_turn_loss(model, passes) / sum(p.loss_weights.sum() for p in passes)
+    norm = torch.stack([g.norm() for g in gradients(model, loss).values()]).norm()
+    trainer = make_trainer(tmp_path, max_steps=1, max_grad_norm=1e9)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
+
+
+def test_logs_say_what_was_computed(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    for name in ("thinking_loss", "answer_loss", "tokens_per_second", "trained_tokens_per_second"):
+        assert entry[name] > 0
+    assert 0 <= entry["packing_waste"] < 1 and 0 < entry["block_sparsity"] < 1
+    assert trainer.run_totals.tokens_computed == sum(len(row) for rows in rows_in("one_pass") for row in rows)
+    assert trainer.run_totals.tokens_trained == sum(
+        (row.loss_weights > 0).sum() for rows in rows_in("one_pass") for row in rows
+    )
+    assert trainer.run_totals.seconds > 0
+
+
+def test_thinking_and_answer_losses_average_to_the_loss(tmp_path):
+    names, sums = names_of_first_batch(make_trainer(tmp_path)), {"thinking": 0, "answer": 0}
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    for p in (p for c in CONVERSATIONS if c.name in names for p in render_passes(c, chatml_tokenizer())):
+        for role, value in (("thinking", 1), ("answer", 2)):
+            sums[role] += int(((p.roles == value) & (p.loss_weights > 0)).sum())
+    mean = (entry["thinking_loss"] * sums["thinking"] + entry["answer_loss"] * sums["answer"]) / sum(sums.values())
+    assert mean == pytest.approx(entry["loss"], rel=1e-6)
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAt(TrainerCallback):
+    """Ends the process's training between two checkpoints, as a kill would: nothing gets to clean up."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+# Breaks if the data order, the scheduler, the optimizer or the totals start anew.
+def test_a_run_killed_between_checkpoints_and_resumed_is_the_run_that_was_not(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    expected = trained(whole)
+    with pytest.raises(Killed):
+        make_trainer(tmp_path / "killed", callbacks=[KillAt(5)], **settings).train()
+    resumed = make_trainer(tmp_path / "killed", **settings)
+    assert_same_run(expected, trained(resumed, resume_from_checkpoint=True), tolerance=1e-12)
+    state = json.loads((tmp_path / "killed" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    assert state["global_step"] == STEPS
+    for name in ("tokens_computed", "tokens_trained", "packs"):
+        assert getattr(resumed.run_totals, name) == getattr(whole.run_totals, name)
+
+
+# Breaks if the check comes after the backward pass or the optimizer step.
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5] = float("nan")
+    before = trainer.model.model.embed_tokens.weight.clone()
+    with pytest.raises(NonFiniteLossError, match=r"step 1: the loss is nan in a pack with the rows random:\d+"):
+        trainer.train()
+    assert torch.equal(trainer.model.model.embed_tokens.weight, before)
+    assert trainer.state.global_step == 0
+
+
+def test_heldout_loss_is_the_exact_mean_over_all_tokens(tmp_path):
+    trainer = make_trainer(tmp_path)
+    passes = [p for c in CONVERSATIONS for p in render_passes(c, chatml_tokenizer())]
+    model = tiny_qwen3(VOCAB, torch.float64)
+    expected = per_turn_loss(model, passes).item() / sum(float(p.loss_weights.sum()) for p in passes)
+    metrics = trainer.evaluate(rows_in("one_pass"))
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-9)
+    assert metrics["eval_thinking_loss"] > 0 and metrics["eval_answer_loss"] > 0
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    kwargs = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+    assert_same_run(trained(make_trainer(tmp_path)), trained(make_trainer(tmp_path, **kwargs)), tolerance=1e-12)
+
+
+def test_a_pack_length_off_the_block_size_is_refused():
+    with pytest.raises(ValueError, match="pack_length=1,000 must be a positive multiple of block_size=128"):
+        OnePassCollator(1000)

@@ -1,0 +1,265 @@
+"""The configuration: every file composes, and what is wrong fails early with its key named."""
+
+import re
+import subprocess
+import sys
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import hydra
+import pytest
+import yaml
+from hydra.errors import HydraException
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from flexmask.rendering import select_turns
+from recipes import config as configuration
+from recipes.config import (
+    CONF_DIR,
+    ConfigError,
+    Layout,
+    TrainConfig,
+    compose,
+    load_run_config,
+    save_run_config,
+    to_dataclass,
+    validate,
+)
+
+CONF = Path(CONF_DIR)
+DEFAULT = compose()
+FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
+
+
+def leaves(node, prefix=""):
+    """{dotted key: value} of nested mappings."""
+    flat = {}
+    for key, value in node.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def needed(file: Path, tmp_path: Path) -> list[str]:
+    """What a file leaves for the user to give."""
+    local = tmp_path / "data.jsonl"
+    local.touch()
+    return {"model/hub": ["model.name_or_path=some/model"], "data/jsonl": [f"data.path={local}"]}.get(
+        file.as_posix(), []
+    )
+
+
+# Fails for a YAML file with a key or type that the schema lacks, that breaks a rule of `validate`, or whose
+# values another file overrules.
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_composes_and_its_values_arrive(file, tmp_path):
+    extra = needed(file, tmp_path)
+    composed = leaves(asdict(compose([f"{file.parent}={file.name}", *extra])))
+    text = (CONF / file).with_suffix(".yaml").read_text()
+    given_here = yaml.safe_load(text)
+    given_here.pop("defaults", None)
+    given_here.pop("hydra", None)
+    prefix = "" if "@package _global_" in text else f"{file.parent}."
+    for key, value in leaves(given_here, prefix).items():
+        if not any(override.startswith(key + "=") for override in extra):
+            assert composed[key] == (float(value) if isinstance(composed[key], float) else value), key
+
+
+def test_conf_has_the_groups_that_config_yaml_names():
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    named = {key for entry in defaults if isinstance(entry, dict) for key in entry if not key.startswith("over")}
+    assert named == {path.parent.name for path in FILES}
+
+
+def test_duplication_has_one_file_for_each_layout():
+    assert {path.name for path in FILES if path.parent.name == "duplication"} == {layout.value for layout in Layout}
+
+
+def test_layouts_experiments_and_overrides_combine():
+    config = compose(["experiment=short", "duplication=per_turn", "trainer.steps=7", "trainer.warmup_steps=0"])
+    assert (config.trainer.steps, config.duplication.layout) == (7, "per_turn")  # the command line wins
+    assert config.evaluation.conversations == 16  # then the experiment
+
+
+# Without `hydra.mode` in the file, `sweep=layouts` would train one layout and say nothing.
+def test_a_sweep_is_a_file():
+    with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+        composed = hydra.compose("config", ["sweep=layouts"], return_hydra_config=True)
+    assert composed.hydra.mode.name == "MULTIRUN"
+    assert composed.hydra.sweeper.params == {"duplication": "one_pass,per_turn,keep_thinking", "seed": "0,1"}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("trainer.stepz=1", "trainer.stepz"),
+        ("+trainer.stepz=1", "trainer.stepz"),  # Hydra's + goes past the schema
+        ("+stepz=1", "stepz"),
+        ("+model.tiny.depth=1", "model.tiny.depth"),
+        ("trainer.steps=many", "trainer.steps"),
+        ("trainer.steps=1.5", "trainer.steps"),
+        ("model.gradient_checkpointing=perhaps", "model.gradient_checkpointing"),
+        ("duplication.layout=onepass", "duplication.layout"),
+        ("wandb.mode=maybe", "wandb.mode"),
+        ("duplication=onepass", "duplication/onepass"),
+        ("experiment=shrt", "experiment/shrt"),  # an optional group would be ignored without a word
+        ("sweep=nope", "sweep/nope"),
+        ("trainer=null_and_void", "trainer/null_and_void"),
+    ],
+)
+def test_a_wrong_override_is_named(override, named):
+    with pytest.raises((HydraException, ConfigError)) as caught:
+        compose([override])
+    chain = f"{caught.value} {caught.value.__cause__}"
+    assert named in chain
+
+
+def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "typo.yaml").write_text("# @package _global_\ntrainer:\n  stepz: 1\n")
+    with pytest.raises(HydraException) as caught:
+        compose([f"hydra.searchpath=[file://{tmp_path}]", "experiment=typo"])
+    assert "experiment/typo" in str(caught.value) and "stepz" in f"{caught.value} {caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.steps=0"], "trainer.steps=0: must be at least 1"),
+        (["trainer.learning_rate=0"], "trainer.learning_rate=0.0: must be greater than 0"),
+        (["trainer.learning_rate=nan"], "trainer.learning_rate=nan: must be greater than 0"),
+        (["duplication.answer_weight=inf"], "duplication.answer_weight=inf: must be 0 or more"),
+        (["trainer.adam_beta2=1"], "trainer.adam_beta2=1.0: must be from 0 to less than 1"),
+        (["duplication.answer_weight=-1"], "duplication.answer_weight=-1.0: must be 0 or more"),
+        (["duplication.answer_weight=0", "duplication.thinking_weight=0"], "nothing would be trained"),
+        (
+            ["duplication.pack_length=1000"],
+            "duplication.pack_length=1000: .* attention.block_size=128; .* 1024",
+        ),
+        (["duplication.turns=first"], 'duplication.turns="first": write all'),
+        (["trainer.warmup_steps=601"], "trainer.warmup_steps=601: is more than trainer.steps="),
+        (["evaluation.conversations=201"], "evaluation.conversations=201: only .*heldout_conversations=200"),
+        (["model.name_or_path=x"], "model.name_or_path=x: the tiny model is built"),
+        (["model=hub"], "model.name_or_path: has no value"),
+        (["model.from_scratch=false"], "model.from_scratch=false"),
+        (["model.tiny=null"], "model.tiny: has no value"),
+        (["model.tiny.kv_heads=3"], "model.tiny.kv_heads=3: must divide model.tiny.heads=4"),
+        (["model.chat_template=none.jinja"], "model.chat_template=none.jinja: no such file"),
+        (["data=jsonl"], "data.path: has no value"),
+        (["data=gsm8k_socratic", "data.path=none.jsonl"], "data.path=none.jsonl: no such file"),
+        (["data.train_conversations=null"], "data.train_conversations=null"),
+        (["data.thinking_format=think"], "data.thinking_format='think'"),
+        (["resume=runs/none"], "resume=runs/none: no such run folder"),
+    ],
+)
+def test_a_rule_that_types_cannot_say(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    assert re.search(message, str(caught.value))
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        compose(["trainer.log_every=0", "model.tiny.heads=3", "duplication.pack_length=1"])
+    assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
+        "trainer.log_every",
+        "model.tiny.kv_heads",
+        "duplication.pack_length",
+    ]
+
+
+def test_a_value_that_is_missing_is_named():
+    with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+        composed = hydra.compose("config", ["output_dir=???"])
+    with pytest.raises(ConfigError, match="output_dir: has no value"):
+        to_dataclass(composed)
+
+
+# A new number in the schema without a rule for its range fails here.
+def test_every_number_has_a_rule():
+    def numbers(schema, prefix=""):
+        for field in fields(schema):
+            kinds = {field.type, *get_args(field.type)}
+            nested = [kind for kind in kinds if is_dataclass(kind)]
+            if nested:
+                yield from numbers(nested[0], f"{prefix}{field.name}.")
+            elif kinds & {int, float}:
+                yield prefix + field.name
+
+    tables = ("_AT_LEAST_ONE", "_AT_LEAST_ZERO", "_ABOVE_ZERO", "_BELOW_ONE")
+    ruled = [key for table in tables for key in getattr(configuration, table)]
+    assert sorted(ruled) == sorted(numbers(TrainConfig))
+
+
+# The check of `turns` is early and without torch; the library's own parser decides what it must accept.
+@given(st.text(alphabet="012-:, ", max_size=6))
+def test_turns_are_accepted_exactly_where_the_library_accepts_them(turns):
+    def accepted(call):
+        try:
+            call()
+        except ValueError:
+            return False
+        return True
+
+    config = replace(DEFAULT, duplication=replace(DEFAULT.duplication, turns=turns))
+    assert accepted(lambda: validate(config)) == accepted(lambda: select_turns(turns, 5))
+
+
+def test_a_saved_configuration_comes_back(tmp_path):
+    config = compose(["duplication=per_turn", "+data.template_kwargs.enable_thinking=false"], tmp_path / "run")
+    save_run_config(config, tmp_path / "run")
+    assert load_run_config(tmp_path / "run") == config
+    changed = load_run_config(tmp_path / "run", ["evaluation.conversations=5", "wandb.mode=off"])
+    assert (changed.evaluation.conversations, changed.wandb.mode) == (5, "off")  # YAML reads off as false
+    save_run_config(changed, tmp_path / "run")
+    assert load_run_config(tmp_path / "run") == changed
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert load_run_config(tmp_path / "moved").output_dir == str(tmp_path / "moved")
+
+
+# Resuming saves the configuration again; evaluating that run must not want the folder it came from.
+def test_a_saved_configuration_does_not_resume(tmp_path):
+    save_run_config(replace(DEFAULT, resume="runs/gone"), tmp_path)
+    assert load_run_config(tmp_path).resume is None
+    assert load_run_config(tmp_path, [f"resume='{tmp_path}'"]).resume == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.conversation=5"], "evaluation.conversation"),
+        (["evaluation.conversations=few"], "evaluation.conversations"),
+        (["evaluation.batch_size=0"], "evaluation.batch_size=0: must be at least 1"),
+        (["duplication"], "duplication"),
+        (["seed=0,1"], "seed=0,1: only key=value"),
+        (["+seed=1"], "seed=1: only key=value"),
+    ],
+)
+def test_a_wrong_override_of_a_saved_configuration_is_named(overrides, message, tmp_path):
+    save_run_config(compose([], tmp_path), tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(tmp_path, overrides)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}: no run folder")):
+        load_run_config(tmp_path)
+
+
+def test_the_interpolated_run_folder_names_the_layout():
+    with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
+        composed = hydra.compose("config", ["duplication=keep_thinking"], return_hydra_config=True)
+    assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_keep_thinking", composed.hydra.run.dir)
+    assert OmegaConf.to_container(composed, resolve=False)["output_dir"] == "${hydra:runtime.output_dir}"
+
+
+# A wrong setting must not cost the seconds that these imports take.
+def test_composing_loads_nothing_heavy():
+    code = (
+        "import sys; from recipes.config import compose; compose(); "
+        "print(sorted({'torch', 'transformers', 'datasets', 'wandb', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

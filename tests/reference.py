@@ -1,0 +1,38 @@
+"""Per-turn training written with nothing of the project's row, mask or loss: the reference for exactness.
+
+Each pass alone, stock attention of transformers, the ordinary causal shift.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def pass_token_losses(model, one_pass_of_a_turn) -> torch.Tensor:
+    """Cross-entropy of tokens 1 ... T-1 of a pass, [T - 1], each predicted from the token before it."""
+    model.set_attn_implementation("sdpa")  # eager takes its softmax in float32, whatever the dtype
+    ids = torch.from_numpy(one_pass_of_a_turn.input_ids)[None]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+
+
+def per_turn_loss(model, passes) -> torch.Tensor:
+    """Sum over passes of weighted token losses."""
+    total = 0.0
+    for p in passes:
+        weights = torch.from_numpy(p.loss_weights[1:]).to(model.dtype)
+        total = total + (pass_token_losses(model, p) * weights).sum()
+    return total
+
+
+def gradients(model, loss) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def worst_gradient_difference(left, right) -> float:
+    """Largest entry of the difference over the largest entry of the gradient, worst over all parameters."""
+    assert left.keys() == right.keys()
+    return max(
+        ((left[name] - right[name]).abs().max() / left[name].abs().max().clamp_min(1e-30)).item() for name in left
+    )

@@ -75,9 +75,7 @@ def _best_fit(lengths: Sequence[int], pack_length: int) -> list[list[int]]:
     return groups
 
 
-def _lay_end_to_end(
-    rows: Sequence[Row], pack_length: int, pad_token_id: int, pad_to_multiple_of: int | None
-) -> Pack:
+def _lay_end_to_end(rows: Sequence[Row], pack_length: int, pad_token_id: int, pad_to_multiple_of: int | None) -> Pack:
     tokens = sum(len(row) for row in rows)
     length = pack_length
     if pad_to_multiple_of is not None:

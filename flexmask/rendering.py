@@ -227,7 +227,7 @@ class _Renderer:
         return generated, cursor + len(generated[cursor:]) - len(generated[cursor:].lstrip())
 
     def _renders_thinking(self, message: dict, index: int, generated: str, where: str) -> bool:
-        """Whether the template shows this turn's thinking. The answer may well quote it, so finding it is not enough."""
+        """Whether the template shows this turn's thinking; the answer may quote it, so finding it is not enough."""
         thinking, content = message["reasoning_content"].strip(), message["content"].strip()
         at = generated.find(thinking)
         if at < 0:
@@ -283,9 +283,7 @@ class _Renderer:
             )
         return generated_ids, generated_offsets
 
-    def _end_of_turn(
-        self, ids: list[int], offsets: Sequence[tuple[int, int]], generated: str, where: str
-    ) -> int:
+    def _end_of_turn(self, ids: list[int], offsets: Sequence[tuple[int, int]], generated: str, where: str) -> int:
         """How many tokens are generated: all up to the last special token, with only white space behind it."""
         special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         ends = [i for i, token in enumerate(ids) if token in special]

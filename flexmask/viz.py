@@ -39,7 +39,10 @@ def plot_token_mask(pack: Pack, axes: Axes, tokens: list[str] | None = None, mos
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     if tokens is not None:
-        for ticks, labels, turn in ((axes.set_xticks, axes.get_xticklabels, 90), (axes.set_yticks, axes.get_yticklabels, 0)):
+        for ticks, labels, turn in (
+            (axes.set_xticks, axes.get_xticklabels, 90),
+            (axes.set_yticks, axes.get_yticklabels, 0),
+        ):
             ticks(range(size), tokens[:size], rotation=turn, fontsize=7)
             for label, role in zip(labels(), roles, strict=True):
                 label.set_color(np.array(to_rgb(ROLE_COLORS[Role(role)])) * 0.7)

@@ -73,7 +73,7 @@ class TooLong(StrEnum):
 
 
 class Schedule(StrEnum):
-    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"  # transformers' plain "constant" ignores warmup_steps
     linear = "linear"
     cosine = "cosine"
 
@@ -200,6 +200,7 @@ class TrainConfig:
 
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+OmegaConf.register_new_resolver("run_folder", lambda resume, fresh: resume or fresh, replace=True)
 
 
 def to_dataclass(composed: DictConfig) -> TrainConfig:

@@ -20,7 +20,7 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 # One piece a word (with the space before it), one piece a digit, runs of other signs, runs of newlines, spaces.
 # A digit never takes the space before it: "42" is the same two tokens wherever it stands.
-_PIECES = r" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+"
+_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+"
 
 # The same behaviour as Qwen3's template, in our own words:
 # - `question` is the index of the last real user message (a tool's response is not one); thinking stands only

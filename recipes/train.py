@@ -47,7 +47,8 @@ def main(composed: DictConfig) -> None:
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
+    from transformers.utils.logging import disable_progress_bar
 
     from flexmask import OnePassCollator, OnePassTrainer
     from recipes.evaluate import evaluate_chats
@@ -57,9 +58,10 @@ def train(config: TrainConfig) -> dict:
     from recipes.trainer import ReportingCallback, report_chats, report_mask, training_arguments
 
     folder = Path(config.output_dir)
-    checkpoint = last_checkpoint(folder) if config.resume else None
+    checkpoint, done = last_checkpoint(folder) if config.resume else (None, None)
     save_run_config(config, folder)
     set_seed(config.seed)
+    disable_progress_bar()  # a line a log is enough
 
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, len(tokenizer), config.seed)
@@ -78,7 +80,7 @@ def train(config: TrainConfig) -> dict:
         f"{rows.dropped_turns} turns longer than a pack, {rows.without_rows} conversations with nothing to train"
     )
 
-    with Reporter(config) as reporter:
+    with Reporter(config, resumed_from=done) as reporter:
         trainer = OnePassTrainer(
             model,
             training_arguments(config, folder / "checkpoints"),
@@ -86,6 +88,7 @@ def train(config: TrainConfig) -> dict:
             train_dataset=rows.items,
             callbacks=[ReportingCallback(reporter)],
         )
+        trainer.remove_callback(PrinterCallback)  # ReportingCallback prints
         report_mask(reporter, collator(rows.items[: config.trainer.conversations_per_step])["packs"][0], collator)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(folder / "model")
@@ -121,8 +124,8 @@ def train(config: TrainConfig) -> dict:
     return result
 
 
-def last_checkpoint(folder: Path) -> str:
-    """The newest complete checkpoint of an interrupted run.
+def last_checkpoint(folder: Path) -> tuple[str, int]:
+    """The newest complete checkpoint of an interrupted run, and its step.
 
     A checkpoint is complete when it holds trainer_state.json, which the Trainer (transformers 5.23) writes last.
     Raises ValueError when the run has finished or never saved one.
@@ -132,7 +135,8 @@ def last_checkpoint(folder: Path) -> str:
     complete = [path.parent for path in folder.glob("checkpoints/checkpoint-*/trainer_state.json")]
     if not complete:
         raise ValueError(f"resume={folder}: no complete checkpoint in {folder / 'checkpoints'}; start the run again")
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1])))
+    step, newest = max((int(path.name.split("-")[1]), str(path)) for path in complete)
+    return newest, step
 
 
 def device_name(device) -> str:
@@ -173,5 +177,5 @@ def print_summary(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("once", category=UserWarning, module="flexmask")
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # for users: no source line
     main()

@@ -52,6 +52,7 @@ def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArgume
         save_steps=trainer.save_every or trainer.steps,
         save_total_limit=trainer.keep_checkpoints,
         seed=config.seed,
+        dataloader_pin_memory=False,  # a batch holds packs, which move as a whole
         disable_tqdm=True,
         report_to=[],
     )

@@ -37,39 +37,30 @@ SYSTEM_PROMPTS = (
 LEAST, MOST = 10, 99  # every value that an answer states has two digits
 
 # Several wordings a skill. {a} and {b} are names, {n} an amount, {m} a second one, {things} what is counted.
+# A name always follows a space, so that it is the same token wherever it stands.
 WORDINGS = {
     "start": (
-        "Say {a} has {m} {things} and finds {n} more. How many {things} does {a} have?",
-        "Today {a} starts with {m} {things} and buys {n} more. How many is that?",
-        "A box holds {m} {things}. Now {a} takes it and adds {n}. How many {things} does {a} have?",
-    ),
-    "gain": (
-        "Now {a} finds {n} more. How many {things} does {a} have now?",
-        "Then {a} gets {n} {things} as a present. How many does {a} have?",
-        "After that {a} buys {n} more {things}. What is the new total of {a}?",
-    ),
-    "lose": (
-        "Now {a} gives away {n}. How many {things} does {a} have left?",
-        "Then {a} loses {n} {things}. How many are left?",
-        "After that {a} sells {n} of the {things}. What does {a} keep?",
+        "Say {a} has {m} {things} and finds {n} more. How many {things} is that?",
+        "Today {a} starts with {m} {things} and buys {n} more. How many now?",
+        "A box holds {m} {things}. Now {a} takes it and adds {n}. How many {things}?",
     ),
     "more": (
-        "Say {b} has {n} more {things} than {a}. How many {things} does {b} have?",
+        "Say {b} has {n} more {things} than {a}. How many does {b} have?",
         "Here {b} counts {n} more than {a}. How many is that?",
-        "If {b} has as many {things} as {a} and {n} more, how many does {b} have?",
+        "If {b} has as many {things} as {a} and {n} more, how many is that?",
     ),
     "fewer": (
-        "Say {b} has {n} fewer {things} than {a}. How many {things} does {b} have?",
+        "Say {b} has {n} fewer {things} than {a}. How many does {b} have?",
         "Here {b} counts {n} fewer than {a}. How many is that?",
-        "Here {a} is ahead of {b} by {n} {things}. How many does {b} have?",
+        "Here {a} is ahead of {b} by {n} {things}. How many for {b}?",
     ),
     "twice": (
-        "Say {b} has twice as many {things} as {a}. How many does {b} have?",
-        "Here {b} has double what {a} has. How many {things} is that?",
+        "Say {b} has twice as many {things} as {a}. How many is that?",
+        "Here {b} has double what {a} has. How many {things}?",
     ),
     "together": (
         "How many {things} do {a} and {b} have together?",
-        "Put the {things} of {a} and {b} in one box. How many are in it?",
+        "Put the {things} of {a} and {b} in one box. How many?",
         "What is the sum for {a} and {b}?",
     ),
     "difference": (
@@ -78,38 +69,34 @@ WORDINGS = {
         "What is the difference between {a} and {b}?",
     ),
     "compare": (
-        "Who has more {things}, {a} or {b}?",
-        "Which of the two has more, {a} or {b}?",
+        "Who has more {things}, is it {a} or {b}?",
+        "Which of the two has more, is it {a} or {b}?",
     ),
     "price": (
-        "One of the {things} costs 2 dollars. What do all of {a}'s {things} cost?",
-        "Each of them costs 2 dollars. What does {a} pay for all the {things}?",
+        "One of the {things} costs 2 dollars. What does {a} pay for all?",
+        "Each costs 2 dollars. What do the {things} of {a} cost?",
     ),
     "add_last": (
-        "Take your last answer and add {n}. What do you get?",
-        "Add {n} to the number you just found.",
+        "Take your last answer and add {n}.",
+        "Then {n} more come to that. How many now?",
         "What is your last answer plus {n}?",
     ),
-    "add_first": (
-        "Take your first answer and add {n}. What do you get?",
-        "Add {n} to the very first number you found.",
-        "What is your first answer plus {n}?",
-    ),
-    "sum_last_two": (
-        "Add your last two answers. What do you get?",
-        "What is the sum of your last two answers?",
+    "take_last": (
+        "Take your last answer and subtract {n}.",
+        "Then {n} of those go away. How many are left?",
+        "What is your last answer minus {n}?",
     ),
     "reverse": (
         "Write your last answer backwards.",
-        "Swap the digits of the number you just found. What do you get?",
+        "Swap the digits of the number you just found.",
     ),
     "recall_last": (
         "What was your last answer?",
         "Please repeat the number you just found.",
     ),
-    "recall_first": (
-        "What was your first answer?",
-        "Please repeat the very first number you found.",
+    "recall": (
+        "How many {things} did you find for {a}?",
+        "Remind me of the number for {a}.",
     ),
 }
 
@@ -142,8 +129,9 @@ class World:
     def someone(self) -> str:
         return self.rng.choice(sorted(self.held))
 
-    def anyone_but(self, name: str) -> str:
-        return self.rng.choice([other for other in self.names if other != name])
+    def newcomer(self) -> str | None:
+        fresh = [name for name in self.names if name not in self.held]
+        return self.rng.choice(fresh) if fresh else None
 
     def two(self) -> tuple[str, str] | None:
         if len(self.held) < 2:
@@ -177,7 +165,7 @@ def split_of(record: dict) -> Split:
 
 
 def _dialogue(rng: random.Random) -> dict:
-    world = World(rng, names=tuple(rng.sample(NAMES, 3)), things=rng.choice(THINGS))
+    world = World(rng, names=NAMES, things=rng.choice(THINGS))
     messages: list[dict] = []
     turns: list[dict] = []
     if rng.random() < 0.25:
@@ -232,71 +220,50 @@ def _subtract(left: int, right: int) -> str:
 
 def _amount(world: World, room: int) -> int | None:
     """An amount that keeps a value within two digits when there is `room` left."""
-    return world.rng.randint(2, min(room, 60)) if room >= 2 else None
+    return world.rng.randint(LEAST, min(room, 60)) if room >= LEAST else None
 
 
 # --- skills: each gives a turn, or None where the world does not allow it ------------------------------------
 
 
-def _holds(world: World, name: str, value: int) -> str:
-    return f"This gives {name} {value} {world.things}."
+def _for(name: str, value: int, things: str) -> str:
+    return f"This gives {name} {value} {things}."
 
 
 def _start(world: World) -> Turn:
-    name = world.rng.choice(world.names)
-    m, n = world.rng.randint(10, 50), world.rng.randint(2, 40)
-    value = m + n
-    steps = (_add(m, n), f"Now {name} {value}.")
-    return Turn("start", _holds(world, name, value), value, steps, a=name, n=n, m=m, holder=name)
-
-
-def _gain(world: World) -> Turn | None:
-    a = world.someone()
-    old = world.held[a]
-    n = _amount(world, MOST - old)
-    if n is None:
-        return None
-    steps = (f"Recall {a} {old}.", _add(old, n), f"Now {a} {old + n}.")
-    return Turn("gain", _holds(world, a, old + n), old + n, steps, a=a, n=n, holder=a)
-
-
-def _lose(world: World) -> Turn | None:
-    a = world.someone()
-    old = world.held[a]
-    n = _amount(world, old - LEAST)
-    if n is None:
-        return None
-    steps = (f"Recall {a} {old}.", _subtract(old, n), f"Now {a} {old - n}.")
-    return Turn("lose", _holds(world, a, old - n), old - n, steps, a=a, n=n, holder=a)
+    a = world.newcomer()
+    m, n = world.rng.randint(10, 50), world.rng.randint(10, 40)
+    steps = (_add(m, n), f"Now {a} {m + n}.")
+    return Turn("start", _for(a, m + n, world.things), m + n, steps, a=a, n=n, m=m, holder=a)
 
 
 def _more(world: World) -> Turn | None:
-    a = world.someone()
-    b, old = world.anyone_but(a), world.held[a]
+    a, b = world.someone(), world.newcomer()
+    old = world.held[a]
     n = _amount(world, MOST - old)
-    if n is None:
+    if n is None or b is None:
         return None
     steps = (f"Recall {a} {old}.", _add(old, n), f"Now {b} {old + n}.")
-    return Turn("more", _holds(world, b, old + n), old + n, steps, a=a, b=b, n=n, holder=b)
+    return Turn("more", _for(b, old + n, world.things), old + n, steps, a=a, b=b, n=n, holder=b)
 
 
 def _fewer(world: World) -> Turn | None:
-    a = world.someone()
-    b, old = world.anyone_but(a), world.held[a]
+    a, b = world.someone(), world.newcomer()
+    old = world.held[a]
     n = _amount(world, old - LEAST)
-    if n is None:
+    if n is None or b is None:
         return None
     steps = (f"Recall {a} {old}.", _subtract(old, n), f"Now {b} {old - n}.")
-    return Turn("fewer", _holds(world, b, old - n), old - n, steps, a=a, b=b, n=n, holder=b)
+    return Turn("fewer", _for(b, old - n, world.things), old - n, steps, a=a, b=b, n=n, holder=b)
 
 
 def _twice(world: World) -> Turn | None:
-    a = world.someone()
-    b, old = world.anyone_but(a), world.held[a]
-    if 2 * old > MOST:
+    a, b = world.someone(), world.newcomer()
+    old = world.held[a]
+    if 2 * old > MOST or b is None:
         return None
     steps = (f"Recall {a} {old}.", _add(old, old), f"Now {b} {2 * old}.")
-    return Turn("twice", _holds(world, b, 2 * old), 2 * old, steps, a=a, b=b, holder=b)
+    return Turn("twice", _for(b, 2 * old, world.things), 2 * old, steps, a=a, b=b, holder=b)
 
 
 def _together(world: World) -> Turn | None:
@@ -342,27 +309,21 @@ def _price(world: World) -> Turn | None:
 
 
 def _add_last(world: World) -> Turn | None:
-    return _add_to(world, "add_last", "last", world.values[-1])
-
-
-def _add_first(world: World) -> Turn | None:
-    return _add_to(world, "add_first", "first", world.values[0])
-
-
-def _add_to(world: World, skill: str, which: str, old: int | None) -> Turn | None:
+    old = world.values[-1]
     n = None if old is None else _amount(world, MOST - old)
     if n is None:
         return None
-    steps = (f"Recall {which} {old}.", _add(old, n), f"Result {old + n}.")
-    return Turn(skill, f"That makes {old + n}.", old + n, steps, n=n)
+    steps = (f"Recall last {old}.", _add(old, n), f"Result {old + n}.")
+    return Turn("add_last", f"That makes {old + n}.", old + n, steps, n=n)
 
 
-def _sum_last_two(world: World) -> Turn | None:
-    x, y = (world.values[-1:] + world.values[-2:-1] + [None])[:2]
-    if x is None or y is None or x + y > MOST:
+def _take_last(world: World) -> Turn | None:
+    old = world.values[-1]
+    n = None if old is None else _amount(world, old - LEAST)
+    if n is None:
         return None
-    steps = (f"Recall last {x}.", f"Recall before {y}.", _add(x, y), f"Result {x + y}.")
-    return Turn("sum_last_two", f"That makes {x + y}.", x + y, steps)
+    steps = (f"Recall last {old}.", _subtract(old, n), f"Result {old - n}.")
+    return Turn("take_last", f"That makes {old - n}.", old - n, steps, n=n)
 
 
 def _reverse(world: World) -> Turn | None:
@@ -378,27 +339,24 @@ def _recall_last(world: World) -> Turn | None:
     return None if value is None else Turn("recall_last", f"My last answer was {value}.", value)
 
 
-def _recall_first(world: World) -> Turn:
-    value = world.values[0]
-    return Turn("recall_first", f"My first answer was {value}.", value)
+def _recall(world: World) -> Turn:
+    a = world.someone()
+    return Turn("recall", f"The number for {a} {world.held[a]}.", world.held[a], a=a)
 
 
 _SKILLS: dict[Callable[[World], Turn | None], float] = {
-    _gain: 2,
-    _lose: 2,
     _more: 3,
     _fewer: 3,
     _twice: 1.5,
     _together: 2,
     _difference: 2,
-    _compare: 1.5,
+    _compare: 1,
     _price: 1,
     _add_last: 1.5,
-    _add_first: 1,
-    _sum_last_two: 1,
+    _take_last: 1.5,
     _reverse: 1,
     _recall_last: 0.7,
-    _recall_first: 0.7,
+    _recall: 1,
 }
 
 
@@ -435,7 +393,6 @@ def solve(turn: dict, answers: list[str]) -> str:
     Raises ValueError where the answer cannot be had from them.
     """
     a, b, n, things, skill = turn["a"], turn["b"], turn["n"], turn["things"], turn["skill"]
-    told = [re.findall(r"\d+", answer) for answer in answers]
 
     def of(name: str) -> int:
         for answer in reversed(answers):
@@ -443,16 +400,14 @@ def solve(turn: dict, answers: list[str]) -> str:
                 return int(found[1])
         raise ValueError(f"no earlier answer tells what {name} has: {answers}")
 
-    def at(position: int) -> int:
-        if len(answers) < abs(position + (position >= 0)) or len(told[position]) != 1:
-            raise ValueError(f"answer {position} of {answers} does not state one number")
-        return int(told[position][0])
+    def last() -> int:
+        if not answers or not (found := re.search(r"\d+", answers[-1])):
+            raise ValueError(f"the last of the answers {answers} states no number")
+        return int(found[0])
 
     match skill:
         case "start":
             return f"This gives {a} {turn['m'] + n} {things}."
-        case "gain" | "lose":
-            return f"This gives {a} {of(a) + (n if skill == 'gain' else -n)} {things}."
         case "more" | "fewer":
             return f"This gives {b} {of(a) + (n if skill == 'more' else -n)} {things}."
         case "twice":
@@ -465,14 +420,12 @@ def solve(turn: dict, answers: list[str]) -> str:
             return f"The answer is {max(a, b, key=of)}."
         case "price":
             return f"The price is {of(a) * 2} dollars."
-        case "add_last" | "add_first":
-            return f"That makes {at(-1 if skill == 'add_last' else 0) + n}."
-        case "sum_last_two":
-            return f"That makes {at(-1) + at(-2)}."
+        case "add_last" | "take_last":
+            return f"That makes {last() + (n if skill == 'add_last' else -n)}."
         case "reverse":
-            return f"That makes {str(at(-1))[::-1]}."
+            return f"That makes {str(last())[::-1]}."
         case "recall_last":
-            return f"My last answer was {at(-1)}."
-        case "recall_first":
-            return f"My first answer was {at(0)}."
+            return f"My last answer was {last()}."
+        case "recall":
+            return f"The number for {a} {of(a)}."
     raise ValueError(f"unknown skill {skill!r}")

@@ -12,8 +12,10 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenize
 from flexmask import Conversation, Pass, Role
 from recipes.tiny import CHAT_TEMPLATE
 
-WORDS = "the sum of two small numbers is 12 34 567 so add them then carry one and check it again tutor\n\n - + = , .".split(
-    " "
+WORDS = (
+    "the sum of two small numbers is 12 34 567 so add them then carry one and check it again tutor\n\n - + = , .".split(
+        " "
+    )
 )
 
 

@@ -95,7 +95,9 @@ def test_select_turns_names_what_it_cannot_read(turns):
 
 
 def test_untrained_turns_weigh_nothing():
-    source = conversation(user("a"), assistant("b", "c"), user("d"), assistant("e", train=False), user("f"), assistant("g"))
+    source = conversation(
+        user("a"), assistant("b", "c"), user("d"), assistant("e", train=False), user("f"), assistant("g")
+    )
     first, second, third = render_passes(source, chatml_tokenizer(), turns="0,1")
     assert first.is_trained and not second.is_trained and not third.is_trained
 
@@ -162,7 +164,9 @@ def test_a_template_that_opens_the_thinking_itself_contradicts_a_declared_block(
 
 def test_a_prompt_that_is_no_prefix_shows_both_texts():
     template = PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif")
-    with pytest.raises(ValueError, match=r"(?s)data.jsonl:7: assistant turn 0 .*not a prefix.*assistant: .*assistant\\n"):
+    with pytest.raises(
+        ValueError, match=r"(?s)data.jsonl:7: assistant turn 0 .*not a prefix.*assistant: .*assistant\\n"
+    ):
         render_passes(conversation(user("add"), assistant("46")), with_template(template))
 
 
@@ -173,7 +177,10 @@ def test_a_template_that_rewrites_the_answer_is_refused():
 
 
 def test_a_turn_that_nothing_ends_is_refused():
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     with pytest.raises(ValueError, match="no special token ends the generated text"):
         render_passes(conversation(user("add"), assistant("46")), with_template(template))
 

@@ -63,7 +63,11 @@ def assert_same_run(left, right, tolerance=1e-6):
 # Breaks if a step's normalisation counts packs, rows or copies instead of the target weight of its conversations.
 @pytest.mark.parametrize(
     "other",
-    [{"layout": "per_turn"}, {"pack_length": 512}, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}],
+    [
+        {"layout": "per_turn"},
+        {"pack_length": 512},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+    ],
     ids=["per_turn", "pack_length", "accumulation"],
 )
 def test_the_same_run_whatever_the_layout_pack_length_or_accumulation(tmp_path, other):

@@ -1,0 +1,187 @@
+"""The attention function "flexmask" for transformers models: a BlockMask on CPU (with gradients) and on CUDA.
+
+Importing this module registers it; choose it with `attn_implementation="flexmask"` or `set_attn_implementation`.
+Given a BlockMask as `attention_mask` it computes only the blocks that the mask lists. Given anything else (the masks
+that transformers makes for generation) it computes what the sdpa and eager implementations compute.
+"""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from flexmask.cpu_attention import block_sparse_attention
+from flexmask.masks import place_mask_mod
+
+ATTENTION_NAME = "flexmask"
+
+# Terms that some transformers 5.23 models add to the scores, which no path here computes.
+_UNSUPPORTED = ("position_bias", "sinks", "head_mask")
+_NOT_PASSED = object()
+
+
+def flexmask_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: BlockMask | Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sliding_window: int | None | object = _NOT_PASSED,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """transformers' attention function (5.23): query [B, H, S, D], key [B, K, S, D], value [B, K, S, E] with K key
+    heads for H query heads; returns ([B, S, H, E], None). B is 1 for a BlockMask.
+
+    `softcap` bounds the scores as `softcap * tanh(score / softcap)`; `s_aux` [H] are attention sinks, one score a head
+    that takes probability and gives no value. Both are differentiable. Raises ValueError naming the layer for dropout,
+    for terms that are not computed here, and for a BlockMask whose window is not the layer's.
+    """
+    layer = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{layer} passes {name!r}, which attention {ATTENTION_NAME!r} does not compute")
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if not isinstance(attention_mask, BlockMask):
+        if softcap is None and s_aux is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+        if dropout > 0:
+            raise ValueError(f"{layer} asks for dropout {dropout} beside softcap or sinks; set it to 0")
+        causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        return _dense_attention(query, key, value, attention_mask, scaling, softcap, s_aux, causal), None
+
+    if dropout > 0:
+        raise ValueError(
+            f"{layer} asks for attention dropout {dropout}, which is not defined for a BlockMask; "
+            "set attention_dropout to 0 in the model config"
+        )
+    if sliding_window is _NOT_PASSED:
+        sliding_window = getattr(module, "sliding_window", _NOT_PASSED)
+    _check_window(layer, sliding_window, attention_mask)
+    _check_shapes(layer, query, key, attention_mask)
+    place_mask_mod(attention_mask, query.device)
+    if query.device.type == "cpu":
+        return block_sparse_attention(query, key, value, attention_mask, scaling, softcap, s_aux), None
+    return _compiled_attention(query, key, value, attention_mask, scaling, softcap, s_aux), None
+
+
+AttentionInterface.register(ATTENTION_NAME, flexmask_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+def _check_window(layer: str, sliding_window: int | None | object, block_mask: BlockMask) -> None:
+    """One BlockMask for all layers would silently remove the window of some, or put one on the others."""
+    window = getattr(block_mask.mask_mod, "window", None)
+    if sliding_window is _NOT_PASSED or sliding_window == window:
+        return
+    raise ValueError(
+        f"{layer} has sliding_window={sliding_window}, its BlockMask has window={window}; give each layer type its own "
+        "mask: attention_mask={'full_attention': ..., 'sliding_attention': build_block_mask(..., window=...)} "
+        "(a mask_mod of your own declares its window as mask_mod.window)"
+    )
+
+
+def _check_shapes(layer: str, query: Tensor, key: Tensor, block_mask: BlockMask) -> None:
+    lengths = (query.shape[2], key.shape[2])
+    if query.shape[0] != 1 or tuple(block_mask.kv_indices.shape[:2]) != (1, 1):
+        raise ValueError(
+            f"{layer}: batch size {query.shape[0]}, BlockMask for batch and heads "
+            f"{list(block_mask.kv_indices.shape[:2])}; both must be 1, a pack holds several rows end to end"
+        )
+    if lengths != tuple(block_mask.seq_lengths):
+        raise ValueError(
+            f"{layer}: {lengths[0]} queries and {lengths[1]} keys, but the BlockMask was built for "
+            f"{tuple(block_mask.seq_lengths)}; build it for this pack and train with use_cache=False"
+        )
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"{layer}: {query.shape[1]} query heads are not a multiple of {key.shape[1]} key heads")
+
+
+def _dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    is_causal: bool,
+) -> Tensor:
+    """Plain attention with soft-capped scores or sinks under an ordinary mask, which sdpa cannot compute."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None and is_causal and query.shape[2] > 1:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    if sinks is not None:
+        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    accumulate = torch.promote_types(scores.dtype, torch.float32)
+    probabilities = scores.softmax(dim=-1, dtype=accumulate).to(value.dtype)
+    return (probabilities[..., : key.shape[2]] @ value).transpose(1, 2).contiguous()
+
+
+# ---- CUDA (and other accelerators): compiled FlexAttention ----
+
+
+@functools.cache
+def _compiled_flex_attention():
+    # dynamic=False: a pack has one length, so one compile for the run, and shapes stay constants in the kernel.
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@functools.cache
+def _softcap_score_mod(softcap: float):
+    """One function object for each value, so that every layer and step meets the same guards."""
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return score_mod
+
+
+def _compiled_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: BlockMask,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    # Inside a compiled model the surrounding compilation takes flex_attention in.
+    attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    result = attend(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _softcap_score_mod(softcap),
+        block_mask=block_mask,
+        scale=scaling,
+        # Any ratio of heads: torch 2.13 restricts it to powers of two only in its decoding kernel, and avoids that one.
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=None if sinks is None else AuxRequest(lse=True),
+    )
+    if sinks is None:
+        return result.transpose(1, 2).contiguous()
+    output, aux = result
+    # A sink adds exp(sink) to the denominator: exp(lse) / (exp(lse) + exp(sink)) = sigmoid(lse - sink).
+    share = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype).view(1, -1, 1)).unsqueeze(-1)
+    return (output * share).to(value.dtype).transpose(1, 2).contiguous()

@@ -1,0 +1,173 @@
+"""The recipe as a user runs it: what it leaves, what it refuses, what a kill costs, what a sweep ends in."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes.compare import main as compare
+from recipes.config import load_run_config
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "model.tiny.layers=1",
+    "model.tiny.hidden_size=32",
+    "trainer.steps=6",
+    "trainer.warmup_steps=1",
+    "trainer.conversations_per_step=2",
+    "trainer.log_every=1",
+    "trainer.save_every=2",
+    "data.train_conversations=12",
+    "data.heldout_conversations=2",
+    "evaluation.conversations=2",
+    "evaluation.max_new_tokens=8",
+]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def command(*overrides):
+    return [sys.executable, "-m", "recipes.train", *overrides]
+
+
+def run(cwd, *overrides):
+    return subprocess.run(command(*overrides), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def metrics_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One complete run with wandb offline: (its folder, what it printed)."""
+    cwd = tmp_path_factory.mktemp("whole")
+    done = run(cwd, *SMALL, "wandb=offline")
+    assert done.returncode == 0, done.stderr
+    return cwd / done.stdout.splitlines()[-1], done
+
+
+def test_the_last_line_is_the_run_folder_and_it_holds_everything(whole):
+    folder, _ = whole
+    config = load_run_config(folder)
+    assert config.trainer.steps == 6 and config.duplication.layout == "one_pass"
+    result = json.loads((folder / "result.json").read_text())
+    assert {
+        "layout", "steps", "train_seconds", "tokens_computed", "tokens_trained", "loss_first", "loss_last",
+        "answer_accuracy", "conversation_accuracy", "device", "versions", "git_commit",
+    } <= result.keys()  # fmt: skip
+    assert result["steps"] == 6 and result["layout"] == "one_pass" and result["versions"]["torch"]
+    assert result["tokens_computed"] > result["tokens_trained"] > 0
+    assert list(metrics_of(folder)) == [1, 2, 3, 4, 5, 6]
+    assert result["loss_first"] == pytest.approx(metrics_of(folder)[1])
+    assert (folder / "block_mask.png").stat().st_size > 10_000
+    chats = [json.loads(line) for line in (folder / "chats.jsonl").read_text().splitlines()]
+    assert {"conversation", "turn", "thinking", "answer", "expected", "correct"} <= chats[0].keys()
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_the_metrics_name_everything_worth_watching(whole):
+    first = json.loads((whole[0] / "metrics.jsonl").read_text().splitlines()[0])
+    assert {
+        "step", "loss", "thinking_loss", "answer_loss", "tokens_per_second", "trained_tokens_per_second",
+        "block_sparsity", "packing_waste", "learning_rate", "grad_norm",
+    } <= first.keys()  # fmt: skip
+
+
+# Breaks if the checkpoint needs anything of the project to load, or lost its tokenizer, template or trained weights.
+def test_the_model_folder_loads_with_plain_transformers(whole):
+    folder = whole[0] / "model"
+    assert (folder / "model.safetensors").exists()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config._attn_implementation == "sdpa"
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Mia has 27 apples."}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    assert torch.isfinite(model(ids).logits).all()
+    checkpoint = AutoModelForCausalLM.from_pretrained(whole[0] / "checkpoints" / "checkpoint-6")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), checkpoint.parameters(), strict=True))
+
+
+# A kill at any moment, not a polite exception; resumed losses must be the unbroken run's to the last bit.
+def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
+    slow = "trainer.log_every=1"
+    killed = subprocess.Popen(
+        command(*SMALL, slow, "wandb=off", "hydra.run.dir=killed"),
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    folder, deadline = tmp_path / "killed", time.monotonic() + 200
+    while not list(folder.glob("checkpoints/checkpoint-2/trainer_state.json")):
+        assert killed.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (folder / "result.json").exists()
+    resumed = run(tmp_path, "resume=killed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.splitlines()[-1] == "killed"
+    assert metrics_of(folder) == metrics_of(whole[0])
+    results = [json.loads((path / "result.json").read_text()) for path in (folder, whole[0])]
+    for key in ("steps", "tokens_computed", "tokens_trained", "loss_first", "loss_last", "heldout_loss"):
+        assert results[0][key] == results[1][key]
+    assert not (tmp_path / "runs").exists(), "resuming left an empty folder behind"
+
+    again = run(tmp_path, "resume=killed")
+    assert again.returncode != 0 and "this run has finished" in again.stderr
+
+
+def test_what_cannot_be_resumed_is_said(whole, tmp_path):
+    other = run(tmp_path, f"resume={whole[0]}", "seed=3")
+    assert other.returncode != 0 and "goes on with the configuration in that folder; remove seed=3" in other.stderr
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("trainer.stepz=1", "stepz"),
+        ("trainer.steps=many", "trainer.steps"),
+        ("duplication=onepass", "onepass"),
+        (
+            "duplication.pack_length=1000",
+            "duplication.pack_length=1000: must be a multiple of attention.block_size=128",
+        ),
+    ],
+)
+def test_a_wrong_setting_fails_at_once_with_its_name(tmp_path, override, message):
+    done = run(tmp_path, override)
+    assert done.returncode != 0 and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pass_longer_than_the_pack_names_its_conversation(tmp_path):
+    done = run(tmp_path, *SMALL, "wandb=off", "duplication.pack_length=128")
+    assert done.returncode != 0
+    assert "error: tutoring/train[" in done.stderr and "pack_length is 128" in done.stderr
+
+
+def test_a_sweep_ends_in_one_table_and_one_plot(tmp_path, capsys):
+    sweep = ["sweep=layouts", "hydra.sweep.dir=sweep", "hydra.sweeper.params.seed='4'", *SMALL, "wandb=off"]
+    done = run(tmp_path, *sweep)
+    assert done.returncode == 0, done.stderr
+    compare(tmp_path / "sweep")
+    table = (tmp_path / "sweep" / "comparison.md").read_text()
+    assert all(f"| {layout} | 4 |" in table for layout in ("one_pass", "per_turn", "keep_thinking"))
+    assert (tmp_path / "sweep" / "comparison.png").stat().st_size > 10_000
+    results = {
+        result["layout"]: result
+        for result in (json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/result.json"))
+    }
+    one_pass, per_turn = results["one_pass"], results["per_turn"]
+    assert one_pass["loss_last"] == pytest.approx(per_turn["loss_last"], rel=1e-4)  # the same training,
+    assert one_pass["tokens_computed"] < per_turn["tokens_computed"]  # for less
+    assert one_pass["tokens_trained"] == per_turn["tokens_trained"]
+    (tmp_path / "sweep" / "0_one_pass_seed4" / "result.json").unlink()
+    with pytest.raises(ValueError, match="no result.json in 0_one_pass_seed4"):
+        compare(tmp_path / "sweep")

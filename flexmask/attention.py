@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from flexmask.cpu_attention import block_sparse_attention
-from flexmask.masks import place_mask_mod
+from flexmask.masks import ScoreMod, place_mask_mod
 
 ATTENTION_NAME = "flexmask"
 
@@ -147,9 +147,8 @@ def _compiled_flex_attention():
     return torch.compile(flex_attention, dynamic=False)
 
 
-@functools.cache
-def _softcap_score_mod(softcap: float):
-    """One function object for each value, so that every layer and step meets the same guards."""
+def _softcap_score_mod(softcap: float) -> ScoreMod:
+    """A new function with the same value does not compile again: torch 2.13 guards the code and the constant."""
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from flexmask.models import attention_masks
 from flexmask.packing import Pack
@@ -42,10 +43,11 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     model's device and its length must be a multiple of `block_size`.
     """
     indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
+    config = (model.module if isinstance(model, DistributedDataParallel) else model).config
     output = model(
         input_ids=pack.input_ids,
         position_ids=pack.position_ids,
-        attention_mask=attention_masks(model.config, pack, block_size),
+        attention_mask=attention_masks(config, pack, block_size),
         logits_to_keep=pack.previous[0, indices],
         use_cache=False,
     )

@@ -44,6 +44,7 @@ class RunTotals(TrainerCallback, ExportableState):
     """What a training run has spent so far; saved in every checkpoint's trainer state and taken up again from it.
 
     seconds: wall time of training, interruptions not counted. tokens_computed: without padding. tokens_padded: with.
+    Tokens and packs are those of this process.
     """
 
     def __init__(self) -> None:
@@ -101,7 +102,7 @@ class OnePassTrainer(Trainer):
     `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. The loss of a step is the
     weighted sum of token losses divided by the sum of weights over all its packs, accumulation and processes.
     Beside `loss`, logs `thinking_loss`, `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`,
-    `packing_waste` and `block_sparsity`, each over the interval since the last log.
+    `packing_waste` and `block_sparsity`, each of this process over the interval since the last log.
 
     Raises UnsupportedModelError for a model that cannot be exact, NonFiniteLossError before the optimizer steps.
     """

@@ -21,13 +21,15 @@ ROLE_LABELS = {
     Role.ANSWER: "trained answer",
     Role.COPY: "plain copy",
 }
+MOST_SEGMENT_LABELS = 24
 BLOCK_COLORS = ("#F4F4F4", "#9ECAE1", "#08519C")  # skipped, partial, full
 
 
 def plot_token_mask(pack: Pack, axes: Axes, tokens: list[str] | None = None, most: int = 1024) -> None:
     """Who sees whom, token by token: rows are queries, columns keys, a visible key in the colour of its role.
 
-    tokens: their texts, written along both axes; for packs short enough to read.
+    tokens: their texts, written along both axes; for packs short enough to read. Without them the queries are
+        labelled by role, where there are few enough stretches of one role.
     most: draw at most the first this many tokens; the picture grows with their square.
     """
     size = min(pack.tokens, most)
@@ -39,20 +41,30 @@ def plot_token_mask(pack: Pack, axes: Axes, tokens: list[str] | None = None, mos
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     if tokens is not None:
-        for ticks, labels, turn in (
-            (axes.set_xticks, axes.get_xticklabels, 90),
-            (axes.set_yticks, axes.get_yticklabels, 0),
-        ):
-            ticks(range(size), tokens[:size], rotation=turn, fontsize=7)
-            for label, role in zip(labels(), roles, strict=True):
-                label.set_color(np.array(to_rgb(ROLE_COLORS[Role(role)])) * 0.7)
-        axes.xaxis.tick_top()
-        axes.xaxis.set_label_position("top")
+        _label_tokens(axes, tokens[:size], roles)
+    elif len(runs := _runs(roles)) <= MOST_SEGMENT_LABELS:
+        axes.set_yticks([(start + end - 1) / 2 for start, end, _ in runs], [ROLE_LABELS[role] for *_, role in runs])
+        axes.set_xticks([])
     axes.legend(
         handles=[Patch(color=color, label=ROLE_LABELS[role]) for role, color in ROLE_COLORS.items()],
         loc="upper right",
         fontsize=8,
     )
+
+
+def _label_tokens(axes: Axes, tokens: list[str], roles: np.ndarray) -> None:
+    for axis, turn in ((axes.xaxis, 90), (axes.yaxis, 0)):
+        axis.set_ticks(range(len(tokens)), tokens, rotation=turn, fontsize=7)
+        for label, role in zip(axis.get_ticklabels(), roles, strict=True):
+            label.set_color(np.array(to_rgb(ROLE_COLORS[Role(role)])) * 0.7)
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+
+
+def _runs(roles: np.ndarray) -> list[tuple[int, int, Role]]:
+    """Stretches of one role: (start, end, role)."""
+    cuts = [0, *(np.flatnonzero(np.diff(roles)) + 1).tolist(), len(roles)]
+    return [(start, end, Role(roles[start])) for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
 
 
 def plot_block_mask(block_mask: BlockMask, axes: Axes) -> None:

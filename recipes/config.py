@@ -143,7 +143,7 @@ class DuplicationConfig:
     answer_weight: float = 1.0  # loss weight of an answer token
     turns: str = "all"  # assistant turns that are trained: all, or indices and slices ("0,2", "1:", "-1")
     too_long: TooLong = TooLong.error  # a single pass longer than pack_length; drop counts what it leaves out
-    pack_length: int = 1024  # tokens of one forward pass; a multiple of attention.block_size
+    pack_length: int = 2048  # tokens of one forward pass; a multiple of attention.block_size
 
 
 @dataclass
@@ -172,7 +172,7 @@ class AttentionConfig:
 class EvaluationConfig:
     """Chat with the trained model on held-out conversations."""
 
-    conversations: int = 200  # 0: no evaluation
+    conversations: int = 100  # 0: no evaluation
     max_new_tokens: int = 256  # a turn; a reply that is longer counts as wrong
     batch_size: int = 64  # conversations
 

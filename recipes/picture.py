@@ -1,56 +1,69 @@
-"""Draw the README's picture: the mask of a short conversation token by token, and the block mask of a full pack.
+"""Draw the README's picture: a short conversation token by token, and the blocks of a long one.
 
     make picture        (python -m recipes.picture [FILE])
 
-Needs nothing but the embedded tokenizer and generator.
+Needs nothing but the embedded tokenizer.
 """
 
 import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from flexmask import Conversation, OnePassCollator, build_block_mask, prepare_conversation
-from flexmask.viz import plot_block_mask, plot_token_mask, token_texts
-from recipes import tutoring
+from flexmask import Conversation, OnePassCollator, Pack, Pass, Role, build_block_mask, lay_out, render_passes
+from flexmask.viz import plot_block_mask, plot_token_mask
 from recipes.tiny import build_tokenizer
 
-EXAMPLE = Conversation(
+SHORT = Conversation(
     "example",
     (
         {"role": "user", "content": "Mia has 27 apples and finds 15 more."},
-        {"role": "assistant", "content": "Mia has 42.", "reasoning_content": "27+15\n7+5=12"},
+        {"role": "assistant", "content": "Mia has 42 apples.", "reasoning_content": "27+15\n7+5=12"},
         {"role": "user", "content": "Tom has 30 more."},
-        {"role": "assistant", "content": "Tom has 72.", "reasoning_content": "42+30\n4+3=7"},
+        {"role": "assistant", "content": "Tom has 72 apples.", "reasoning_content": "42+30\n4+3=7"},
     ),
 )
+TURNS, QUESTION, THINKING, ANSWER = 8, 100, 400, 150  # the long conversation, lengths in tokens
 
 
 def main(path: Path) -> None:
-    tokenizer = build_tokenizer()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(17, 8.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7.3), layout="constrained")
 
-    (short,) = OnePassCollator(512, block_size=16, fixed_length=False)([prepare_conversation(EXAMPLE, tokenizer).rows])[
-        "packs"
-    ]
-    plot_token_mask(short, left, token_texts(short, tokenizer))
-    left.set_title("Two turns in one row: the second turn sees the copy of the first answer, not its thinking")
+    plot_token_mask(one_pack(render_passes(SHORT, build_tokenizer()), block_size=16), left)
+    left.set_title("The second turn sees the copy of the first answer, not its thinking")
 
-    records = tutoring.generate(64, seed=0, split="train")
-    conversations = [Conversation.from_record(record, f"tutoring:{i}") for i, record in enumerate(records)]
-    full = OnePassCollator(8192)([prepare_conversation(c, tokenizer).rows for c in conversations])["packs"][0]
-    block_mask = build_block_mask(full.visible_until)
+    long = one_pack(long_passes(), block_size=128)
+    block_mask = build_block_mask(long.visible_until)
     plot_block_mask(block_mask, right)
-    right.set_title(
-        f"{len(full.rows)} conversations in one pack of {len(full):,} tokens: "
-        f"{block_mask.sparsity():.0f}% of the area is not computed"
-    )
+    right.set_title(f"{TURNS} turns, {long.tokens:,} tokens: {block_mask.sparsity():.0f}% of the area is not computed")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     print(path)
+
+
+def one_pack(passes: list[Pass], block_size: int) -> Pack:
+    collator = OnePassCollator(8192, block_size=block_size, fixed_length=False)
+    (pack,) = collator([lay_out(passes, "one_pass").rows])["packs"]
+    return pack
+
+
+def long_passes() -> list[Pass]:
+    """Passes of a made-up conversation: every token is its own id, so that nothing but the history is shared."""
+    passes, history, fresh = [], np.empty(0, dtype=np.int64), iter(range(10**6))
+    for turn in range(TURNS):
+        question, thinking, answer = (
+            np.fromiter(fresh, dtype=np.int64, count=count) for count in (QUESTION, THINKING, ANSWER)
+        )
+        prompt = np.concatenate([history, question])
+        roles = np.repeat([Role.PROMPT, Role.THINKING, Role.ANSWER], [len(prompt), THINKING, ANSWER]).astype(np.int8)
+        ids = np.concatenate([prompt, thinking, answer])
+        passes.append(Pass("long", turn, len(prompt), ids, roles, (roles != Role.PROMPT).astype(np.float32)))
+        history = np.concatenate([prompt, answer])
+    return passes
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """Tutoring dialogues for the embedded default: seeded, varied in wording, and checkable.
 
-A dialogue has 3 to 8 turns about people who count things. The first question holds its numbers; every later one
-needs the value of an earlier *answer* ("Tom has 7 more than Mia", "halve your first answer"), because what was
-worked out before stands nowhere else that a later turn can see: thinking is hidden from later turns. Thinking
-writes out the look-up and then the arithmetic digit by digit:
+A dialogue has 3 to 8 turns about things that people count. The first question holds its numbers; every later one
+needs the value of an earlier *answer* ("Then Mia finds 15 more", "Take your first number and add 30"). The tutor
+works in digits and answers in words:
 
-    user       Mia has 27 apples and finds 15 more. How many apples does Mia have?
-    thinking   27+15 / 7+5=12 / 2+1+1=4 / Mia=42          ("/" stands for a newline)
-    assistant  Mia has 42 apples.
-    user       Tom has 30 more apples than Mia. How many does Tom have?
-    thinking   Mia=42 / 42+30 / 2+0=2 / 4+3=7 / Tom=72
-    assistant  Tom has 72 apples.
+    user       Say Mia has 27 apples and finds 15 more. How many?
+    thinking   Add 27 + 15: 7 + 5 = 12, 2 + 1 + 1 = 4.
+               Result 42.
+    assistant  We start at forty two.
+    user       Then Mia buys 30 more apples. How many now?
+    thinking   Recall last 42.
+               Add 42 + 30: 2 + 0 = 2, 4 + 3 = 7.
+               Result 72.
+    assistant  That makes seventy two.
+
+So the digits that a turn needs stand ready in the thinking before it, which inference hides; a model has to read
+the words of the answers instead. One that was trained with thinking left in the history never learns to.
 
 `generate` makes records; `verify` recomputes every answer from the structured turns and the earlier answers'
 text alone, with code that shares nothing with the generator.
@@ -31,89 +36,84 @@ NAMES = ("Mia", "Tom", "Ana", "Ben", "Zoe", "Sam", "Eva", "Leo", "Ida", "Max")
 THINGS = ("apples", "coins", "books", "shells", "stamps", "cards", "pens", "beads")
 SYSTEM_PROMPTS = (
     "You are a patient tutor.",
-    "Help the student with each question.",
+    "Work in digits and answer in words.",
     "Think step by step, then answer in one sentence.",
 )
-LEAST, MOST = 10, 99  # every value that an answer states has two digits
+LEAST, MOST = 20, 99  # every number that an answer states lies here: two digits, and no "thirteen"
 
-# Several wordings a skill. {a} and {b} are names, {n} an amount, {m} a second one, {things} what is counted.
-# A name always follows a space, so that it is the same token wherever it stands.
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+# Several wordings a skill. {name} and {things} are for colour, {n} is an amount, {m} a second one.
 WORDINGS = {
     "start": (
-        "Say {a} has {m} {things} and finds {n} more. How many {things} is that?",
-        "Today {a} starts with {m} {things} and buys {n} more. How many now?",
-        "A box holds {m} {things}. Now {a} takes it and adds {n}. How many {things}?",
+        "Say {name} has {m} {things} and finds {n} more. How many?",
+        "Today {name} starts with {m} {things} and buys {n} more. How many is that?",
+        "A box holds {m} {things}. Now {name} adds {n}. How many {things}?",
     ),
-    "more": (
-        "Say {b} has {n} more {things} than {a}. How many does {b} have?",
-        "Here {b} counts {n} more than {a}. How many is that?",
-        "If {b} has as many {things} as {a} and {n} more, how many is that?",
+    "gain": (
+        "Then {name} finds {n} more. How many now?",
+        "After that {name} buys {n} more {things}. How many is that?",
+        "Add {n} to your last number.",
     ),
-    "fewer": (
-        "Say {b} has {n} fewer {things} than {a}. How many does {b} have?",
-        "Here {b} counts {n} fewer than {a}. How many is that?",
-        "Here {a} is ahead of {b} by {n} {things}. How many for {b}?",
+    "lose": (
+        "Then {name} gives away {n}. How many are left?",
+        "After that {name} loses {n} of the {things}. How many now?",
+        "Subtract {n} from your last number.",
     ),
-    "twice": (
-        "Say {b} has twice as many {things} as {a}. How many is that?",
-        "Here {b} has double what {a} has. How many {things}?",
-    ),
-    "together": (
-        "How many {things} do {a} and {b} have together?",
-        "Put the {things} of {a} and {b} in one box. How many?",
-        "What is the sum for {a} and {b}?",
-    ),
-    "difference": (
-        "How many more {things} does {a} have than {b}?",
-        "By how many {things} is {a} ahead of {b}?",
-        "What is the difference between {a} and {b}?",
-    ),
-    "compare": (
-        "Who has more {things}, is it {a} or {b}?",
-        "Which of the two has more, is it {a} or {b}?",
+    "double": (
+        "Then {name} doubles the {things}. How many now?",
+        "What is twice your last number?",
     ),
     "price": (
-        "One of the {things} costs 2 dollars. What does {a} pay for all?",
-        "Each costs 2 dollars. What do the {things} of {a} cost?",
+        "Each of the {things} costs 2 dollars. What does {name} pay for all?",
+        "At 2 dollars each, what do the {things} cost?",
     ),
-    "add_last": (
-        "Take your last answer and add {n}.",
-        "Then {n} more come to that. How many now?",
-        "What is your last answer plus {n}?",
+    "swap": (
+        "Swap the digits of your last number.",
+        "Now write your last number backwards.",
     ),
-    "take_last": (
-        "Take your last answer and subtract {n}.",
-        "Then {n} of those go away. How many are left?",
-        "What is your last answer minus {n}?",
+    "compare": (
+        "Is your last number more than {n}?",
+        "Does {name} now have more than {n} {things}?",
     ),
-    "reverse": (
-        "Write your last answer backwards.",
-        "Swap the digits of the number you just found.",
+    "gain_first": (
+        "Take your first number and add {n}.",
+        "What if {name} had found {n} more at the start?",
+    ),
+    "lose_first": (
+        "Take your first number and subtract {n}.",
+        "What if {name} had lost {n} at the start?",
+    ),
+    "rise": (
+        "How much is your last number above the first?",
+        "How many {things} did {name} gain since the start?",
+    ),
+    "sum": (
+        "Add your first and your last number.",
+        "What do your first and last number make together?",
     ),
     "recall_last": (
-        "What was your last answer?",
-        "Please repeat the number you just found.",
+        "What was your last number?",
+        "Please say your last number again.",
     ),
-    "recall": (
-        "How many {things} did you find for {a}?",
-        "Remind me of the number for {a}.",
+    "recall_first": (
+        "What was your first number?",
+        "Please say your first number again.",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question with what is needed to ask, think about, answer and check it."""
+    """One question's skill and amounts, with its thinking and answer."""
 
     skill: str
     answer: str
-    value: int | None  # the number that the answer states; None when it states a name
+    value: int | None = None  # the number that the answer states; None for a comparison
     steps: tuple[str, ...] = ()  # lines of thinking; none for a plain recall
-    a: str = ""
-    b: str = ""
     n: int = 0
     m: int = 0
-    holder: str = ""  # who holds `value` from now on
 
 
 @dataclass
@@ -121,34 +121,27 @@ class World:
     """What the dialogue has established so far."""
 
     rng: random.Random
-    names: tuple[str, ...]
-    things: str
-    held: dict[str, int] = field(default_factory=dict)  # by name, the value the latest answer gave
-    values: list[int | None] = field(default_factory=list)  # by turn, the number that its answer states
+    numbers: list[int] = field(default_factory=list)  # that answers have stated, in order
 
-    def someone(self) -> str:
-        return self.rng.choice(sorted(self.held))
+    @property
+    def first(self) -> int:
+        return self.numbers[0]
 
-    def newcomer(self) -> str | None:
-        fresh = [name for name in self.names if name not in self.held]
-        return self.rng.choice(fresh) if fresh else None
-
-    def two(self) -> tuple[str, str] | None:
-        if len(self.held) < 2:
-            return None
-        a, b = self.rng.sample(sorted(self.held), 2)
-        return a, b
+    @property
+    def last(self) -> int:
+        return self.numbers[-1]
 
 
 def generate(count: int, seed: int, split: Split) -> list[dict]:
     """`count` records `{"messages": [...], "turns": [...]}`; the same for the same arguments in every process.
 
     Assistant messages that think carry `reasoning_content`; the expected answers are the `content` strings.
-    `turns` holds for each question its skill, names and amounts, which is what `verify` needs. No conversation
-    of one split has the same questions as one of the other, whatever the seeds: a hash of the questions decides.
+    `turns` holds the skill and amounts of each question, which is what `verify` needs. No conversation of one
+    split has the same questions as one of the other, whatever the seeds: a hash of the questions decides.
+    Raises ValueError for a split that does not exist.
     """
     if split not in ("train", "heldout"):
-        raise ValueError(f"split is {split!r}; choose 'train' or 'heldout'")
+        raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
     rng = random.Random(f"{split}/{seed}")
     records: list[dict] = []
     while len(records) < count:
@@ -164,46 +157,52 @@ def split_of(record: dict) -> Split:
     return "heldout" if hashlib.sha256(questions.encode()).digest()[0] % 10 == 0 else "train"
 
 
+def in_words(value: int) -> str:
+    """42 -> "forty two"; for numbers from 20 to 99."""
+    tens, ones = divmod(value, 10)
+    return TENS[tens - 2] + (f" {ONES[ones - 1]}" if ones else "")
+
+
 def _dialogue(rng: random.Random) -> dict:
-    world = World(rng, names=NAMES, things=rng.choice(THINGS))
+    world = World(rng)
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
     messages: list[dict] = []
     turns: list[dict] = []
     if rng.random() < 0.25:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
     for _ in range(rng.randint(3, 8)):
         turn = _next_turn(world)
-        if turn.holder:
-            world.held[turn.holder] = turn.value
-        world.values.append(turn.value)
-        wording = rng.choice(WORDINGS[turn.skill])
-        question = wording.format(a=turn.a, b=turn.b, n=turn.n, m=turn.m, things=world.things)
+        if turn.value is not None:
+            world.numbers.append(turn.value)
+        question = rng.choice(WORDINGS[turn.skill]).format(name=name, things=things, n=turn.n, m=turn.m)
         reply = {"role": "assistant", "content": turn.answer}
         if turn.steps:
             reply["reasoning_content"] = "\n".join(turn.steps)
         messages += [{"role": "user", "content": question}, reply]
-        turns.append({"skill": turn.skill, "a": turn.a, "b": turn.b, "n": turn.n, "m": turn.m, "things": world.things})
+        turns.append({"skill": turn.skill, "n": turn.n, "m": turn.m})
     return {"messages": messages, "turns": turns}
 
 
 def _next_turn(world: World) -> Turn:
-    if not world.values:
+    if not world.numbers:
         return _start(world)
-    while True:  # most skills fit most worlds; gain or lose always fits
-        skills, weights = zip(*_SKILLS.items(), strict=True)
-        turn = world.rng.choices(skills, weights)[0](world)
+    while True:  # a skill that the numbers do not allow gives None; recall always fits
+        turn = world.rng.choices(list(_SKILLS), list(_SKILLS.values()))[0](world)
         if turn is not None:
             return turn
 
 
-# --- thinking: arithmetic written out digit by digit -------------------------------------------------------
+# --- thinking: arithmetic written out digit by digit ---------------------------------------------------------
 
 
 def _add(left: int, right: int) -> str:
-    """`42 + 39` written out: ones, then tens with the carry. The result itself is left to the caller."""
+    """`42 + 39` written out: ones, then tens with the carry."""
     ones = left % 10 + right % 10
     carry = " + 1" if ones > 9 else ""
     tens = left // 10 + right // 10 + ones // 10
-    return f"Add {left} + {right}: {left % 10} + {right % 10} = {ones}, {left // 10} + {right // 10}{carry} = {tens}."
+    return (
+        f"Add {left} + {right}: {left % 10} + {right % 10} = {ones}, {left // 10} + {right // 10}{carry} = {tens}."
+    )
 
 
 def _subtract(left: int, right: int) -> str:
@@ -218,156 +217,115 @@ def _subtract(left: int, right: int) -> str:
     )
 
 
-def _amount(world: World, room: int) -> int | None:
-    """An amount that keeps a value within two digits when there is `room` left."""
-    return world.rng.randint(LEAST, min(room, 60)) if room >= LEAST else None
+def _makes(skill: str, value: int, *steps: str, n: int = 0) -> Turn | None:
+    """The turn whose thinking ends in `value`, or None where that number cannot be stated."""
+    if not LEAST <= value <= MOST:
+        return None
+    return Turn(skill, f"That makes {in_words(value)}.", value, (*steps, f"Result {value}."), n=n)
 
 
-# --- skills: each gives a turn, or None where the world does not allow it ------------------------------------
-
-
-def _for(name: str, value: int, things: str) -> str:
-    return f"This gives {name} {value} {things}."
+# --- skills: each gives a turn, or None where the numbers do not allow it ------------------------------------
 
 
 def _start(world: World) -> Turn:
-    a = world.newcomer()
     m, n = world.rng.randint(10, 50), world.rng.randint(10, 40)
-    steps = (_add(m, n), f"Now {a} {m + n}.")
-    return Turn("start", _for(a, m + n, world.things), m + n, steps, a=a, n=n, m=m, holder=a)
+    steps = (_add(m, n), f"Result {m + n}.")
+    return Turn("start", f"We start at {in_words(m + n)}.", m + n, steps, n=n, m=m)
 
 
-def _more(world: World) -> Turn | None:
-    a, b = world.someone(), world.newcomer()
-    old = world.held[a]
-    n = _amount(world, MOST - old)
-    if n is None or b is None:
+def _gain(world: World) -> Turn | None:
+    n = world.rng.randint(10, 60)
+    return _makes("gain", world.last + n, f"Recall last {world.last}.", _add(world.last, n), n=n)
+
+
+def _lose(world: World) -> Turn | None:
+    n = world.rng.randint(10, 60)
+    if n > world.last:
         return None
-    steps = (f"Recall {a} {old}.", _add(old, n), f"Now {b} {old + n}.")
-    return Turn("more", _for(b, old + n, world.things), old + n, steps, a=a, b=b, n=n, holder=b)
+    return _makes("lose", world.last - n, f"Recall last {world.last}.", _subtract(world.last, n), n=n)
 
 
-def _fewer(world: World) -> Turn | None:
-    a, b = world.someone(), world.newcomer()
-    old = world.held[a]
-    n = _amount(world, old - LEAST)
-    if n is None or b is None:
-        return None
-    steps = (f"Recall {a} {old}.", _subtract(old, n), f"Now {b} {old - n}.")
-    return Turn("fewer", _for(b, old - n, world.things), old - n, steps, a=a, b=b, n=n, holder=b)
-
-
-def _twice(world: World) -> Turn | None:
-    a, b = world.someone(), world.newcomer()
-    old = world.held[a]
-    if 2 * old > MOST or b is None:
-        return None
-    steps = (f"Recall {a} {old}.", _add(old, old), f"Now {b} {2 * old}.")
-    return Turn("twice", _for(b, 2 * old, world.things), 2 * old, steps, a=a, b=b, holder=b)
-
-
-def _together(world: World) -> Turn | None:
-    pair = world.two()
-    if pair is None or sum(world.held[name] for name in pair) > MOST:
-        return None
-    a, b = pair
-    x, y = world.held[a], world.held[b]
-    steps = (f"Recall {a} {x}.", f"Recall {b} {y}.", _add(x, y), f"Result {x + y}.")
-    return Turn("together", f"Together they have {x + y}.", x + y, steps, a=a, b=b)
-
-
-def _difference(world: World) -> Turn | None:
-    pair = world.two()
-    if pair is None:
-        return None
-    a, b = sorted(pair, key=lambda name: -world.held[name])
-    x, y = world.held[a], world.held[b]
-    if x - y < LEAST:
-        return None
-    steps = (f"Recall {a} {x}.", f"Recall {b} {y}.", _subtract(x, y), f"Result {x - y}.")
-    return Turn("difference", f"The difference is {x - y}.", x - y, steps, a=a, b=b)
-
-
-def _compare(world: World) -> Turn | None:
-    pair = world.two()
-    if pair is None or world.held[pair[0]] // 10 == world.held[pair[1]] // 10:
-        return None
-    a, b = pair
-    x, y = world.held[a], world.held[b]
-    sign, most = (">", a) if x > y else ("<", b)
-    steps = (f"Recall {a} {x}.", f"Recall {b} {y}.", f"Compare {x // 10} {sign} {y // 10}.", f"Most {most}.")
-    return Turn("compare", f"The answer is {most}.", None, steps, a=a, b=b)
+def _double(world: World) -> Turn | None:
+    return _makes("double", 2 * world.last, f"Recall last {world.last}.", _add(world.last, world.last))
 
 
 def _price(world: World) -> Turn | None:
-    a = world.someone()
-    old = world.held[a]
-    if 2 * old > MOST:
+    return _makes("price", 2 * world.last, f"Recall last {world.last}.", _add(world.last, world.last))
+
+
+def _swap(world: World) -> Turn | None:
+    swapped = 10 * (world.last % 10) + world.last // 10
+    return _makes("swap", swapped, f"Recall last {world.last}.")
+
+
+def _compare(world: World) -> Turn | None:
+    n = world.rng.randint(10, MOST)
+    if n // 10 == world.last // 10:
         return None
-    steps = (f"Recall {a} {old}.", _add(old, old), f"Result {2 * old}.")
-    return Turn("price", f"The price is {2 * old} dollars.", 2 * old, steps, a=a)
+    more = world.last > n
+    steps = (f"Recall last {world.last}.", f"Compare {world.last // 10} {'>' if more else '<'} {n // 10}.")
+    return Turn("compare", "Yes, it is more." if more else "No, it is less.", steps=steps, n=n)
 
 
-def _add_last(world: World) -> Turn | None:
-    old = world.values[-1]
-    n = None if old is None else _amount(world, MOST - old)
-    if n is None:
+def _gain_first(world: World) -> Turn | None:
+    n = world.rng.randint(10, 60)
+    return _makes("gain_first", world.first + n, f"Recall first {world.first}.", _add(world.first, n), n=n)
+
+
+def _lose_first(world: World) -> Turn | None:
+    n = world.rng.randint(10, 60)
+    if n > world.first:
         return None
-    steps = (f"Recall last {old}.", _add(old, n), f"Result {old + n}.")
-    return Turn("add_last", f"That makes {old + n}.", old + n, steps, n=n)
+    return _makes("lose_first", world.first - n, f"Recall first {world.first}.", _subtract(world.first, n), n=n)
 
 
-def _take_last(world: World) -> Turn | None:
-    old = world.values[-1]
-    n = None if old is None else _amount(world, old - LEAST)
-    if n is None:
+def _rise(world: World) -> Turn | None:
+    last, first = world.last, world.first
+    if last < first:
         return None
-    steps = (f"Recall last {old}.", _subtract(old, n), f"Result {old - n}.")
-    return Turn("take_last", f"That makes {old - n}.", old - n, steps, n=n)
+    return _makes("rise", last - first, f"Recall last {last}.", f"Recall first {first}.", _subtract(last, first))
 
 
-def _reverse(world: World) -> Turn | None:
-    old = world.values[-1]
-    if old is None or old % 10 == 0:
-        return None
-    value = 10 * (old % 10) + old // 10
-    return Turn("reverse", f"That makes {value}.", value, (f"Recall last {old}.", f"Result {value}."))
+def _sum(world: World) -> Turn | None:
+    last, first = world.last, world.first
+    return _makes("sum", first + last, f"Recall first {first}.", f"Recall last {last}.", _add(first, last))
 
 
-def _recall_last(world: World) -> Turn | None:
-    value = world.values[-1]
-    return None if value is None else Turn("recall_last", f"My last answer was {value}.", value)
+def _recall_last(world: World) -> Turn:
+    return Turn("recall_last", f"My last number was {in_words(world.last)}.", world.last)
 
 
-def _recall(world: World) -> Turn:
-    a = world.someone()
-    return Turn("recall", f"The number for {a} {world.held[a]}.", world.held[a], a=a)
+def _recall_first(world: World) -> Turn:
+    return Turn("recall_first", f"My first number was {in_words(world.first)}.", world.first)
 
 
 _SKILLS: dict[Callable[[World], Turn | None], float] = {
-    _more: 3,
-    _fewer: 3,
-    _twice: 1.5,
-    _together: 2,
-    _difference: 2,
-    _compare: 1,
+    _gain: 3,
+    _lose: 3,
+    _double: 1,
     _price: 1,
-    _add_last: 1.5,
-    _take_last: 1.5,
-    _reverse: 1,
-    _recall_last: 0.7,
-    _recall: 1,
+    _swap: 1,
+    _compare: 1,
+    _gain_first: 2,
+    _lose_first: 2,
+    _rise: 1.5,
+    _sum: 1.5,
+    _recall_last: 0.8,
+    _recall_first: 0.8,
 }
 
 
 # --- the verifier: shares no code with the skills above ------------------------------------------------------
+
+_WORD_VALUES = {word: 10 * (i + 2) for i, word in enumerate(TENS)} | {word: i + 1 for i, word in enumerate(ONES)}
 
 
 def verify(record: dict) -> None:
     """Recompute every answer of a record; raises ValueError naming the turn where one is wrong.
 
     Answer k is worked out from the structured turn k and the *text* of the answers before it, so what passes
-    can be answered from the visible history. Every equation in the thinking is checked too.
+    can be answered from the visible history. The amounts must stand in the question, and every equation and
+    comparison in the thinking must hold.
     """
     replies = [message for message in record["messages"] if message["role"] == "assistant"]
     questions = [message for message in record["messages"] if message["role"] == "user"]
@@ -375,57 +333,63 @@ def verify(record: dict) -> None:
         raise ValueError(f"{len(questions)} questions, {len(replies)} replies, {len(record['turns'])} turns")
     answers: list[str] = []
     for index, (turn, question, reply) in enumerate(zip(record["turns"], questions, replies, strict=True)):
+        where = f"turn {index} ({turn['skill']})"
         expected = solve(turn, answers)
-        if reply["content"] != expected:
-            raise ValueError(f"turn {index} ({turn['skill']}): answer {reply['content']!r}, expected {expected!r}")
-        for part in (turn["a"], turn["b"], turn["n"], turn["m"]):
-            if part and str(part) not in question["content"]:
-                raise ValueError(f"turn {index}: {part!r} is not in the question {question['content']!r}")
-        for left, right in re.findall(r"(\d+(?: [+-] \d+)+) = (\d+)", reply.get("reasoning_content", "")):
-            if sum(int(term) for term in re.findall(r"[+-]?\d+", left.replace(" ", ""))) != int(right):
-                raise ValueError(f"turn {index}: the thinking says {left}={right}")
+        if not _says(reply["content"], expected):
+            raise ValueError(f"{where}: the answer is {reply['content']!r}, expected {expected}")
+        for amount in (turn["n"], turn["m"]):
+            if amount and str(amount) not in re.findall(r"\d+", question["content"]):
+                raise ValueError(f"{where}: {amount} is not in the question {question['content']!r}")
+        _check_thinking(reply.get("reasoning_content", ""), where)
         answers.append(reply["content"])
 
 
-def solve(turn: dict, answers: list[str]) -> str:
-    """The answer to a structured turn, given the text of all earlier answers.
-
-    Raises ValueError where the answer cannot be had from them.
+def solve(turn: dict, answers: list[str]) -> int | bool:
+    """What the answer to a structured turn must state, given the text of all earlier answers: a number, or for a
+    comparison whether it holds. Raises ValueError where the answers do not state the number it needs.
     """
-    a, b, n, things, skill = turn["a"], turn["b"], turn["n"], turn["things"], turn["skill"]
+    n, skill = turn["n"], turn["skill"]
+    if skill == "start":
+        return turn["m"] + n
+    stated = [number for answer in answers if (number := number_in(answer)) is not None]
+    if not stated:
+        raise ValueError(f"no number in the earlier answers {answers}")
+    first, last = stated[0], stated[-1]
+    results: dict[str, Callable[[], int | bool]] = {
+        "gain": lambda: last + n,
+        "lose": lambda: last - n,
+        "double": lambda: last * 2,
+        "price": lambda: last * 2,
+        "swap": lambda: int(str(last)[::-1]),
+        "compare": lambda: last > n,
+        "gain_first": lambda: first + n,
+        "lose_first": lambda: first - n,
+        "rise": lambda: last - first,
+        "sum": lambda: first + last,
+        "recall_last": lambda: last,
+        "recall_first": lambda: first,
+    }
+    if skill not in results:
+        raise ValueError(f"unknown skill {skill!r}")
+    return results[skill]()
 
-    def of(name: str) -> int:
-        for answer in reversed(answers):
-            if found := re.match(rf"This gives {name} (\d+) ", answer):
-                return int(found[1])
-        raise ValueError(f"no earlier answer tells what {name} has: {answers}")
 
-    def last() -> int:
-        if not answers or not (found := re.search(r"\d+", answers[-1])):
-            raise ValueError(f"the last of the answers {answers} states no number")
-        return int(found[0])
+def number_in(text: str) -> int | None:
+    """The number that a sentence states in words, or None."""
+    values = [_WORD_VALUES[word] for word in re.findall(r"[a-z]+", text) if word in _WORD_VALUES]
+    return sum(values) if values else None
 
-    match skill:
-        case "start":
-            return f"This gives {a} {turn['m'] + n} {things}."
-        case "more" | "fewer":
-            return f"This gives {b} {of(a) + (n if skill == 'more' else -n)} {things}."
-        case "twice":
-            return f"This gives {b} {of(a) * 2} {things}."
-        case "together":
-            return f"Together they have {of(a) + of(b)}."
-        case "difference":
-            return f"The difference is {of(a) - of(b)}."
-        case "compare":
-            return f"The answer is {max(a, b, key=of)}."
-        case "price":
-            return f"The price is {of(a) * 2} dollars."
-        case "add_last" | "take_last":
-            return f"That makes {last() + (n if skill == 'add_last' else -n)}."
-        case "reverse":
-            return f"That makes {str(last())[::-1]}."
-        case "recall_last":
-            return f"My last answer was {last()}."
-        case "recall":
-            return f"The number for {a} {of(a)}."
-    raise ValueError(f"unknown skill {skill!r}")
+
+def _says(answer: str, expected: int | bool) -> bool:
+    if isinstance(expected, bool):
+        return answer == ("Yes, it is more." if expected else "No, it is less.")
+    return number_in(answer) == expected
+
+
+def _check_thinking(thinking: str, where: str) -> None:
+    for left, right in re.findall(r"(\d+(?: [+-] \d+)+) = (\d+)", thinking):
+        if sum(int(term) for term in re.findall(r"[+-]?\d+", left.replace(" ", ""))) != int(right):
+            raise ValueError(f"{where}: the thinking says {left} = {right}")
+    for left, sign, right in re.findall(r"(\d+) ([<>]) (\d+)", thinking):
+        if (int(left) > int(right)) != (sign == ">"):
+            raise ValueError(f"{where}: the thinking says {left} {sign} {right}")

@@ -1,6 +1,10 @@
 """The Trainer: what it trains does not depend on layout, pack length, accumulation or an interruption."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +76,23 @@ def assert_same_run(left, right, tolerance=1e-6):
 )
 def test_the_same_run_whatever_the_layout_pack_length_or_accumulation(tmp_path, other):
     assert_same_run(trained(make_trainer(tmp_path)), trained(make_trainer(tmp_path, **other)))
+
+
+# Breaks if a rank divides by its own weight, or gradients are averaged where they should be summed.
+def test_the_same_run_on_two_processes(tmp_path):
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}:{here.parents[1]}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(here.parent / "two_processes.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    losses, parameters = torch.load(tmp_path / "result.pt", weights_only=False)
+    assert_same_run(trained(make_trainer(tmp_path)), (losses, {n: p.detach() for n, p in parameters.items()}))
 
 
 def test_another_layout_is_another_run(tmp_path):

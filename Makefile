@@ -49,7 +49,7 @@ notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/note
 	@ls -d runs/notebooks/*.ipynb
 
 test: $(STAMP) ## run the tests: no network, no GPU
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 gpu-test: $(STAMP) ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -57,6 +57,11 @@ class Conversation:
             raise ValueError(f"{self.name}: the conversation is empty; give it at least one assistant message")
         for index, message in enumerate(self.messages):
             _check_message(message, f"{self.name}: message {index}")
+        if self.messages[0]["role"] == "assistant":
+            raise ValueError(
+                f"{self.name}: message 0 is an assistant message, and nothing comes before it that it could answer; "
+                "remove it, or put a user message first"
+            )
         if all(message["role"] != "assistant" for message in self.messages):
             roles = ", ".join(message["role"] for message in self.messages)
             raise ValueError(f"{self.name}: no assistant message to learn from (roles: {roles}); remove it")

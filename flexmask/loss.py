@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from flexmask.models import attention_masks
+from flexmask.models import UnsupportedModelError, attention_masks
 from flexmask.packing import Pack
 from flexmask.rendering import Role
 
@@ -52,6 +52,11 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
         use_cache=False,
     )
     logits = output.logits[0]
+    if len(logits) != len(indices):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} returned {len(logits):,} rows of logits for {len(indices):,} trained tokens: it "
+            "does not take logits_to_keep, as causal language models of transformers 5 do"
+        )
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     losses = F.cross_entropy(logits, pack.input_ids[0, indices], reduction="none")

@@ -12,7 +12,8 @@ from flexmask.packing import Pack
 
 # Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models.
 _STATEFUL = re.compile(
-    r"mamba|ssm|deltanet|shortconv|linearattention|recurrent|rglru|rwkv|retention|lightningattention", re.IGNORECASE
+    r"mamba|ssm|lstm|deltanet|shortconv|linearattention|recurrent|rglru|rwkv|retention|lightningattention",
+    re.IGNORECASE,
 )
 _MASKED_LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -63,6 +64,11 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     listed = getattr(text, "layer_types", None)
     if listed:
         return list(listed)
+    if getattr(text, "num_hidden_layers", None) is None:
+        raise UnsupportedModelError(
+            f"{type(text).__name__} has neither layer_types nor num_hidden_layers, so what attention its layers have "
+            "is not known; flexmask trains causal language models with one stack of layers"
+        )
     kind = "full_attention" if getattr(text, "sliding_window", None) is None else "sliding_attention"
     return [kind] * text.num_hidden_layers
 

@@ -72,8 +72,8 @@ def render_passes(
     template_kwargs: passed to the chat template, for instance `{"enable_thinking": False}`.
     thinking_format: how thinking is generated under a template that never renders it; `{thinking}` stands for the
         text. Applied with a warning. None refuses such conversations.
-    control_tokens: what to do when message text contains a special token or a thinking tag: "refuse" raises,
-        "escape" puts a zero-width space after its first character, so that it is tokenized as plain text.
+    control_tokens: what to do when message text or a tool schema contains a special token or a thinking tag: "refuse"
+        raises, "escape" puts a zero-width space after its first character, so that it is tokenized as plain text.
 
     Raises ValueError, naming the conversation and turn, when the template rejects the messages, the prompt is no
     prefix of the whole render (with both texts where they part), the thinking or answer cannot be found in the
@@ -130,7 +130,7 @@ def guard_control_tokens(
 
     def guarded(value: Any, where: str) -> Any:
         if isinstance(value, dict):
-            return {key: guarded(item, f"{where}.{key}") for key, item in value.items()}
+            return {guarded(key, f"a key of {where}"): guarded(item, f"{where}.{key}") for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return type(value)(guarded(item, f"{where}[{i}]") for i, item in enumerate(value))
         if not isinstance(value, str):
@@ -145,7 +145,8 @@ def guard_control_tokens(
                 value = value.replace(token, f"{token[0]}\u200b{token[1:]}")
         return value
 
-    return replace(conversation, messages=guarded(conversation.messages, "messages"))
+    messages, tools = guarded(conversation.messages, "messages"), guarded(conversation.tools, "tools")
+    return replace(conversation, messages=messages, tools=tools)
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class _Renderer:
                 tokenize=False,
                 **self.template_kwargs,
             )
-        except jinja2.exceptions.TemplateError as error:
+        except (jinja2.exceptions.TemplateError, ValueError, TypeError) as error:
             raise ValueError(f"{where}: the chat template rejects the conversation: {error}") from error
 
     def _generated(self, index: int, prompt: str, generated: str, where: str) -> tuple[str, int]:
@@ -209,27 +210,30 @@ class _Renderer:
         cursor = 0
         if thinking:
             if self._renders_thinking(message, index, generated, where):
-                cursor = generated.find(thinking) + len(thinking)
+                cursor = generated.find(thinking, _behind_opening(generated)) + len(thinking)
             else:
                 block = self._declared_thinking(thinking, prompt, generated, where)
                 generated, cursor = block + generated, len(block)
-        if content:
-            answer_start = generated.find(content, cursor)
-            if answer_start < 0:
-                raise ValueError(
-                    f"{where}: the chat template rewrites the turn: its content {content[:60]!r} does not stand in "
-                    f"the generated text {generated[cursor : cursor + 120]!r}"
-                )
-            return generated, answer_start
-        # An empty answer starts after the closing tag and the white space the template puts behind it.
-        closing = generated.rfind(THINK_CLOSE)
-        cursor = max(cursor, closing + len(THINK_CLOSE) if closing >= 0 else 0)
-        return generated, cursor + len(generated[cursor:]) - len(generated[cursor:].lstrip())
+        # No message text contains a tag (`guard_control_tokens`), so this one is the template's.
+        closing = generated.find(THINK_CLOSE, cursor)
+        if closing >= 0:
+            cursor = closing + len(THINK_CLOSE)
+        if not content:
+            return generated, cursor + len(generated[cursor:]) - len(generated[cursor:].lstrip())
+        starts = [generated.find(text, cursor) for text in (message["content"], content)]
+        if max(starts) < 0:
+            raise ValueError(
+                f"{where}: the chat template rewrites the turn: its content {content[:60]!r} does not stand in "
+                f"the generated text {generated[cursor : cursor + 120]!r}"
+            )
+        if closing < 0 and not thinking:
+            return generated, 0  # all that is generated is the answer
+        return generated, starts[0] if starts[0] >= 0 else starts[1]
 
     def _renders_thinking(self, message: dict, index: int, generated: str, where: str) -> bool:
         """Whether the template shows this turn's thinking; the answer may quote it, so finding it is not enough."""
         thinking, content = message["reasoning_content"].strip(), message["content"].strip()
-        at = generated.find(thinking)
+        at = generated.find(thinking, _behind_opening(generated))
         if at < 0:
             return False
         if content and not message.get("tool_calls"):
@@ -293,6 +297,11 @@ class _Renderer:
                 "would never learn to stop; the chat template must close an assistant turn with a special token"
             )
         return ends[-1] + 1
+
+
+def _behind_opening(generated: str) -> int:
+    """Where to search for thinking: the letters of the opening tag are none of it."""
+    return generated.find(THINK_OPEN) + len(THINK_OPEN) if THINK_OPEN in generated else 0
 
 
 def _copy_spans(history: Iterable[dict], prompt: str) -> list[tuple[int, int]]:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import speed_metrics
 
+from flexmask.exactness import check_exact
 from flexmask.loss import TokenLosses, token_losses
 from flexmask.masks import build_block_mask
 from flexmask.models import prepare_model
@@ -108,8 +109,10 @@ class OnePassTrainer(Trainer):
     """
 
     def __init__(self, model: PreTrainedModel, args, data_collator: OnePassCollator, **kwargs: Any) -> None:
+        _check_settings(args, kwargs.get("train_dataset"))
         args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
-        super().__init__(model=prepare_model(model), args=args, data_collator=data_collator, **kwargs)
+        check_exact(prepare_model(model), data_collator.block_size)
+        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         # compute_loss divides by the step's target weight itself, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
@@ -208,6 +211,26 @@ class OnePassTrainer(Trainer):
             "packing_waste": 1 - tally["tokens_computed"] / tally["tokens_padded"],
             "block_sparsity": build_block_mask(visible_until, self.data_collator.block_size).sparsity() / 100,
         }
+
+
+def _check_settings(args: TrainingArguments, train_dataset) -> None:
+    """Refuse what would be ignored, or would fail in the middle of training."""
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor}: is not part of the loss here; set it to 0"
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process: a pack cannot be scattered over them; start one process a GPU with "
+            "torchrun, or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
+    if isinstance(train_dataset, Sequence):
+        empty = [i for i, rows in enumerate(train_dataset) if not rows]
+        if empty:
+            raise ValueError(
+                f"train_dataset: {len(empty)} conversations have no rows because none of their turns is trained "
+                f"(indices {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}); leave them out"
+            )
 
 
 def _loss_sums(result: TokenLosses) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -52,14 +53,20 @@ def load_model(config: ModelConfig, vocab_size: int, seed: int) -> PreTrainedMod
     if config.from_scratch:
         set_seed(seed)
         return AutoModelForCausalLM.from_config(shape, dtype=dtype)
-    return _reachable(config, AutoModelForCausalLM.from_pretrained, dtype=dtype)
+    model = _reachable(config, AutoModelForCausalLM.from_pretrained, dtype=dtype)
+    if vocab_size > (rows := model.get_input_embeddings().num_embeddings):
+        raise ValueError(
+            f"model.name_or_path={config.name_or_path}: its tokenizer has {vocab_size:,} tokens, its embedding only "
+            f"{rows:,}; the two do not belong together"
+        )
+    return model
 
 
 def _reachable(config: ModelConfig, load, **arguments):
     try:
         return load(config.name_or_path, **arguments)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"model.name_or_path={config.name_or_path}: neither a local folder nor reachable on the hub; without "
-            f"network give a local folder with model.name_or_path=<folder> ({str(error).splitlines()[0]})"
+            f"model.name_or_path={config.name_or_path}: cannot be read, neither as a local folder nor from the "
+            f"hub; without network give a local folder with model.name_or_path=<folder> ({str(error).splitlines()[0]})"
         ) from error

@@ -18,8 +18,8 @@ from recipes import tutoring
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
-# One piece a word (with the space before it), one piece a digit, runs of other signs, runs of newlines, spaces.
-# A digit never takes the space before it: "42" is the same two tokens wherever it stands.
+# A piece is a word, a digit or another sign, each with the one space before it, or a run of newlines or of spaces.
+# So " 42" is " 4" and "2": a number's first digit and its second are different tokens.
 _PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+"
 
 # The same behaviour as Qwen3's template, in our own words:
@@ -155,8 +155,8 @@ def build_model(
         intermediate_size=intermediate_size,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        # For 2,000-token dialogues and a thousand steps: larger weights than the usual 0.02 and shorter rotary periods
-        # let attention tell words and distances apart from the first steps on.
+        # For dialogues of some hundred tokens and about a thousand steps: larger weights than the usual 0.02 and
+        # shorter rotary periods let attention tell words and distances apart from the first steps on.
         initializer_range=0.1,
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     )

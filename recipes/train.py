@@ -59,6 +59,7 @@ def train(config: TrainConfig) -> dict:
 
     folder = Path(config.output_dir)
     checkpoint, done = last_checkpoint(folder) if config.resume else (None, None)
+    refuse_to_overwrite(config, folder)
     save_run_config(config, folder)
     set_seed(config.seed)
     disable_progress_bar()  # a line a log is enough
@@ -122,6 +123,16 @@ def train(config: TrainConfig) -> dict:
     print_summary(result)
     print(folder)
     return result
+
+
+def refuse_to_overwrite(config: TrainConfig, folder: Path) -> None:
+    """Raise ValueError when a run that is not to be resumed would write into the folder of another."""
+    taken = [name for name in ("config.yaml", "metrics.jsonl", "checkpoints", "model") if (folder / name).exists()]
+    if taken and not config.resume:
+        raise ValueError(
+            f"{folder}: holds a run already ({', '.join(taken)}), which would be overwritten; choose another folder, "
+            f"or go on with it: resume={folder}"
+        )
 
 
 def last_checkpoint(folder: Path) -> tuple[str, int]:

@@ -1,16 +1,16 @@
 """Tutoring dialogues for the embedded default: seeded, varied in wording, and checkable.
 
 A dialogue has 3 to 8 turns about things that people count. The first question holds its numbers; every later one
-needs the value of an earlier *answer* ("Then Mia finds 15 more", "Take your first number and add 30"). The tutor
+needs the value of an earlier *answer* ("Then Mia finds 15 more", "Take your first result and add 30"). The tutor
 works in digits and answers in words:
 
-    user       Say Mia has 27 apples and finds 15 more. How many?
-    thinking   Add 27 + 15: 7 + 5 = 12, 2 + 1 + 1 = 4.
-               Result 42.
-    assistant  We start at forty two.
-    user       Then Mia buys 30 more apples. How many now?
-    thinking   Recall last 42.
-               Add 42 + 30: 2 + 0 = 2, 4 + 3 = 7.
+    user       Say Mia has 27 apples and finds 13 more. How many?
+    thinking   Add 27 + 13: 7 + 3 = 10, 2 + 1 + 1 = 4.
+               Result 40.
+    assistant  We start at forty.
+    user       After that Mia buys 32 more apples. How many is that?
+    thinking   Recall last 40.
+               Add 40 + 32: 0 + 2 = 2, 4 + 3 = 7.
                Result 72.
     assistant  That makes seventy two.
 
@@ -54,52 +54,48 @@ WORDINGS = {
     "gain": (
         "Then {name} finds {n} more. How many now?",
         "After that {name} buys {n} more {things}. How many is that?",
-        "Add {n} to your last number.",
+        "Add {n} to your last result.",
     ),
     "lose": (
         "Then {name} gives away {n}. How many are left?",
         "After that {name} loses {n} of the {things}. How many now?",
-        "Subtract {n} from your last number.",
+        "Subtract {n} from your last result.",
     ),
     "double": (
         "Then {name} doubles the {things}. How many now?",
-        "What is twice your last number?",
+        "What is twice your last result?",
     ),
     "price": (
         "Each of the {things} costs 2 dollars. What does {name} pay for all?",
         "At 2 dollars each, what do the {things} cost?",
     ),
     "swap": (
-        "Swap the digits of your last number.",
-        "Now write your last number backwards.",
-    ),
-    "compare": (
-        "Is your last number more than {n}?",
-        "Does {name} now have more than {n} {things}?",
+        "Swap the digits of your last result.",
+        "Now write your last result backwards.",
     ),
     "gain_first": (
-        "Take your first number and add {n}.",
+        "Take your first result and add {n}.",
         "What if {name} had found {n} more at the start?",
     ),
     "lose_first": (
-        "Take your first number and subtract {n}.",
+        "Take your first result and subtract {n}.",
         "What if {name} had lost {n} at the start?",
     ),
     "rise": (
-        "How much is your last number above the first?",
+        "How much is your last result above the first?",
         "How many {things} did {name} gain since the start?",
     ),
     "sum": (
-        "Add your first and your last number.",
-        "What do your first and last number make together?",
+        "Add your first and your last result.",
+        "What do your first and last result make together?",
     ),
-    "recall_last": (
-        "What was your last number?",
-        "Please say your last number again.",
+    "digits_last": (
+        "Write your last result in digits.",
+        "What was your last result in digits?",
     ),
-    "recall_first": (
-        "What was your first number?",
-        "Please say your first number again.",
+    "digits_first": (
+        "Write your first result in digits.",
+        "What was your first result in digits?",
     ),
 }
 
@@ -110,8 +106,8 @@ class Turn:
 
     skill: str
     answer: str
-    value: int | None = None  # the number that the answer states; None for a comparison
-    steps: tuple[str, ...] = ()  # lines of thinking; none for a plain recall
+    value: int | None = None  # the number that the answer states in words
+    steps: tuple[str, ...] = ()  # lines of thinking; none for a plain look-up
     n: int = 0
     m: int = 0
 
@@ -186,7 +182,7 @@ def _dialogue(rng: random.Random) -> dict:
 def _next_turn(world: World) -> Turn:
     if not world.numbers:
         return _start(world)
-    while True:  # a skill that the numbers do not allow gives None; recall always fits
+    while True:  # a skill that the numbers do not allow gives None; digits always fit
         turn = world.rng.choices(list(_SKILLS), list(_SKILLS.values()))[0](world)
         if turn is not None:
             return turn
@@ -200,9 +196,7 @@ def _add(left: int, right: int) -> str:
     ones = left % 10 + right % 10
     carry = " + 1" if ones > 9 else ""
     tens = left // 10 + right // 10 + ones // 10
-    return (
-        f"Add {left} + {right}: {left % 10} + {right % 10} = {ones}, {left // 10} + {right // 10}{carry} = {tens}."
-    )
+    return f"Add {left} + {right}: {left % 10} + {right % 10} = {ones}, {left // 10} + {right // 10}{carry} = {tens}."
 
 
 def _subtract(left: int, right: int) -> str:
@@ -219,7 +213,7 @@ def _subtract(left: int, right: int) -> str:
 
 def _makes(skill: str, value: int, *steps: str, n: int = 0) -> Turn | None:
     """The turn whose thinking ends in `value`, or None where that number cannot be stated."""
-    if not LEAST <= value <= MOST:
+    if not LEAST < value < MOST or value % 10 == 0:  # only the first result is round
         return None
     return Turn(skill, f"That makes {in_words(value)}.", value, (*steps, f"Result {value}."), n=n)
 
@@ -228,9 +222,10 @@ def _makes(skill: str, value: int, *steps: str, n: int = 0) -> Turn | None:
 
 
 def _start(world: World) -> Turn:
-    m, n = world.rng.randint(10, 50), world.rng.randint(10, 40)
-    steps = (_add(m, n), f"Result {m + n}.")
-    return Turn("start", f"We start at {in_words(m + n)}.", m + n, steps, n=n, m=m)
+    value = 10 * world.rng.randint(3, 9)  # round, so that looking the first result up is one look-up, not two
+    m = world.rng.randint(10, value - 10)
+    steps = (_add(m, value - m), f"Result {value}.")
+    return Turn("start", f"We start at {in_words(value)}.", value, steps, n=value - m, m=m)
 
 
 def _gain(world: World) -> Turn | None:
@@ -254,17 +249,10 @@ def _price(world: World) -> Turn | None:
 
 
 def _swap(world: World) -> Turn | None:
+    if world.last % 10 == world.last // 10:
+        return None
     swapped = 10 * (world.last % 10) + world.last // 10
     return _makes("swap", swapped, f"Recall last {world.last}.")
-
-
-def _compare(world: World) -> Turn | None:
-    n = world.rng.randint(10, MOST)
-    if n // 10 == world.last // 10:
-        return None
-    more = world.last > n
-    steps = (f"Recall last {world.last}.", f"Compare {world.last // 10} {'>' if more else '<'} {n // 10}.")
-    return Turn("compare", "Yes, it is more." if more else "No, it is less.", steps=steps, n=n)
 
 
 def _gain_first(world: World) -> Turn | None:
@@ -291,27 +279,26 @@ def _sum(world: World) -> Turn | None:
     return _makes("sum", first + last, f"Recall first {first}.", f"Recall last {last}.", _add(first, last))
 
 
-def _recall_last(world: World) -> Turn:
-    return Turn("recall_last", f"My last number was {in_words(world.last)}.", world.last)
+def _digits_last(world: World) -> Turn:
+    return Turn("digits_last", f"In digits, last {world.last}.")
 
 
-def _recall_first(world: World) -> Turn:
-    return Turn("recall_first", f"My first number was {in_words(world.first)}.", world.first)
+def _digits_first(world: World) -> Turn:
+    return Turn("digits_first", f"In digits, first {world.first}.")
 
 
 _SKILLS: dict[Callable[[World], Turn | None], float] = {
     _gain: 3,
     _lose: 3,
-    _double: 1,
-    _price: 1,
-    _swap: 1,
-    _compare: 1,
+    _double: 2,
+    _price: 2,
+    _swap: 2,
     _gain_first: 2,
     _lose_first: 2,
     _rise: 1.5,
     _sum: 1.5,
-    _recall_last: 0.8,
-    _recall_first: 0.8,
+    _digits_last: 0.8,
+    _digits_first: 0.8,
 }
 
 
@@ -324,8 +311,8 @@ def verify(record: dict) -> None:
     """Recompute every answer of a record; raises ValueError naming the turn where one is wrong.
 
     Answer k is worked out from the structured turn k and the *text* of the answers before it, so what passes
-    can be answered from the visible history. The amounts must stand in the question, and every equation and
-    comparison in the thinking must hold.
+    can be answered from the visible history. The amounts must stand in the question, and every equation in
+    the thinking must hold.
     """
     replies = [message for message in record["messages"] if message["role"] == "assistant"]
     questions = [message for message in record["messages"] if message["role"] == "user"]
@@ -344,9 +331,9 @@ def verify(record: dict) -> None:
         answers.append(reply["content"])
 
 
-def solve(turn: dict, answers: list[str]) -> int | bool:
-    """What the answer to a structured turn must state, given the text of all earlier answers: a number, or for a
-    comparison whether it holds. Raises ValueError where the answers do not state the number it needs.
+def solve(turn: dict, answers: list[str]) -> int:
+    """What the answer to a structured turn must state, given the text of all earlier answers: a number.
+    Raises ValueError where the answers do not state the number it needs.
     """
     n, skill = turn["n"], turn["skill"]
     if skill == "start":
@@ -355,19 +342,18 @@ def solve(turn: dict, answers: list[str]) -> int | bool:
     if not stated:
         raise ValueError(f"no number in the earlier answers {answers}")
     first, last = stated[0], stated[-1]
-    results: dict[str, Callable[[], int | bool]] = {
+    results: dict[str, Callable[[], int]] = {
         "gain": lambda: last + n,
         "lose": lambda: last - n,
         "double": lambda: last * 2,
         "price": lambda: last * 2,
         "swap": lambda: int(str(last)[::-1]),
-        "compare": lambda: last > n,
         "gain_first": lambda: first + n,
         "lose_first": lambda: first - n,
         "rise": lambda: last - first,
         "sum": lambda: first + last,
-        "recall_last": lambda: last,
-        "recall_first": lambda: first,
+        "digits_last": lambda: last,
+        "digits_first": lambda: first,
     }
     if skill not in results:
         raise ValueError(f"unknown skill {skill!r}")
@@ -380,9 +366,9 @@ def number_in(text: str) -> int | None:
     return sum(values) if values else None
 
 
-def _says(answer: str, expected: int | bool) -> bool:
-    if isinstance(expected, bool):
-        return answer == ("Yes, it is more." if expected else "No, it is less.")
+def _says(answer: str, expected: int) -> bool:
+    if answer.startswith("In digits"):
+        return re.findall(r"\d+", answer) == [str(expected)]
     return number_in(answer) == expected
 
 
@@ -390,6 +376,3 @@ def _check_thinking(thinking: str, where: str) -> None:
     for left, right in re.findall(r"(\d+(?: [+-] \d+)+) = (\d+)", thinking):
         if sum(int(term) for term in re.findall(r"[+-]?\d+", left.replace(" ", ""))) != int(right):
             raise ValueError(f"{where}: the thinking says {left} = {right}")
-    for left, sign, right in re.findall(r"(\d+) ([<>]) (\d+)", thinking):
-        if (int(left) > int(right)) != (sign == ">"):
-            raise ValueError(f"{where}: the thinking says {left} {sign} {right}")

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from factories import chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
+from factories import TINY_MODELS, chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
 from transformers import (
     AutoModelForCausalLM,
+    DogeConfig,
+    DogeForCausalLM,
     JambaConfig,
     Lfm2Config,
     Llama4TextConfig,
@@ -16,6 +18,8 @@ from transformers import (
 
 from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
 from flexmask.attention import ATTENTION_NAME
+from flexmask.exactness import check_exact
+from flexmask.masks import build_block_mask
 from flexmask.models import attention_masks, check_model
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
@@ -39,6 +43,30 @@ def test_models_with_stateful_layers_are_refused_by_name(family):
         model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(UnsupportedModelError, match=layer + r".*carry state from token to token"):
         check_model(model)
+
+
+# Doge rewrites the mask inside its attention: nothing about its layers says so, only its losses do.
+def test_a_model_that_masking_does_not_make_exact_is_refused_by_trying():
+    model = prepare_model(DogeForCausalLM(DogeConfig(**SMALL, **HEADS, keep_window_size=4)))
+    with pytest.raises(UnsupportedModelError, match="DogeForCausalLM: one pass is not exact for this model"):
+        check_exact(model, 16)
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_exact_models_pass_the_check(family, dtype):
+    check_exact(prepare_model(TINY_MODELS[family](60, dtype)), 16)
+
+
+# Breaks if the check's tolerance lets a leak through that is as small as one token.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_check_sees_a_mask_that_is_one_token_off(dtype, monkeypatch):
+    def off_by_one(visible_until, *arguments, **more):
+        return build_block_mask((visible_until + 1).clamp_max(visible_until.shape[1]), *arguments, **more)
+
+    monkeypatch.setattr("flexmask.models.build_block_mask", off_by_one)
+    with pytest.raises(UnsupportedModelError, match="one pass is not exact"):
+        check_exact(prepare_model(TINY_MODELS["qwen3"](60, dtype)), 16)
 
 
 def test_a_layer_type_without_a_mask_rule_is_refused():

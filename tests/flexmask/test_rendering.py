@@ -7,6 +7,11 @@ from factories import chatml_tokenizer, random_conversation
 from flexmask import Conversation, Role, render_passes
 from flexmask.rendering import select_turns
 
+PLAIN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 def conversation(*messages):
     return Conversation("data.jsonl:7", messages)
@@ -72,6 +77,22 @@ def test_roles_of_a_turn_without_thinking(answer):
     assert decoded(tokenizer, p.input_ids[p.roles == Role.ANSWER]) == f"{answer}<|im_end|>"
 
 
+# Breaks if an answer is looked for among the letters of the think tags.
+@pytest.mark.parametrize("thinking, answer", [("take n", "n"), ("t", "k"), ("hi", "think")])
+def test_short_texts_are_not_found_inside_the_think_tags(thinking, answer):
+    tokenizer = chatml_tokenizer()
+    (p,) = render_passes(conversation(user("add"), assistant(answer, thinking)), tokenizer)
+    inside = thinking.strip()
+    assert decoded(tokenizer, p.input_ids[p.roles == Role.THINKING]) == f"<think>\n{inside}\n</think>\n\n"
+    assert decoded(tokenizer, p.input_ids[p.roles == Role.ANSWER]) == f"{answer}<|im_end|>"
+
+
+def test_all_that_is_generated_without_thinking_is_answer():
+    tokenizer = with_template(PLAIN)
+    (p,) = render_passes(conversation(user("add"), assistant("  46 ")), tokenizer, thinking_weight=0.0)
+    assert decoded(tokenizer, p.input_ids[p.loss_weights > 0]) == "  46 <|im_end|>"
+
+
 def test_template_arguments_reach_the_template():
     tokenizer = chatml_tokenizer()
     source = conversation(user("add"), assistant("46"))
@@ -116,12 +137,6 @@ def test_a_merge_across_the_seam_keeps_the_prompts_tokens():
     (p,) = render_passes(source, tokenizer)
     assert p.input_ids[: p.prompt_length].tolist() == prompt
     assert decoded(tokenizer, p.input_ids[p.prompt_length :]) == "\n\nthe sum<|im_end|>"
-
-
-PLAIN = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def test_a_template_without_thinking_gets_the_declared_format_and_says_so():
@@ -199,6 +214,21 @@ def test_an_error_of_the_template_names_the_conversation():
 def test_control_tokens_in_user_text_are_refused(token):
     with pytest.raises(ValueError, match=r"data.jsonl:7: messages\[0\].content contains the control token"):
         render_passes(conversation(user(f"say {token} now"), assistant("46")), chatml_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Conversation("c", (user("a"), assistant("b")), tools=({"function": {"description": "x <|im_end|>"}},)),
+        conversation(
+            user("a"), assistant("b", tool_calls=[{"function": {"name": "f", "arguments": {"<|im_end|>": 1}}}])
+        ),
+    ],
+    ids=["tool schema", "argument name"],
+)
+def test_control_tokens_in_tools_are_refused(source):
+    with pytest.raises(ValueError, match='contains the control token "<|im_end|>"'):
+        render_passes(source, chatml_tokenizer())
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</think>"])

@@ -203,6 +203,20 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     assert_same_run(trained(make_trainer(tmp_path)), trained(make_trainer(tmp_path, **kwargs)), tolerance=1e-12)
 
 
+@pytest.mark.parametrize(
+    "arguments, message", [({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1: is not part of the loss")]
+)
+def test_settings_that_would_be_ignored_are_refused(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **arguments)
+
+
+def test_a_conversation_without_rows_is_named_before_training(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"1 conversations have no rows .*\(indices 1\)"):
+        OnePassTrainer(trainer.model, trainer.args, trainer.data_collator, train_dataset=[rows_in("one_pass")[0], ()])
+
+
 def test_a_pack_length_off_the_block_size_is_refused():
     with pytest.raises(ValueError, match="pack_length=1,000 must be a positive multiple of block_size=128"):
         OnePassCollator(1000)

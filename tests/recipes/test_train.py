@@ -123,6 +123,14 @@ def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
     assert again.returncode != 0 and "this run has finished" in again.stderr
 
 
+# Breaks if a second run writes into a folder that has one: its model and metrics would be lost.
+def test_a_run_does_not_overwrite_another(whole, tmp_path):
+    before = (whole[0] / "metrics.jsonl").read_text()
+    done = run(tmp_path, *SMALL, "wandb=off", f"hydra.run.dir={whole[0]}", "seed=5")
+    assert done.returncode != 0 and "holds a run already (config.yaml, metrics.jsonl" in done.stderr
+    assert (whole[0] / "metrics.jsonl").read_text() == before
+
+
 def test_what_cannot_be_resumed_is_said(whole, tmp_path):
     other = run(tmp_path, f"resume={whole[0]}", "seed=3")
     assert other.returncode != 0 and "goes on with the configuration in that folder; remove seed=3" in other.stderr

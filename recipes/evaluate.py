@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from flexmask import Conversation
 from recipes.chat import ChatResult, answer_accuracy, chat, conversation_accuracy
@@ -46,6 +47,7 @@ def evaluate_chats(
 
 
 def main(run: Path, overrides: Sequence[str]) -> None:
+    disable_progress_bar()
     config = load_run_config(run, overrides)
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=getattr(torch, config.model.dtype))

@@ -98,25 +98,12 @@ def train(config: TrainConfig) -> dict:
         heldout = trainer.evaluate(heldout_rows.items, metric_key_prefix="heldout") if heldout_rows.items else {}
         figures, chats = evaluate_chats(model, tokenizer, data.heldout, config)
         report_chats(reporter, chats, config.trainer.steps)
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        totals = trainer.run_totals
         result = {
-            "layout": str(config.duplication.layout),
-            "seed": config.seed,
-            "steps": trainer.state.global_step,
-            "train_seconds": round(totals.seconds, 2),
-            "tokens_computed": totals.tokens_computed,
-            "tokens_trained": totals.tokens_trained,
-            "packing_waste": 1 - totals.tokens_computed / totals.tokens_padded,
-            "loss_first": losses[0],
-            "loss_last": losses[-1],
+            **training_result(trainer, config),
             "heldout_loss": heldout.get("heldout_loss"),
             **figures,
             "dropped_conversations": len(data.dropped),
             "dropped_turns": rows.dropped_turns,
-            "device": device_name(trainer.args.device),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-            "git_commit": git_commit(),
         }
         reporter.summary(result)
         write_json(folder / "result.json", result)
@@ -125,9 +112,29 @@ def train(config: TrainConfig) -> dict:
     return result
 
 
+def training_result(trainer, config: TrainConfig) -> dict:
+    """What `result.json` says of the training itself, and of what it ran on."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    totals = trainer.run_totals
+    return {
+        "layout": str(config.duplication.layout),
+        "seed": config.seed,
+        "steps": trainer.state.global_step,
+        "train_seconds": round(totals.seconds, 2),
+        "tokens_computed": totals.tokens_computed,
+        "tokens_trained": totals.tokens_trained,
+        "packing_waste": 1 - totals.tokens_computed / totals.tokens_padded,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "device": device_name(trainer.args.device),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "git_commit": git_commit(),
+    }
+
+
 def refuse_to_overwrite(config: TrainConfig, folder: Path) -> None:
     """Raise ValueError when a run that is not to be resumed would write into the folder of another."""
-    taken = [name for name in ("config.yaml", "metrics.jsonl", "checkpoints", "model") if (folder / name).exists()]
+    taken = [name for name in ("metrics.jsonl", "checkpoints", "model") if (folder / name).exists()]
     if taken and not config.resume:
         raise ValueError(
             f"{folder}: holds a run already ({', '.join(taken)}), which would be overwritten; choose another folder, "

@@ -22,19 +22,18 @@ SAMPLE_CHATS = 20
 def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
     """`trainer` as transformers' TrainingArguments; batch sizes count conversations.
 
-    Raises ValueError when the processes cannot share the conversations of a step evenly.
+    Raises ValueError under several processes, each of which would write the same run folder.
     """
     trainer = config.trainer
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if trainer.conversations_per_step % processes:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"trainer.conversations_per_step={trainer.conversations_per_step}: must be a multiple of the number of "
-            f"processes, {processes}"
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this recipe runs in one process; under torchrun use OnePassTrainer "
+            "in a script of your own"
         )
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=trainer.steps,
-        per_device_train_batch_size=trainer.conversations_per_step // processes,
+        per_device_train_batch_size=trainer.conversations_per_step,
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=trainer.schedule,
         warmup_steps=trainer.warmup_steps,

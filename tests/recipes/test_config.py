@@ -140,7 +140,10 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         ),
         (["duplication.turns=first"], 'duplication.turns="first": write all'),
         (["trainer.steps=600", "trainer.warmup_steps=601"], "trainer.warmup_steps=601: is more than trainer.steps="),
-        (["data.heldout_conversations=200", "evaluation.conversations=201"], "evaluation.conversations=201: only .*heldout_conversations=200"),
+        (
+            ["data.heldout_conversations=200", "evaluation.conversations=201"],
+            "evaluation.conversations=201: only .*heldout_conversations=200",
+        ),
         (["model.name_or_path=x"], "model.name_or_path=x: the tiny model is built"),
         (["model=hub"], "model.name_or_path: has no value"),
         (["model.from_scratch=false"], "model.from_scratch=false"),

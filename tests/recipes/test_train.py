@@ -96,6 +96,14 @@ def test_the_model_folder_loads_with_plain_transformers(whole):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), checkpoint.parameters(), strict=True))
 
 
+def test_a_finished_run_can_be_evaluated_again(whole, tmp_path):
+    command = [sys.executable, "-m", "recipes.evaluate", str(whole[0])]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures, result = json.loads(done.stdout), json.loads((whole[0] / "result.json").read_text())
+    assert figures == {name: result[name] for name in ("answer_accuracy", "conversation_accuracy")}
+
+
 # A kill at any moment, not a polite exception; resumed losses must be the unbroken run's to the last bit.
 def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
     slow = "trainer.log_every=1"
@@ -127,7 +135,7 @@ def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
 def test_a_run_does_not_overwrite_another(whole, tmp_path):
     before = (whole[0] / "metrics.jsonl").read_text()
     done = run(tmp_path, *SMALL, "wandb=off", f"hydra.run.dir={whole[0]}", "seed=5")
-    assert done.returncode != 0 and "holds a run already (config.yaml, metrics.jsonl" in done.stderr
+    assert done.returncode != 0 and "holds a run already (metrics.jsonl, checkpoints, model)" in done.stderr
     assert (whole[0] / "metrics.jsonl").read_text() == before
 
 

@@ -27,8 +27,8 @@ def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArgume
     trainer = config.trainer
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this recipe runs in one process; under torchrun use OnePassTrainer "
-            "in a script of your own"
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this recipe runs in one process; under torchrun use OnePassTrainer"
+            " in a script of your own"
         )
     return TrainingArguments(
         output_dir=str(checkpoints),

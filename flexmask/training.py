@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import speed_metrics
 
+from flexmask.conversation import Conversation
 from flexmask.exactness import check_exact
 from flexmask.loss import TokenLosses, token_losses
 from flexmask.masks import build_block_mask
@@ -29,8 +30,8 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def prepare_conversation(
-    conversation,
-    tokenizer,
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     layout: str = "one_pass",
     pack_length: int | None = None,

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask.conversation import Conversation
-
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+from flexmask.conversation import THINK_CLOSE, THINK_OPEN, Conversation
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from flexmask.conversation import THINK_CLOSE, THINK_OPEN
 from recipes import tutoring
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 # A piece is a word, a digit or another sign, each with the one space before it, or a run of newlines or of spaces.
 # So " 42" is " 4" and "2": a number's first digit and its second are different tokens.

@@ -1,24 +1,21 @@
-"""Conversation -> passes: what the chat template shows at inference, then what the model must generate.
+"""Conversation -> passes: the token ids, roles and loss weights that per-turn training feeds for each assistant turn.
 
-A pass is rendered with the tokenizer's own chat template, twice for each assistant turn: the prompt
-(`messages[:k]` with the generation prompt) and the whole (`messages[:k + 1]`). What follows the prompt, up to
-and including the end-of-turn token, is what the model generates and so what is trained. Nothing here knows a
-model family: what a template does to history shows in the prompts, and the prefix tree finds it.
+A pass is the prompt as inference shows it, then what the model must generate, both from the tokenizer's chat template
+(`flexmask.chat_template`). What a template does to history shows in the prompts, and the prefix tree finds it.
 """
 
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from flexmask.conversation import THINK_CLOSE, THINK_OPEN, Conversation
-
-DEFAULT_THINKING_FORMAT = "<think>\n{thinking}\n</think>\n\n"
+from flexmask.chat_template import AUTO, ChatTemplate, TurnText, render_turns
+from flexmask.conversation import Conversation
+from flexmask.tokenization import TextTokenizer, TokenizedText, guard_control_tokens
 
 
 class Role(IntEnum):
@@ -54,7 +51,24 @@ class Pass:
         return bool((self.loss_weights > 0).any())
 
 
-def render_passes(
+@dataclass(frozen=True)
+class RenderedConversation:
+    """The passes of a conversation, and how many of them could not be made in time linear in their new text.
+
+    `slow_turns` were rendered or tokenized from the first message on, because their template's history reaches far
+    back or has no special token to restart from; the passes are the same.
+    """
+
+    passes: list[Pass]
+    slow_turns: int
+
+
+def render_passes(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> list[Pass]:
+    """The passes of `render_conversation`."""
+    return render_conversation(conversation, tokenizer, **settings).passes
+
+
+def render_conversation(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -62,33 +76,81 @@ def render_passes(
     thinking_weight: float = 1.0,
     answer_weight: float = 1.0,
     template_kwargs: dict[str, Any] | None = None,
-    thinking_format: str | None = DEFAULT_THINKING_FORMAT,
+    thinking_format: str | None = AUTO,
     control_tokens: str = "refuse",
-) -> list[Pass]:
+    date: datetime.date | None = None,
+) -> RenderedConversation:
     """Render every assistant turn of a conversation to its pass; turns that are not trained get loss weights of 0.
 
     turns: which assistant turns are trained: "all", an index or slice in Python's notation ("-1", "1:"), or
         several joined by commas ("0,2"). A message with `train: False` is never trained.
     template_kwargs: passed to the chat template, for instance `{"enable_thinking": False}`.
-    thinking_format: how thinking is generated under a template that never renders it; `{thinking}` stands for the
-        text. Applied with a warning. None refuses such conversations.
+    thinking_format: how thinking is generated where the template does not render it; `{thinking}` stands for the text.
+        "auto" is a `<think>` block in front of the answer for a template that never reads thinking, and refuses one
+        that reads it but does not render it for a turn. None always refuses. Applied with a warning.
     control_tokens: what to do when message text or a tool schema contains a special token or a thinking tag: "refuse"
         raises, "escape" puts a zero-width space after its first character, so that it is tokenized as plain text.
+    date: what a template that writes the current date shows; None is the day on which this process first asked.
 
     Raises ValueError, naming the conversation and turn, when the template rejects the messages, the prompt is no
-    prefix of the whole render (with both texts where they part), the thinking or answer cannot be found in the
-    generated text, no end-of-turn token closes it, or message text contains control tokens.
+    prefix of the whole render (with both texts where they part), the thinking, the answer or a tool call cannot be
+    found in the generated text, no end-of-turn token closes it, or message text contains control tokens.
     """
     conversation = guard_control_tokens(conversation, tokenizer, control_tokens)
-    renderer = _Renderer(conversation, tokenizer, template_kwargs or {}, thinking_format)
-    assistant = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-    selected = select_turns(turns, len(assistant))
-    passes = []
-    for turn, index in enumerate(assistant):
-        trained = turn in selected and conversation.messages[index].get("train", True)
+    template = ChatTemplate(tokenizer, conversation, template_kwargs, thinking_format, date)
+    rendered = render_turns(conversation, template)
+    text_tokenizer = TextTokenizer(tokenizer)
+    selected = select_turns(turns, len(rendered.texts))
+    passes, known = [], None
+    for text in rendered.texts:
+        trained = text.turn in selected and conversation.messages[text.index].get("train", True)
         weights = (thinking_weight, answer_weight) if trained else (0.0, 0.0)
-        passes.append(renderer.render_pass(turn, index, *weights))
-    return passes
+        where = f"{conversation.name}: assistant turn {text.turn} (message {text.index})"
+        prompt, generated, known = text_tokenizer.continuation(text.prompt, text.generated, known, where)
+        if not len(prompt):
+            raise ValueError(f"{where}: the prompt renders to no tokens, so nothing predicts the first one")
+        copies = _copy_spans(conversation.messages[: text.index], text.prompt)
+        passes.append(_pass(conversation.name, text, prompt, generated, copies, weights))
+    return RenderedConversation(passes, rendered.slow_turns + text_tokenizer.slow_texts)
+
+
+def _pass(
+    name: str,
+    text: TurnText,
+    prompt: TokenizedText,
+    generated: TokenizedText,
+    copies: Sequence[tuple[int, int]],
+    weights: tuple[float, float],
+) -> Pass:
+    roles = np.full(len(prompt) + len(generated), Role.PROMPT, dtype=np.int8)
+    for start, end in copies:
+        roles[np.searchsorted(prompt.ends, start, "right") : np.searchsorted(prompt.starts, end, "left")] = Role.COPY
+    # A token that straddles the two belongs to the answer: it carries the answer's first characters.
+    thinking = generated.ends <= len(text.prompt) + text.answer_start
+    roles[len(prompt) :] = np.where(thinking, Role.THINKING, Role.ANSWER)
+    loss_weights = np.zeros(len(roles), dtype=np.float32)
+    loss_weights[len(prompt) :] = np.where(thinking, *weights)
+    return Pass(
+        name=name,
+        turn=text.turn,
+        prompt_length=len(prompt),
+        input_ids=np.concatenate([prompt.ids, generated.ids]),
+        roles=roles,
+        loss_weights=loss_weights,
+    )
+
+
+def _copy_spans(history: Sequence[dict], prompt: str) -> list[tuple[int, int]]:
+    """Character spans of earlier answers in a prompt. Only for colours and counts: training does not read them."""
+    spans, cursor = [], 0
+    for message in history:
+        content = message["content"].strip()
+        at = prompt.find(content, cursor) if content else -1
+        if at >= 0:
+            cursor = at + len(content)
+            if message["role"] == "assistant":
+                spans.append((at, cursor))
+    return spans
 
 
 def select_turns(turns: str, count: int) -> set[int]:
@@ -114,219 +176,3 @@ def select_turns(turns: str, count: int) -> set[int]:
         else:
             selected.update(range(count)[slice(*bounds)])
     return selected
-
-
-def guard_control_tokens(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, control_tokens: str
-) -> Conversation:
-    """Refuse or escape special tokens and thinking tags that stand in message text (see `render_passes`).
-
-    Rendered naively such text would turn into control tokens: a user could end a turn, or a thought.
-    """
-    if control_tokens not in ("refuse", "escape"):
-        raise ValueError(f'control_tokens="{control_tokens}": write "refuse" or "escape"')
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    forbidden = sorted(special | {THINK_OPEN, THINK_CLOSE}, key=len, reverse=True)
-
-    def guarded(value: Any, where: str) -> Any:
-        if isinstance(value, dict):
-            return {guarded(key, f"a key of {where}"): guarded(item, f"{where}.{key}") for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(guarded(item, f"{where}[{i}]") for i, item in enumerate(value))
-        if not isinstance(value, str):
-            return value
-        for token in forbidden:
-            if token in value:
-                if control_tokens == "refuse":
-                    raise ValueError(
-                        f'{conversation.name}: {where} contains the control token "{token}"; remove it from the '
-                        'data, or set control_tokens to "escape" to train on it as plain text'
-                    )
-                value = value.replace(token, f"{token[0]}\u200b{token[1:]}")
-        return value
-
-    messages, tools = guarded(conversation.messages, "messages"), guarded(conversation.tools, "tools")
-    return replace(conversation, messages=messages, tools=tools)
-
-
-@dataclass(frozen=True)
-class _Renderer:
-    conversation: Conversation
-    tokenizer: PreTrainedTokenizerBase
-    template_kwargs: dict[str, Any]
-    thinking_format: str | None
-
-    def render_pass(self, turn: int, index: int, thinking_weight: float, answer_weight: float) -> Pass:
-        where = f"{self.conversation.name}: assistant turn {turn} (message {index})"
-        prompt = self._render(index, where, add_generation_prompt=True)
-        whole = self._render(index + 1, where, add_generation_prompt=False)
-        if not whole.startswith(prompt):
-            raise ValueError(
-                f"{where}: the chat template's generation prompt is not a prefix of the rendered turn, so what the "
-                f"model must generate is not defined.\n{_parting(prompt, whole)}"
-            )
-        generated, answer_start = self._generated(index, prompt, whole[len(prompt) :], where)
-        prompt_ids, prompt_offsets = self._tokenize(prompt)
-        if not prompt_ids:
-            raise ValueError(f"{where}: the prompt renders to no tokens, so nothing predicts the first one")
-        generated_ids, generated_offsets = self._tokenize_generated(prompt, prompt_ids, generated, where)
-        kept = self._end_of_turn(generated_ids, generated_offsets, generated, where)
-
-        copies = _copy_spans(self.conversation.messages[:index], prompt)
-        roles = [_role_in_prompt(offsets, copies) for offsets in prompt_offsets]
-        # A token that straddles the two belongs to the answer: it carries the answer's first characters.
-        roles += [Role.THINKING if end <= answer_start else Role.ANSWER for _, end in generated_offsets[:kept]]
-        weight_of = {Role.THINKING: thinking_weight, Role.ANSWER: answer_weight}
-        return Pass(
-            name=self.conversation.name,
-            turn=turn,
-            prompt_length=len(prompt_ids),
-            input_ids=np.array(prompt_ids + generated_ids[:kept], dtype=np.int64),
-            roles=np.array(roles, dtype=np.int8),
-            loss_weights=np.array([weight_of.get(role, 0.0) for role in roles], dtype=np.float32),
-        )
-
-    def _render(self, count: int, where: str, *, add_generation_prompt: bool) -> str:
-        messages = [
-            {key: value for key, value in message.items() if key != "train"}
-            for message in self.conversation.messages[:count]
-        ]
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                tools=list(self.conversation.tools) if self.conversation.tools else None,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **self.template_kwargs,
-            )
-        except (jinja2.exceptions.TemplateError, ValueError, TypeError) as error:
-            raise ValueError(f"{where}: the chat template rejects the conversation: {error}") from error
-
-    def _generated(self, index: int, prompt: str, generated: str, where: str) -> tuple[str, int]:
-        """The generated text, thinking included, and the character at which the answer starts."""
-        message = self.conversation.messages[index]
-        thinking = (message.get("reasoning_content") or "").strip()
-        content = message["content"].strip()
-        cursor = 0
-        if thinking:
-            if self._renders_thinking(message, index, generated, where):
-                cursor = generated.find(thinking, _behind_opening(generated)) + len(thinking)
-            else:
-                block = self._declared_thinking(thinking, prompt, generated, where)
-                generated, cursor = block + generated, len(block)
-        # No message text contains a tag (`guard_control_tokens`), so this one is the template's.
-        closing = generated.find(THINK_CLOSE, cursor)
-        if closing >= 0:
-            cursor = closing + len(THINK_CLOSE)
-        if not content:
-            return generated, cursor + len(generated[cursor:]) - len(generated[cursor:].lstrip())
-        starts = [generated.find(text, cursor) for text in (message["content"], content)]
-        if max(starts) < 0:
-            raise ValueError(
-                f"{where}: the chat template rewrites the turn: its content {content[:60]!r} does not stand in "
-                f"the generated text {generated[cursor : cursor + 120]!r}"
-            )
-        if closing < 0 and not thinking:
-            return generated, 0  # all that is generated is the answer
-        return generated, starts[0] if starts[0] >= 0 else starts[1]
-
-    def _renders_thinking(self, message: dict, index: int, generated: str, where: str) -> bool:
-        """Whether the template shows this turn's thinking; the answer may quote it, so finding it is not enough."""
-        thinking, content = message["reasoning_content"].strip(), message["content"].strip()
-        at = generated.find(thinking, _behind_opening(generated))
-        if at < 0:
-            return False
-        if content and not message.get("tool_calls"):
-            return generated.find(content, at + len(thinking)) >= 0
-        without = {key: value for key, value in message.items() if key != "reasoning_content"}
-        messages = (*self.conversation.messages[:index], without)
-        bare = replace(self, conversation=replace(self.conversation, messages=messages))
-        return not bare._render(index + 1, where, add_generation_prompt=False).endswith(generated)
-
-    def _declared_thinking(self, thinking: str, prompt: str, generated: str, where: str) -> str:
-        if self.thinking_format is None:
-            raise ValueError(
-                f"{where}: has thinking, but the chat template does not render it; declare how it is generated with "
-                f"thinking_format, for instance {DEFAULT_THINKING_FORMAT!r}"
-            )
-        opening = self.thinking_format.split("{thinking}")[0].strip()
-        if THINK_OPEN in generated or (opening and prompt.rstrip().endswith(opening)):
-            raise ValueError(
-                f"{where}: the chat template opens a thinking block itself (prompt ends {prompt[-40:]!r}, generated "
-                f"text starts {generated[:40]!r}) but does not render this turn's thinking {thinking[:40]!r}; "
-                "declare the generated part with thinking_format, or change template_kwargs"
-            )
-        warnings.warn(
-            f"the chat template renders no thinking; it is trained as {self.thinking_format!r} in front of the answer",
-            stacklevel=2,
-        )
-        return self.thinking_format.replace("{thinking}", thinking)
-
-    def _tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
-
-    def _tokenize_generated(
-        self, prompt: str, prompt_ids: list[int], generated: str, where: str
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of the generated text, behind the prompt's ids as inference feeds them, with character offsets."""
-        whole_ids, offsets = self._tokenize(prompt + generated)
-        shift = len(prompt)
-        if whole_ids[: len(prompt_ids)] == prompt_ids:
-            count = len(prompt_ids)
-            return whole_ids[count:], [(start - shift, end - shift) for start, end in offsets[count:]]
-        # A merge across the seam: at inference the prompt is tokenized by itself, so the generated text is too.
-        generated_ids, generated_offsets = self._tokenize(generated)
-        decoded = self.tokenizer.decode(
-            prompt_ids + generated_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        if decoded != prompt + generated:
-            raise ValueError(
-                f"{where}: the prompt is no token prefix of its pass, and tokenizing the two apart does not give "
-                f"the text back.\n{_parting(prompt + generated, decoded)}"
-            )
-        return generated_ids, generated_offsets
-
-    def _end_of_turn(self, ids: list[int], offsets: Sequence[tuple[int, int]], generated: str, where: str) -> int:
-        """How many tokens are generated: all up to the last special token, with only white space behind it."""
-        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        ends = [i for i, token in enumerate(ids) if token in special]
-        if not ends or generated[offsets[ends[-1]][1] :].strip():
-            raise ValueError(
-                f"{where}: no special token ends the generated text (it closes with {generated[-40:]!r}), so the model "
-                "would never learn to stop; the chat template must close an assistant turn with a special token"
-            )
-        return ends[-1] + 1
-
-
-def _behind_opening(generated: str) -> int:
-    """Where to search for thinking: the letters of the opening tag are none of it."""
-    return generated.find(THINK_OPEN) + len(THINK_OPEN) if THINK_OPEN in generated else 0
-
-
-def _copy_spans(history: Iterable[dict], prompt: str) -> list[tuple[int, int]]:
-    """Character spans of earlier answers in a prompt. Only for colours and counts: training does not read them."""
-    spans, cursor = [], 0
-    for message in history:
-        content = message["content"].strip()
-        at = prompt.find(content, cursor) if content else -1
-        if at >= 0:
-            cursor = at + len(content)
-            if message["role"] == "assistant":
-                spans.append((at, cursor))
-    return spans
-
-
-def _role_in_prompt(offsets: tuple[int, int], copies: list[tuple[int, int]]) -> Role:
-    start, end = offsets
-    return Role.COPY if any(start < stop and begin < end for begin, stop in copies) else Role.PROMPT
-
-
-def _parting(left: str, right: str, around: int = 60) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
-    begin = max(0, at - around)
-    return (
-        f"  first difference at character {at}:\n"
-        f"  prompt: ...{left[begin : at + around]!r}\n"
-        f"  whole:  ...{right[begin : at + around]!r}"
-    )

@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from flexmask.loss import TokenLosses, token_losses
 from flexmask.masks import build_block_mask
 from flexmask.models import prepare_model
 from flexmask.packing import Pack, pack
-from flexmask.rendering import render_passes
+from flexmask.rendering import render_conversation
 from flexmask.tree import LaidOut, Row, lay_out
 
 
@@ -38,8 +39,10 @@ def prepare_conversation(
     too_long: str = "error",
     **rendering: Any,
 ) -> LaidOut:
-    """Conversation -> passes -> rows. `rendering` goes to `render_passes`, the rest to `lay_out`."""
-    return lay_out(render_passes(conversation, tokenizer, **rendering), layout, pack_length, too_long)
+    """Conversation -> passes -> rows. `rendering` goes to `render_conversation`, the rest to `lay_out`."""
+    rendered = render_conversation(conversation, tokenizer, **rendering)
+    laid_out = lay_out(rendered.passes, layout, pack_length, too_long)
+    return replace(laid_out, slow_turns=rendered.slow_turns)
 
 
 class RunTotals(TrainerCallback, ExportableState):

@@ -73,10 +73,14 @@ class Row:
 
 @dataclass(frozen=True)
 class LaidOut:
-    """Rows of one conversation, and the turns whose pass is longer than a pack and was dropped."""
+    """Rows of one conversation, and the turns whose pass is longer than a pack and was dropped.
+
+    `slow_turns` counts turns that could not be rendered in linear time (see `RenderedConversation`).
+    """
 
     rows: tuple[Row, ...]
     dropped_turns: tuple[int, ...]
+    slow_turns: int = 0
 
 
 def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None, too_long: str = "error") -> LaidOut:

@@ -7,6 +7,7 @@ on harms the later turns that need it, as it would a real user.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from flexmask.chat_template import ChatTemplate
 from flexmask.conversation import THINK_CLOSE, THINK_OPEN, Conversation
 
 
@@ -75,12 +77,14 @@ def chat(
     max_new_tokens: int,
     batch_size: int,
     template_kwargs: dict[str, Any] | None = None,
+    date: datetime.date | None = None,
 ) -> list[ChatResult]:
     """Chat through `conversations`, greedily; results stand in the same order.
 
     Turns run in lockstep: turn k of `batch_size` conversations is one left-padded `generate` call. An assistant
     message with `train: false` is shown as it stands and not asked for. `template_kwargs` goes to the chat
-    template (for instance `{"enable_thinking": False}`). The model's attention implementation, mode and generation
+    template (for instance `{"enable_thinking": False}`), `date` is what a template that writes the date shows (None:
+    today). The model's attention implementation, mode and generation
     config are as before afterwards, also after an error.
 
     Raises ValueError for no conversations, a conversation that expects tool calls, a tokenizer without a chat
@@ -92,11 +96,11 @@ def chat(
         raise ValueError("the tokenizer has no chat_template; set one, or use a chat model's tokenizer")
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no eos_token, so no turn could end; set tokenizer.eos_token")
-    chats = [_Chat(conversation) for conversation in conversations]
+    chats = [_Chat(one, ChatTemplate(tokenizer, one, template_kwargs, date=date)) for one in conversations]
     with _ready_to_generate(model):
         while waiting := [one for one in chats if one.waiting]:
             # Prompts of about one length share a batch, so that little of it is padding.
-            prompts = {id(one): one.prompt(tokenizer, template_kwargs or {}) for one in waiting}
+            prompts = {id(one): one.prompt() for one in waiting}
             waiting.sort(key=lambda one: len(prompts[id(one)]))
             for start in range(0, len(waiting), batch_size):
                 batch = waiting[start : start + batch_size]
@@ -125,6 +129,7 @@ class _Chat:
     """A conversation under way: `messages` so far, and where in the data the next expected answer stands."""
 
     conversation: Conversation
+    template: ChatTemplate
     messages: list[dict[str, Any]] = field(default_factory=list)
     turns: list[ChatTurn] = field(default_factory=list)
     next: int = 0
@@ -136,15 +141,9 @@ class _Chat:
     def waiting(self) -> bool:
         return self.next < len(self.conversation.messages)
 
-    def prompt(self, tokenizer: PreTrainedTokenizerBase, template_kwargs: dict[str, Any]) -> str:
-        tools = self.conversation.tools
-        return tokenizer.apply_chat_template(
-            self.messages,
-            tools=list(tools) if tools else None,
-            add_generation_prompt=True,
-            tokenize=False,
-            **template_kwargs,
-        )
+    def prompt(self) -> str:
+        messages = [self.template.read(message) for message in self.messages]
+        return self.template.render(messages, self.conversation.name, add_generation_prompt=True)
 
     def take(self, reply: tuple[str, str, bool]) -> None:
         thinking, answer, finished = reply

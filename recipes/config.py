@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args
@@ -129,9 +130,12 @@ class DataConfig:
     seed: int = 0  # of generation and of the held-out choice; not of the run
     control_tokens: ControlTokens = ControlTokens.refuse  # special tokens inside message text
     on_invalid: OnInvalid = OnInvalid.error  # a malformed conversation; drop counts what it leaves out
-    # How thinking is generated under a template that never renders it; null refuses such conversations.
-    thinking_format: str | None = "<think>\n{thinking}\n</think>\n\n"
+    # How thinking is generated where the template does not render it, "{thinking}" standing for it. auto: a <think>
+    # block under a template that never reads thinking; null: such conversations are refused.
+    thinking_format: str | None = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the chat template
+    processes: int | None = None  # that render conversations; null: one a processor
+    date: str = "${now:%Y-%m-%d}"  # year-month-day: what a template that writes today's date shows, in all of the run
 
 
 @dataclass
@@ -287,6 +291,7 @@ _AT_LEAST_ONE = (
     "model.tiny.head_dim",
     "model.tiny.intermediate_size",
     "data.train_conversations",
+    "data.processes",
     "duplication.pack_length",
     "trainer.steps",
     "trainer.conversations_per_step",
@@ -355,8 +360,12 @@ def _data(config: TrainConfig) -> Iterator[str]:
             yield "data.train_conversations=null: tutoring dialogues have no end; give the number to generate"
     elif data.path is None and data.hub_id is None:
         yield "data.path: has no value; give a local file (or data.hub_id, data of the hub)"
-    if data.thinking_format is not None and data.thinking_format.count("{thinking}") != 1:
-        yield f"data.thinking_format={data.thinking_format!r}: must hold {{thinking}} once"
+    if data.thinking_format not in (None, "auto") and data.thinking_format.count("{thinking}") != 1:
+        yield f"data.thinking_format={data.thinking_format!r}: must be auto or hold {{thinking}} once"
+    try:
+        date.fromisoformat(data.date)
+    except ValueError:
+        yield f"data.date={data.date}: must be a date written 2026-01-31"
     if config.evaluation.conversations > data.heldout_conversations:
         yield (
             f"evaluation.conversations={config.evaluation.conversations}: only data.heldout_conversations="

@@ -6,6 +6,7 @@
 The overrides change the run's own configuration. Prints one JSON object; writes nothing.
 """
 
+import datetime
 import json
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def evaluate_chats(
         max_new_tokens=config.evaluation.max_new_tokens,
         batch_size=config.evaluation.batch_size,
         template_kwargs=config.data.template_kwargs,
+        date=datetime.date.fromisoformat(config.data.date),
     )
     figures = {"answer_accuracy": answer_accuracy(results), "conversation_accuracy": conversation_accuracy(results)}
     return figures, results

@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> dict:
     refuse_to_overwrite(config, folder)
     save_run_config(config, folder)
     set_seed(config.seed)
-    disable_progress_bar()  # a line a log is enough
+    disable_progress_bar()  # of the Trainer: a line a log is enough
 
     tokenizer = load_tokenizer(config.model)
     model = load_model(config.model, len(tokenizer), config.seed)
@@ -79,6 +79,7 @@ def train(config: TrainConfig) -> dict:
         f"{len(rows.items):,} conversations in layout {config.duplication.layout}, "
         f"{model.num_parameters():,} parameters; left out: {len(data.dropped)} invalid conversations, "
         f"{rows.dropped_turns} turns longer than a pack, {rows.without_rows} conversations with nothing to train"
+        + (f"; {rows.slow_turns} turns rendered the slow way" if rows.slow_turns else "")
     )
 
     with Reporter(config, resumed_from=done) as reporter:

@@ -1,9 +1,16 @@
 """One thread a test process: several run side by side, and oversubscribed OpenMP threads are many times slower."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"
+# No test may find what an earlier run has cached, nor leave anything in the user's cache.
+_cache = tempfile.mkdtemp(prefix="flexmask-test-cache-")
+os.environ["HF_DATASETS_CACHE"] = _cache
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 
 import torch  # noqa: E402
 

@@ -1,0 +1,185 @@
+"""Text -> token ids, restarting behind what is already known, and the guard against control tokens in messages.
+
+Special tokens split a text before anything else is done to it (the `tokenizers` library; byte-level BPE, SentencePiece
+and WordPiece alike), so what stands before one does not change the tokens from it on. The passes of a conversation
+begin alike: each is tokenized only from the last special token before the point where it parts from the one before.
+"""
+
+import functools
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from flexmask.chat_template import literal_text, parting
+from flexmask.conversation import THINK_CLOSE, THINK_OPEN, Conversation
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedText:
+    """`ids`, and the characters `starts` (inclusive) to `ends` (exclusive) that each stands for: int64, shape [T].
+
+    `restarts` [R] are the tokens from which the text could be tokenized without what stands before them.
+    """
+
+    text: str
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    restarts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def behind(self, count: int, text: str) -> "TokenizedText":
+        """The tokens behind the first `count`, which stand for `text`."""
+        restarts = self.restarts[self.restarts >= count] - count
+        return TokenizedText(text, self.ids[count:], self.starts[count:], self.ends[count:], restarts)
+
+
+class TextTokenizer:
+    """Tokenizes texts that begin alike, as `tokenizer(text, add_special_tokens=False)` would.
+
+    `slow_texts` counts texts that began like the one before but had to be tokenized from their first character.
+    Raises ValueError for a tokenizer that does not tell which characters a token stands for.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"{type(tokenizer).__name__} is no fast tokenizer: it does not tell which characters a token stands "
+                "for; load one that is backed by the tokenizers library (AutoTokenizer, or convert it)"
+            )
+        self.tokenizer = tokenizer
+        self.can_restart = _can_restart(tokenizer, len(tokenizer))
+        self.slow_texts = 0
+
+    def tokenize(self, text: str, known: TokenizedText | None = None) -> TokenizedText:
+        """The tokens of `text`; `known`, tokens of a text that may begin like it, saves work and changes nothing."""
+        if known is None:
+            return self._from(text, 0)
+        shared = _common_prefix(known.text, text)
+        known_restarts = known.restarts[known.ends[known.restarts] < shared]
+        if known_restarts.size:
+            first = known_restarts[-1]
+            at = int(known.starts[first])
+            tail = self._from(text[at:], at)
+            if tail.ids[0] == known.ids[first] and tail.ends[0] == known.ends[first]:
+                parts = [(getattr(known, name)[:first], getattr(tail, name)) for name in ("ids", "starts", "ends")]
+                restarts = np.concatenate([known_restarts[:-1], tail.restarts + first])
+                return TokenizedText(text, *map(np.concatenate, parts), restarts)
+        if shared:
+            self.slow_texts += 1
+        return self._from(text, 0)
+
+    def continuation(
+        self, prompt: str, generated: str, known: TokenizedText | None, where: str
+    ) -> tuple[TokenizedText, TokenizedText, TokenizedText]:
+        """(tokens of the prompt as inference feeds them, tokens of the generated text behind it, tokens of both as one
+        text). Characters of all three count from the start of the prompt.
+
+        The generated text is tokenized as the end of the whole. Where the whole merges across the seam, it is tokenized
+        by itself instead, because at inference the prompt is: ValueError if that does not decode to the text.
+        """
+        whole = self.tokenize(prompt + generated, known)
+        asked = self.tokenize(prompt, whole)
+        count = len(asked)
+        if np.array_equal(whole.ids[:count], asked.ids):
+            return asked, whole.behind(count, generated), whole
+        behind = self._from(generated, len(prompt))
+        # From the last restart on, so that the check stays short.
+        first = asked.restarts[-1] if asked.restarts.size else 0
+        expected = prompt[asked.starts[first] :] + generated
+        decoded = self.tokenizer.decode(
+            [*asked.ids[first:].tolist(), *behind.ids.tolist()],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        if decoded != expected:
+            raise ValueError(
+                f"{where}: the prompt is no token prefix of its pass, and tokenizing the two apart does not give "
+                f"the text back.\n{parting(expected, decoded)}"
+            )
+        return asked, behind, whole
+
+    def _from(self, text: str, at: int) -> TokenizedText:
+        """The tokens of `text`, which starts at character `at` of another."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2) + at
+        ids = np.array(encoded["input_ids"], dtype=np.int64)
+        restarts = np.flatnonzero(self.can_restart[ids])
+        return TokenizedText(text, ids, offsets[:, 0], offsets[:, 1], restarts)
+
+
+@functools.lru_cache(maxsize=8)
+def _can_restart(tokenizer: PreTrainedTokenizerBase, size: int) -> np.ndarray:
+    """Bool by token id: special tokens that are found in the raw text whatever stands before them."""
+    added = tokenizer.added_tokens_decoder
+    table = np.zeros(max([size, *(index + 1 for index in added)]), dtype=bool)
+    for index, token in added.items():
+        table[index] = token.special and not (token.normalized or token.lstrip or token.single_word)
+    return table
+
+
+def _common_prefix(left: str, right: str, step: int = 4096) -> int:
+    """The number of characters with which both begin."""
+    length = min(len(left), len(right))
+    low = next((i for i in range(0, length, step) if left[i : i + step] != right[i : i + step]), length)
+    high = min(low + step, length)
+    while low < high:  # all before `low` is equal, something before `high` + 1 is not
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def guard_control_tokens(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, control_tokens: str
+) -> Conversation:
+    """Refuse or escape control tokens and thinking tags that stand in message text (see `render_conversation`).
+
+    Rendered naively such text would turn into control tokens: a user could end a turn, or a thought. As in
+    transformers (5.23, `sanitize_control_tokens`) they are the special tokens and the other added tokens that the chat
+    template writes (Qwen3's `<tool_call>`).
+    """
+    if control_tokens not in ("refuse", "escape"):
+        raise ValueError(f'control_tokens="{control_tokens}": write "refuse" or "escape"')
+    source = tokenizer.get_chat_template(None, tools=list(conversation.tools) if conversation.tools else None)
+    forbidden = _control_pattern(tokenizer, len(tokenizer), source)
+
+    def guarded(value: Any, where: str) -> Any:
+        if isinstance(value, dict):
+            return {guarded(key, f"a key of {where}"): guarded(item, f"{where}.{key}") for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(guarded(item, f"{where}[{i}]") for i, item in enumerate(value))
+        if not isinstance(value, str):
+            return value
+        found = forbidden.search(value)
+        if found is None:
+            return value
+        if control_tokens == "refuse":
+            raise ValueError(
+                f'{conversation.name}: {where} contains the control token "{found.group()}"; remove it from the '
+                'data, or set control_tokens to "escape" to train on it as plain text'
+            )
+        while found is not None:  # an escaped token may leave a shorter one
+            value = forbidden.sub(lambda token: f"{token.group()[0]}\u200b{token.group()[1:]}", value)
+            found = forbidden.search(value)
+        return value
+
+    messages, tools = guarded(conversation.messages, "messages"), guarded(conversation.tools, "tools")
+    return replace(conversation, messages=messages, tools=tools)
+
+
+@functools.lru_cache(maxsize=8)
+def _control_pattern(tokenizer: PreTrainedTokenizerBase, size: int, source: str) -> re.Pattern[str]:
+    written = literal_text(source)
+    control = {THINK_OPEN, THINK_CLOSE}
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special or (token.content in written and not token.content.isspace()):
+            control.add(token.content)
+    return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))

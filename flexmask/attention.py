@@ -68,7 +68,8 @@ def flexmask_attention(
         )
     if sliding_window is _NOT_PASSED:
         sliding_window = getattr(module, "sliding_window", _NOT_PASSED)
-    _check_window(layer, sliding_window, attention_mask)
+    _check_restriction(layer, "sliding_window", sliding_window, "window", attention_mask)
+    _check_restriction(layer, "attention_chunk_size", _chunk_size(module), "chunk", attention_mask)
     _check_shapes(layer, query, key, attention_mask)
     place_mask_mod(attention_mask, query.device)
     if query.device.type == "cpu":
@@ -80,15 +81,25 @@ AttentionInterface.register(ATTENTION_NAME, flexmask_attention)
 AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
 
-def _check_window(layer: str, sliding_window: int | None | object, block_mask: BlockMask) -> None:
+def _chunk_size(module: nn.Module) -> int | None | object:
+    """The chunk length of a layer, which transformers (5.23, Llama 4) has in the config only."""
+    config = getattr(module, "config", None)
+    size = getattr(config, "attention_chunk_size", None)
+    types = getattr(config, "layer_types", None)
+    if size is None or types is None or not hasattr(module, "layer_idx"):
+        return _NOT_PASSED
+    return size if types[module.layer_idx] == "chunked_attention" else None
+
+
+def _check_restriction(layer: str, setting: str, expected: int | None | object, name: str, mask: BlockMask) -> None:
     """One BlockMask for all layers would silently remove the window of some, or put one on the others."""
-    window = getattr(block_mask.mask_mod, "window", None)
-    if sliding_window is _NOT_PASSED or sliding_window == window:
+    found = getattr(mask.mask_mod, name, None)
+    if expected is _NOT_PASSED or expected == found:
         return
     raise ValueError(
-        f"{layer} has sliding_window={sliding_window}, its BlockMask has window={window}; give each layer type its own "
-        "mask: attention_mask={'full_attention': ..., 'sliding_attention': build_block_mask(..., window=...)} "
-        "(a mask_mod of your own declares its window as mask_mod.window)"
+        f"{layer} has {setting}={expected}, its BlockMask has {name}={found}; give each layer type its own "
+        f"mask: attention_mask={{'full_attention': ..., 'sliding_attention': build_block_mask(..., window=...)}} "
+        f"(a mask_mod of your own declares it as mask_mod.{name})"
     )
 
 

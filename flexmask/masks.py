@@ -15,8 +15,8 @@ A row is a prefix tree in depth-first order, so the subtree of token k is the ru
 Packed rows and padding follow from the same rule: a row's subtrees end with the row, and a pad token has
 `visible_until = own index + 1`, so it sees itself and no softmax is empty.
 
-Another restriction (chunked attention, say) needs two functions: its mask_mod, and beside `_window_blocks` its bounds
-over a pair of blocks. `visible_until_mask_mod` and `build_block_mask` are where each joins.
+A layer may restrict the rule further, always in positions: a sliding window, or chunks. Such a restriction is two
+functions: its mask_mod, and its bounds over a pair of blocks (`_window_blocks`, `_chunk_blocks`).
 """
 
 from collections.abc import Callable
@@ -31,34 +31,42 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def visible_until_mask_mod(
-    visible_until: Tensor, position_ids: Tensor | None = None, window: int | None = None
+    visible_until: Tensor,
+    position_ids: Tensor | None = None,
+    window: int | None = None,
+    chunk: int | None = None,
 ) -> MaskMod:
-    """mask_mod(b, h, q, k): k is q or an ancestor of q and, with a window, fewer than `window` positions back.
+    """mask_mod(b, h, q, k): k is q or an ancestor of q and, with a window, fewer than `window` positions back or, with
+    chunks, in the same stretch of `chunk` positions.
 
-    `visible_until` [1, S] integers: end (exclusive) of the subtree of each token. `window` counts positions, not
-    indices: `position_ids` [1, S] are depths in the tree, and the inequality is that of transformers 5.23's
-    `sliding_window_overlay`. Both or neither must be given.
+    `visible_until` [1, S] integers: end (exclusive) of the subtree of each token. `window` and `chunk` count positions,
+    not indices: `position_ids` [1, S] are depths in the tree, and the comparisons are those of transformers 5.23's
+    `sliding_window_overlay` and `chunked_overlay`. A layer has at most one of the two.
 
-    The result carries its arguments as attributes `visible_until`, `position_ids` and `window`, so that attention can
-    refuse a mask without a window and follow a BlockMask to another device. Raises ValueError on wrong arguments.
+    The result carries its arguments as attributes of the same names, so that attention can refuse a mask that is not
+    the layer's and follow a BlockMask to another device. Raises ValueError on wrong arguments.
     """
-    _check_arguments(visible_until, position_ids, window)
+    _check_arguments(visible_until, position_ids, window, chunk)
     mask_mod = ancestor = _ancestor_mask_mod(visible_until)
-    if window is not None:
-        near = _window_mask_mod(position_ids, window)
+    if window is not None or chunk is not None:
+        near = _chunk_mask_mod(position_ids, chunk) if window is None else _window_mask_mod(position_ids, window)
 
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return ancestor(b, h, q, k) & near(b, h, q, k)
 
-    mask_mod.visible_until, mask_mod.position_ids, mask_mod.window = visible_until, position_ids, window
+    mask_mod.visible_until, mask_mod.position_ids = visible_until, position_ids
+    mask_mod.window, mask_mod.chunk = window, chunk
     return mask_mod
 
 
 def visible_until_score_mod(
-    visible_until: Tensor, position_ids: Tensor | None = None, window: int | None = None
+    visible_until: Tensor,
+    position_ids: Tensor | None = None,
+    window: int | None = None,
+    chunk: int | None = None,
 ) -> ScoreMod:
     """score_mod(score, b, h, q, k): the score where `visible_until_mask_mod` is True, -inf elsewhere."""
-    mask_mod = visible_until_mask_mod(visible_until, position_ids, window)
+    mask_mod = visible_until_mask_mod(visible_until, position_ids, window, chunk)
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return torch.where(mask_mod(b, h, q, k), score, -float("inf"))
@@ -66,9 +74,14 @@ def visible_until_score_mod(
     return score_mod
 
 
-def dense_mask(visible_until: Tensor, position_ids: Tensor | None = None, window: int | None = None) -> Tensor:
+def dense_mask(
+    visible_until: Tensor,
+    position_ids: Tensor | None = None,
+    window: int | None = None,
+    chunk: int | None = None,
+) -> Tensor:
     """The rule as a bool tensor [1, 1, S, S], True where query (third) sees key (fourth): reference and pictures."""
-    mask_mod = visible_until_mask_mod(visible_until, position_ids, window)
+    mask_mod = visible_until_mask_mod(visible_until, position_ids, window, chunk)
     index = torch.arange(visible_until.shape[1], device=visible_until.device)
     zero = index.new_zeros(())
     return mask_mod(zero, zero, index[:, None], index[None, :])[None, None]
@@ -79,18 +92,19 @@ def build_block_mask(
     block_size: int = 128,
     position_ids: Tensor | None = None,
     window: int | None = None,
+    chunk: int | None = None,
 ) -> BlockMask:
     """The rule as a BlockMask for one pack, in O(S + (S / block_size)^2) time and memory.
 
     `visible_until` [1, S] as in `visible_until_mask_mod`; S must be a multiple of `block_size`. The index lists, up to
     their counts, are those of torch's `create_block_mask` (compared with 2.13), which evaluates all S x S pairs. With
-    a window, a block pair is judged by the least and greatest positions in it: a pair with a visible token is never
-    left out and one with a hidden token is never called full, but a pair may be listed as partial needlessly.
+    a window or chunks, a block pair is judged by the least and greatest positions in it: a pair with a visible token is
+    never left out and one with a hidden token is never called full, but a pair may be listed as partial needlessly.
 
     Raises ValueError for wrong shapes, a length that is no multiple of the block size, or a `visible_until` that does
     not lie beyond the token's own index and within the pack.
     """
-    mask_mod = visible_until_mask_mod(visible_until, position_ids, window)
+    mask_mod = visible_until_mask_mod(visible_until, position_ids, window, chunk)
     length = visible_until.shape[1]
     if block_size < 1 or length % block_size:
         raise ValueError(
@@ -107,8 +121,9 @@ def build_block_mask(
     # first query, and full if all its keys precede the queries and its nearest subtree covers the last query.
     touched = (first[None, :] <= last[:, None]) & (greatest[None, :] > first[:, None])
     full = (last[None, :] <= first[:, None]) & (least[None, :] > last[:, None])
-    if window is not None:
-        some_near, all_near = _window_blocks(position_ids[0].cpu().numpy(), window, block_size)
+    if window is not None or chunk is not None:
+        positions = _block_bounds(position_ids[0].cpu().numpy(), block_size)
+        some_near, all_near = _chunk_blocks(positions, chunk) if window is None else _window_blocks(positions, window)
         touched &= some_near
         full &= all_near
     return _block_mask(touched & ~full, full, block_size, mask_mod, visible_until.device)
@@ -122,9 +137,9 @@ def place_mask_mod(block_mask: BlockMask, device: torch.device | str) -> BlockMa
     """
     visible_until = getattr(block_mask.mask_mod, "visible_until", None)
     if visible_until is not None and visible_until.device != torch.device(device):
-        position_ids, window = block_mask.mask_mod.position_ids, block_mask.mask_mod.window
-        position_ids = None if position_ids is None else position_ids.to(device)
-        block_mask.mask_mod = visible_until_mask_mod(visible_until.to(device), position_ids, window)
+        old = block_mask.mask_mod
+        position_ids = None if old.position_ids is None else old.position_ids.to(device)
+        block_mask.mask_mod = visible_until_mask_mod(visible_until.to(device), position_ids, old.window, old.chunk)
     return block_mask
 
 
@@ -148,11 +163,29 @@ def _window_mask_mod(position_ids: Tensor, window: int) -> MaskMod:
     return near
 
 
-def _window_blocks(positions: np.ndarray, window: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds for each [query block, key block]: some pair may be near, all pairs are near."""
-    least, greatest = _block_bounds(positions, block_size)
+def _chunk_mask_mod(position_ids: Tensor, chunk: int) -> MaskMod:
+    """q and k have positions in the same chunk."""
+
+    def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return position_ids[b, q] // chunk == position_ids[b, k] // chunk
+
+    return near
+
+
+def _window_blocks(bounds: tuple[np.ndarray, np.ndarray], window: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each [query block, key block], from the least and greatest positions in a block: some pair may be near, all
+    pairs are near."""
+    least, greatest = bounds
     some_near = least[:, None] - greatest[None, :] < window
     all_near = greatest[:, None] - least[None, :] < window
+    return some_near, all_near
+
+
+def _chunk_blocks(bounds: tuple[np.ndarray, np.ndarray], chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for chunks: their ranges overlap, or there is one chunk in both blocks."""
+    least, greatest = (positions // chunk for positions in bounds)
+    some_near = (least[:, None] <= greatest[None, :]) & (least[None, :] <= greatest[:, None])
+    all_near = (least == greatest)[:, None] & (least == greatest)[None, :] & some_near
     return some_near, all_near
 
 
@@ -189,17 +222,22 @@ def _index_lists(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return counts, indices
 
 
-def _check_arguments(visible_until: Tensor, position_ids: Tensor | None, window: int | None) -> None:
+def _check_arguments(visible_until: Tensor, position_ids: Tensor | None, window: int | None, chunk: int | None) -> None:
     if visible_until.dim() != 2 or visible_until.shape[0] != 1 or visible_until.is_floating_point():
         raise ValueError(
             f"visible_until must be integers of shape [1, S], got {visible_until.dtype} of shape "
             f"{list(visible_until.shape)}; lay several rows end to end in one pack"
         )
-    if (position_ids is None) != (window is None):
-        given, missing = ("window", "position_ids") if position_ids is None else ("position_ids", "window")
-        raise ValueError(f"{given} is given without {missing}: a sliding window is measured in positions")
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}, it must be at least 1: a token always sees itself")
+    sizes = {name: size for name, size in (("window", window), ("chunk", chunk)) if size is not None}
+    if len(sizes) > 1:
+        raise ValueError(f"window={window} and chunk={chunk}: a layer has one of the two")
+    if position_ids is None and sizes:
+        raise ValueError(f"{next(iter(sizes))} is given without position_ids: it is measured in positions")
+    if position_ids is not None and not sizes:
+        raise ValueError("position_ids is given without window or chunk, which are measured in it")
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}, it must be at least 1: a token always sees itself")
     if position_ids is not None and position_ids.shape != visible_until.shape:
         raise ValueError(
             f"position_ids has shape {list(position_ids.shape)}, visible_until {list(visible_until.shape)}"

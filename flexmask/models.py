@@ -12,10 +12,15 @@ from flexmask.packing import Pack
 
 # Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models.
 _STATEFUL = re.compile(
-    r"mamba|ssm|lstm|deltanet|shortconv|linearattention|recurrent|rglru|rwkv|retention|lightningattention",
+    r"mamba|lstm|deltanet|shortconv|linearattention|recurrent|rglru|rwkv|retention|lightningattention",
     re.IGNORECASE,
 )
-_MASKED_LAYER_TYPES = ("full_attention", "sliding_attention")
+# How the mask of each layer type is restricted: the argument of build_block_mask, and the config's key for its value.
+_RESTRICTIONS = {
+    "full_attention": None,
+    "sliding_attention": ("window", "sliding_window"),
+    "chunked_attention": ("chunk", "attention_chunk_size"),
+}
 
 
 class UnsupportedModelError(ValueError):
@@ -47,14 +52,14 @@ def check_model(model: PreTrainedModel) -> None:
         if isinstance(module, nn.Conv1d) or _STATEFUL.search(type(module).__name__.removeprefix(name))
     ]
     types = layer_types(model.config)
-    unknown = [f"layer {i} ({kind})" for i, kind in enumerate(types) if kind not in _MASKED_LAYER_TYPES]
+    unknown = [f"layer {i} ({kind})" for i, kind in enumerate(types) if kind not in _RESTRICTIONS]
     if stateful or unknown:
         layers = stateful or unknown
         raise UnsupportedModelError(
             f"{name}: {', '.join(layers[:4])}{f' and {len(layers) - 4} more' if len(layers) > 4 else ''} "
             f"{'carry state from token to token' if stateful else 'have no mask rule'}, so no attention mask keeps one "
             "branch or packed row from leaking into the next, and the loss would be wrong; use a model whose layers "
-            "are all full or sliding-window attention, or train this one elsewhere one unpacked pass at a time"
+            "are all full, sliding-window or chunked attention, or train this one elsewhere one unpacked pass at a time"
         )
 
 
@@ -81,11 +86,12 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
     text = config.get_text_config()
     masks = {}
     for kind in sorted(set(layer_types(config))):
-        window = text.sliding_window if kind == "sliding_attention" else None
-        masks[kind] = build_block_mask(
-            pack.visible_until,
-            block_size,
-            position_ids=pack.position_ids if window is not None else None,
-            window=window,
-        )
+        restriction = {}
+        if _RESTRICTIONS[kind] is not None:
+            argument, key = _RESTRICTIONS[kind]
+            restriction = {"position_ids": pack.position_ids, argument: getattr(text, key)}
+        masks[kind] = build_block_mask(pack.visible_until, block_size, **restriction)
+        masks[
+            kind
+        ].ndim = 4  # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding
     return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -2,7 +2,7 @@
 
 import functools
 import random
-import types
+from unittest import mock
 
 import numpy as np
 import torch
@@ -113,27 +113,41 @@ def tiny_gemma3(vocab: int, dtype: torch.dtype, seed: int = 0, window: int = 12)
     return _random_model(Gemma3ForCausalLM, config, dtype, seed)
 
 
-def _random_model(cls, config, dtype, seed):
+def random_weights(model):
     """Weights large enough that attention is far from uniform: a mask that is wrong must change the loss."""
-    torch.manual_seed(seed)
-    model = cls(config).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
+            if parameter.ndim >= 2:
                 parameter.normal_(0, 0.25 if "embed" not in name and "lm_head" not in name else 0.5)
-    if dtype == torch.float64:
-        for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):
-                module.forward = types.MethodType(_rms_norm, module)
+            elif "sinks" in name:
+                parameter.normal_(0, 1)
+    if model.dtype == torch.float64:
+        model.forward = _in_double(model.forward)
     return model.eval()
 
 
-def _rms_norm(module, hidden):
-    """RMSNorm in the dtype of its input. transformers (5.23) rounds to float32 inside, whatever the dtype, and that
-    rounding alone moves float64 gradients by 1e-7: enough to hide a small mistake."""
-    epsilon = module.eps if hasattr(module, "eps") else module.variance_epsilon
-    normed = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + epsilon)
-    return normed * (1 + module.weight if type(module).__name__.startswith("Gemma") else module.weight)
+def _in_double(forward):
+    """A forward in which float32 means float64.
+
+    transformers (5.23) computes norms, routers and the softmax of eager attention in float32, whatever the dtype of the
+    weights, and that rounding alone moves float64 gradients by 1e-7: enough to hide a small mistake.
+    """
+
+    @functools.wraps(forward)
+    def doubled(*arguments, **more):
+        with (
+            mock.patch.object(torch, "float32", torch.float64),
+            mock.patch.object(torch, "float", torch.float64),
+            mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+        ):
+            return forward(*arguments, **more)
+
+    return doubled
+
+
+def _random_model(cls, config, dtype, seed):
+    torch.manual_seed(seed)
+    return random_weights(cls(config).to(dtype))
 
 
 TINY_MODELS = {"qwen3": tiny_qwen3, "gemma3": tiny_gemma3}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 def pass_token_losses(model, one_pass_of_a_turn) -> torch.Tensor:
     """Cross-entropy of tokens 1 ... T-1 of a pass, [T - 1], each predicted from the token before it."""
-    model.set_attn_implementation("sdpa")  # eager takes its softmax in float32, whatever the dtype
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     ids = torch.from_numpy(one_pass_of_a_turn.input_ids)[None]
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")

@@ -9,11 +9,12 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from flexmask.attention import ATTENTION_NAME
 from flexmask.loss import token_losses
 from flexmask.models import UnsupportedModelError
 from flexmask.packing import pack
 from flexmask.rendering import Pass, Role
-from flexmask.tree import one_pass
+from flexmask.tree import one_pass, per_turn
 
 # Largest difference of a token's loss that rounding explains, by the dtype of the weights. A branch that leaks moves
 # some token by a tenth and more.
@@ -29,12 +30,15 @@ def check_exact(model: PreTrainedModel, block_size: int = 128) -> None:
     """
     device, dtype = model.device, model.dtype
     passes = _two_conversations(model.get_input_embeddings().num_embeddings)
-    rows = [row for conversation in passes for row in one_pass(conversation)]
-    (one,) = pack(rows, -(-sum(map(len, rows)) // block_size) * block_size)
+    if model.config._attn_implementation == ATTENTION_NAME:
+        groups = [[row for conversation in passes for row in one_pass(conversation)]]
+    else:  # layers that carry state: as they will be run, one pass a row and one row a pack
+        groups = [[row] for conversation in passes for row in per_turn(conversation)]
+    packs = [pack(rows, -(-sum(map(len, rows)) // block_size) * block_size)[0] for rows in groups]
     training = model.training
     model.eval()
     try:
-        ours = token_losses(model, one.to(device), block_size).losses
+        ours = torch.cat([token_losses(model, one.to(device), block_size).losses for one in packs])
         alone = torch.cat([_alone(model, p) for conversation in passes for p in conversation])
     finally:
         model.train(training)

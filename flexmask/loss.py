@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from flexmask.attention import ATTENTION_NAME
 from flexmask.models import UnsupportedModelError, attention_masks
 from flexmask.packing import Pack
 from flexmask.rendering import Role
@@ -40,17 +41,22 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     """Run the model over a pack and return the loss of every trained token.
 
     Logits are computed only where a trained token is predicted (`logits_to_keep`). The pack must lie on the
-    model's device and its length must be a multiple of `block_size`.
+    model's device and its length must be a multiple of `block_size`. A model that `prepare_model` left its own
+    attention, because its layers carry state, runs over the pack without padding; the pack must be a single chain.
+    Raises UnsupportedModelError where it is not, or where the model ignores `logits_to_keep`.
     """
     indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
     config = (model.module if isinstance(model, DistributedDataParallel) else model).config
-    output = model(
-        input_ids=pack.input_ids,
-        position_ids=pack.position_ids,
-        attention_mask=attention_masks(config, pack, block_size),
-        logits_to_keep=pack.previous[0, indices],
-        use_cache=False,
-    )
+    if config._attn_implementation == ATTENTION_NAME:
+        inputs = dict(
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            attention_mask=attention_masks(config, pack, block_size),
+        )
+    else:
+        _check_chain(model, pack)
+        inputs = dict(input_ids=pack.input_ids[:, : pack.tokens])
+    output = model(**inputs, logits_to_keep=pack.previous[0, indices], use_cache=False)
     logits = output.logits[0]
     if len(logits) != len(indices):
         raise UnsupportedModelError(
@@ -62,3 +68,12 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     losses = F.cross_entropy(logits, pack.input_ids[0, indices], reduction="none")
     weights = pack.loss_weights[0, indices].to(losses.dtype)
     return TokenLosses(losses, weights, pack.roles[0, indices], indices)
+
+
+def _check_chain(model: nn.Module, pack: Pack) -> None:
+    if not (pack.visible_until[0, : pack.tokens] == pack.tokens).all():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} runs with its own attention, which would let branches and packed rows see each "
+            f"other (pack with {', '.join(sorted(set(pack.rows)))}): call prepare_model first, or, for layers that "
+            'carry state, use layout="per_turn" and one row a pack'
+        )

@@ -1,6 +1,7 @@
 """Which models can be trained in one pass, and which BlockMask each of their layer types gets."""
 
 import re
+import warnings
 
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
@@ -10,11 +11,14 @@ from flexmask.attention import ATTENTION_NAME
 from flexmask.masks import build_block_mask
 from flexmask.packing import Pack
 
-# Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models.
+# Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models...
 _STATEFUL = re.compile(
-    r"mamba|lstm|deltanet|shortconv|linearattention|recurrent|rglru|rwkv|retention|lightningattention",
-    re.IGNORECASE,
+    r"mamba|lstm|delta|shortconv|linearattention|recurrent|rglru|rwkv|retention|lightningattention", re.IGNORECASE
 )
+# ... of which these only hold others.
+_CONTAINER = re.compile(r"(Model|DecoderLayer|Block|Norm|ForCausalLM)$")
+# ... and the parameters that give such layers away under any name: decay rates and step sizes of a recurrence.
+_STATE_PARAMETERS = ("A_log", "dt_bias", "time_decay")
 # How the mask of each layer type is restricted: the argument of build_block_mask, and the config's key for its value.
 _RESTRICTIONS = {
     "full_attention": None,
@@ -24,16 +28,39 @@ _RESTRICTIONS = {
 
 
 class UnsupportedModelError(ValueError):
-    """The model has layers that an attention mask cannot make exact."""
+    """The model has layers, or the pack positions, that an attention mask cannot make exact."""
 
 
-def prepare_model(model: PreTrainedModel) -> PreTrainedModel:
+def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedModel:
     """Check that a model can be trained exactly and route its attention through `flexmask.attention`; returns it.
 
-    Raises UnsupportedModelError naming the layers: stateful ones (linear attention, state space, convolution),
-    attention that transformers does not route through its AttentionInterface, or a layer type without a mask rule.
+    chains: every pack will be a single row that never branches, as layout "per_turn" makes them. Layers that carry
+    state are then exact too; such a model keeps its own attention.
+
+    The load-balancing loss of experts is switched off with a warning where the config asks for it
+    (`output_router_logits`): it is no sum over passes, so no two layouts or packs would agree on it, and context
+    tokens would count in it.
+
+    Raises UnsupportedModelError naming the layers that carry state (linear attention, state space, convolution), a
+    layer type without a mask rule, or attention that transformers does not route through its AttentionInterface;
+    ValueError naming the setting for dropout on attention or noise on routers.
     """
-    check_model(model)
+    check_model(model, chains)
+    text = model.config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
+        warnings.warn(
+            "output_router_logits is switched off: the load-balancing loss of the experts (router_aux_loss_coef="
+            f"{getattr(text, 'router_aux_loss_coef', None)}) is no sum over passes and is not trained",
+            stacklevel=2,
+        )
+    if stateful_layers(model):
+        return model
+    if random_settings(text):
+        raise ValueError(
+            f"{type(model).__name__}: {', '.join(random_settings(text))}: attention and routing must not be random for "
+            "one pass to be that of its turns; set it to 0 in the model's config"
+        )
     model.set_attn_implementation(ATTENTION_NAME)
     if model.config._attn_implementation != ATTENTION_NAME:
         raise UnsupportedModelError(
@@ -43,24 +70,63 @@ def prepare_model(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def check_model(model: PreTrainedModel) -> None:
+def check_model(model: PreTrainedModel, chains: bool = False) -> None:
     """Raise UnsupportedModelError if masking cannot hide one branch of a row from another (see `prepare_model`)."""
     name = type(model).__name__
-    stateful = [
-        f"{path} ({type(module).__name__})"
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Conv1d) or _STATEFUL.search(type(module).__name__.removeprefix(name))
-    ]
-    types = layer_types(model.config)
-    unknown = [f"layer {i} ({kind})" for i, kind in enumerate(types) if kind not in _RESTRICTIONS]
-    if stateful or unknown:
-        layers = stateful or unknown
+    if layers := stateful_layers(model):
+        if not chains:
+            raise UnsupportedModelError(
+                f"{name}: {_few(layers)} carry state from token to token, so no attention mask keeps one branch or "
+                "packed row from leaking into the next, and the loss would be wrong. Train this model one pass a turn "
+                'instead: duplication=per_turn (in the library layout="per_turn"), one row a pack'
+            )
+        return
+    unknown = [f"layer {i} ({kind})" for i, kind in enumerate(layer_types(model.config)) if kind not in _RESTRICTIONS]
+    if unknown:
         raise UnsupportedModelError(
-            f"{name}: {', '.join(layers[:4])}{f' and {len(layers) - 4} more' if len(layers) > 4 else ''} "
-            f"{'carry state from token to token' if stateful else 'have no mask rule'}, so no attention mask keeps one "
-            "branch or packed row from leaking into the next, and the loss would be wrong; use a model whose layers "
-            "are all full, sliding-window or chunked attention, or train this one elsewhere one unpacked pass at a time"
+            f"{name}: {_few(unknown)} have no mask rule, so the loss would be wrong; use a model whose layers are all "
+            "full, sliding-window or chunked attention"
         )
+
+
+def stateful_layers(model: PreTrainedModel) -> list[str]:
+    """The layers that carry a state from token to token outside attention, each as "path (class)".
+
+    Found by what modules are: a convolution over tokens, the parameters of a recurrence, or a class name. What all
+    three miss, `flexmask.exactness.check_exact` finds by trying.
+    """
+    name = type(model).__name__
+    found = {}
+    for path, module in model.named_modules():
+        owner = path
+        if isinstance(module, nn.Conv1d):
+            owner = path.rpartition(".")[0]
+        elif not any(hasattr(module, parameter) for parameter in _STATE_PARAMETERS) and (
+            not _STATEFUL.search(type(module).__name__.removeprefix(name)) or _CONTAINER.search(type(module).__name__)
+        ):
+            continue
+        if not any(owner == other or owner.startswith(f"{other}.") for other in found):
+            found[owner] = f"{owner} ({type(model.get_submodule(owner)).__name__})"
+    return list(found.values())
+
+
+# Settings under which transformers' models (5.23) drop attention, or add noise to routers, at random.
+_RANDOM = (
+    "attention_dropout",
+    "attn_pdrop",
+    "attention_probs_dropout_prob",
+    "router_jitter_noise",
+    "input_jitter_noise",
+)
+
+
+def random_settings(config: PreTrainedConfig) -> list[str]:
+    """Those of a config's settings that make attention or routing random, each as "key=value"."""
+    return [f"{key}={value}" for key in _RANDOM if isinstance(value := getattr(config, key, 0), float) and value > 0]
+
+
+def _few(layers: list[str]) -> str:
+    return ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:
@@ -84,6 +150,7 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
     transformers passes a BlockMask through as it is (masking_utils, 5.23); models that mix layer types take a dict.
     """
     text = config.get_text_config()
+    _check_positions(text, pack)
     masks = {}
     for kind in sorted(set(layer_types(config))):
         restriction = {}
@@ -95,3 +162,28 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
             kind
         ].ndim = 4  # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding
     return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _check_positions(text: PreTrainedConfig, pack: Pack) -> None:
+    """Refuse packs in which a model would look at more than the positions of a token's own path.
+
+    transformers 5.23: rotary embeddings of type "longrope" and "dynamic" choose their frequencies for all tokens by the
+    greatest position there is, and Llama 4 scales queries of layers without positions by their index in the pack.
+    """
+    rope = getattr(text, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type") in ("longrope", "dynamic"):
+            limit = parameters.get("original_max_position_embeddings") or text.max_position_embeddings
+            if (greatest := int(pack.position_ids.max()) + 1) > limit:
+                raise UnsupportedModelError(
+                    f"rotary embeddings of type {parameters['rope_type']!r} change for all tokens of a pack once one "
+                    f"stands beyond {limit:,} positions, and there is one at {greatest:,}; set "
+                    f"duplication.pack_length to at most {limit:,}"
+                )
+    if getattr(text, "attn_temperature_tuning", False) and "chunked_attention" in layer_types(text):
+        if len(pack) >= text.floor_scale:
+            raise UnsupportedModelError(
+                f"attn_temperature_tuning scales queries by their index in the pack from floor_scale="
+                f"{text.floor_scale:,} tokens on, and the pack has {len(pack):,}; set duplication.pack_length below, or "
+                "attn_temperature_tuning to false in the model's config"
+            )

@@ -5,7 +5,9 @@ the pack length, so both are free to change without changing what is learned.
 """
 
 import contextlib
+import itertools
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,7 +22,7 @@ from flexmask.conversation import Conversation
 from flexmask.exactness import check_exact
 from flexmask.loss import TokenLosses, token_losses
 from flexmask.masks import build_block_mask
-from flexmask.models import prepare_model
+from flexmask.models import UnsupportedModelError, prepare_model, stateful_layers
 from flexmask.packing import Pack, pack
 from flexmask.rendering import render_conversation
 from flexmask.tree import LaidOut, Row, lay_out
@@ -81,23 +83,32 @@ class OnePassCollator:
     pack_length: tokens of one forward pass; a multiple of `block_size`.
     fixed_length: pad every pack to `pack_length`, so that a compiled kernel sees one shape. Default: only where
         CUDA is available; elsewhere packs end at the next multiple of `block_size`.
+    one_row_per_pack: no packing, for models whose layers carry state from row to row. `OnePassTrainer` sets it.
     """
 
     def __init__(
-        self, pack_length: int, *, block_size: int = 128, pad_token_id: int = 0, fixed_length: bool | None = None
+        self,
+        pack_length: int,
+        *,
+        block_size: int = 128,
+        pad_token_id: int = 0,
+        fixed_length: bool | None = None,
+        one_row_per_pack: bool = False,
     ) -> None:
         if pack_length <= 0 or pack_length % block_size:
             raise ValueError(f"pack_length={pack_length:,} must be a positive multiple of block_size={block_size}")
         self.pack_length = pack_length
         self.block_size = block_size
         self.pad_token_id = pad_token_id
+        self.one_row_per_pack = one_row_per_pack
         self.fixed_length = torch.cuda.is_available() if fixed_length is None else fixed_length
 
     def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, list[Pack]]:
         rows = [row for conversation in conversations for row in conversation]
         multiple = None if self.fixed_length else self.block_size
-        packs = pack(rows, self.pack_length, pad_token_id=self.pad_token_id, pad_to_multiple_of=multiple)
-        return {"packs": packs}
+        groups = [[row] for row in rows] if self.one_row_per_pack else [rows]
+        settings = dict(pad_token_id=self.pad_token_id, pad_to_multiple_of=multiple)
+        return {"packs": [one for group in groups for one in pack(group, self.pack_length, **settings)]}
 
 
 class OnePassTrainer(Trainer):
@@ -109,13 +120,23 @@ class OnePassTrainer(Trainer):
     Beside `loss`, logs `thinking_loss`, `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`,
     `packing_waste` and `block_sparsity`, each of this process over the interval since the last log.
 
-    Raises UnsupportedModelError for a model that cannot be exact, NonFiniteLossError before the optimizer steps.
+    A model whose layers carry state is trained on rows that do not branch (layout "per_turn"), one a pack, with a
+    warning. Raises UnsupportedModelError for a model that cannot be exact on its rows, NonFiniteLossError before the
+    optimizer steps.
     """
 
     def __init__(self, model: PreTrainedModel, args, data_collator: OnePassCollator, **kwargs: Any) -> None:
         _check_settings(args, kwargs.get("train_dataset"))
         args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
-        check_exact(prepare_model(model), data_collator.block_size)
+        if layers := stateful_layers(model):
+            _check_chains(type(model).__name__, layers, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
+            data_collator.one_row_per_pack = True
+            warnings.warn(
+                f"{len(layers)} layers carry state from token to token ({layers[0]}, ...): every row is a pack of its "
+                "own, and attention is the model's",
+                stacklevel=2,
+            )
+        check_exact(prepare_model(model, chains=bool(layers)), data_collator.block_size)
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         # compute_loss divides by the step's target weight itself, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = False
@@ -234,6 +255,16 @@ def _check_settings(args: TrainingArguments, train_dataset) -> None:
             raise ValueError(
                 f"train_dataset: {len(empty)} conversations have no rows because none of their turns is trained "
                 f"(indices {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}); leave them out"
+            )
+
+
+def _check_chains(name: str, layers: Sequence[str], *datasets: Sequence[Sequence[Row]] | None) -> None:
+    for rows in itertools.chain.from_iterable(dataset or () for dataset in datasets):
+        if branching := next((row.name for row in rows if not row.is_chain), None):
+            raise UnsupportedModelError(
+                f"{name}: {len(layers)} layers carry state from token to token ({layers[0]}, ...), which no attention "
+                f"mask keeps from leaking between branches, and the row of {branching} branches; lay conversations out "
+                'with layout="per_turn" (duplication=per_turn), or use a template that keeps earlier thinking'
             )
 
 

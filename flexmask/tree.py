@@ -42,6 +42,11 @@ class Row:
         return len(self.input_ids)
 
     @property
+    def is_chain(self) -> bool:
+        """Whether no token has two continuations, so that the row is one pass."""
+        return bool((self.node_parent == np.arange(len(self.node_parent)) - 1).all())
+
+    @property
     def position_ids(self) -> np.ndarray:
         """int64 [S]: depth in the tree, which is the position the token has at inference."""
         positions = np.empty(len(self), dtype=np.int64)

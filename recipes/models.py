@@ -1,6 +1,7 @@
 """Load the model and tokenizer that `conf/model` names; refuse an unsuitable one before its weights are read."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from transformers import (
     set_seed,
 )
 
-from flexmask.models import check_model
+from flexmask.models import check_model, random_settings
 from recipes.config import ModelConfig, ModelKind
 from recipes.tiny import build_model, build_tokenizer
 
@@ -38,8 +39,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(config: ModelConfig, vocab_size: int, seed: int) -> PreTrainedModel:
-    """The model on CPU in `model.dtype`; `seed` draws the weights of a model from scratch.
+def load_model(config: ModelConfig, vocab_size: int, seed: int, chains: bool = False) -> PreTrainedModel:
+    """The model on CPU in `model.dtype`; `seed` draws the weights of a model from scratch. `chains` as in
+    `prepare_model`: the rows to train do not branch. Dropout on attention is set to 0 with a warning.
 
     Raises UnsupportedModelError for a model that cannot be exact: from its configuration, before any weight is
     read. Raises ValueError, naming the key, when the model cannot be reached.
@@ -49,11 +51,14 @@ def load_model(config: ModelConfig, vocab_size: int, seed: int) -> PreTrainedMod
         return build_model(seed, vocab_size=vocab_size, **dataclasses.asdict(config.tiny)).to(dtype)
     shape = _reachable(config, AutoConfig.from_pretrained)
     with torch.device("meta"):
-        check_model(AutoModelForCausalLM.from_config(shape))
+        check_model(AutoModelForCausalLM.from_config(shape), chains)
+    for setting in random_settings(text := shape.get_text_config()):
+        warnings.warn(f"model.name_or_path={config.name_or_path}: {setting} is set to 0", stacklevel=2)
+        setattr(text, setting.partition("=")[0], 0.0)
     if config.from_scratch:
         set_seed(seed)
         return AutoModelForCausalLM.from_config(shape, dtype=dtype)
-    model = _reachable(config, AutoModelForCausalLM.from_pretrained, dtype=dtype)
+    model = _reachable(config, AutoModelForCausalLM.from_pretrained, config=shape, dtype=dtype)
     if vocab_size > (rows := model.get_input_embeddings().num_embeddings):
         raise ValueError(
             f"model.name_or_path={config.name_or_path}: its tokenizer has {vocab_size:,} tokens, its embedding only "

@@ -36,7 +36,11 @@ _FEATURES = datasets.Features(
     {name: datasets.List(datasets.Value(dtype)) for name, dtype in _ROW_ARRAYS.items()}
     | {name: datasets.List(datasets.Value("int32")) for name in ("row_tokens", "row_nodes", "row_turns", "turns")}
     | {name: datasets.Value("int32") for name in ("dropped_turns", "slow_turns")}
-    | {"name": datasets.Value("string"), "warnings": datasets.List(datasets.Value("string"))}
+    | {
+        "branches": datasets.Value("bool"),
+        "name": datasets.Value("string"),
+        "warnings": datasets.List(datasets.Value("string")),
+    }
 )
 
 
@@ -63,6 +67,7 @@ class PreparedData:
     dropped_turns: int  # longer than a pack, with too_long=drop
     without_rows: int  # conversations none of whose turns is trained
     slow_turns: int  # rendered or tokenized from the first message on; see `RenderedConversation`
+    branching: int  # conversations with a row that branches; the others are chains, in which nothing is duplicated
 
 
 def load_data(data: DataConfig) -> LoadedData:
@@ -121,6 +126,7 @@ def prepare(
         dropped_turns=sum(table["dropped_turns"]),
         without_rows=len(table) - len(trained),
         slow_turns=sum(table["slow_turns"]),
+        branching=sum(table["branches"]),
     )
 
 
@@ -178,6 +184,7 @@ def _prepare_one(
         "warnings": texts,
         "dropped_turns": len(laid_out.dropped_turns),
         "slow_turns": laid_out.slow_turns,
+        "branches": not all(row.is_chain for row in rows),
         "row_tokens": [len(row) for row in rows],
         "row_nodes": [len(row.node_start) for row in rows],
         "row_turns": [len(row.turns) for row in rows],

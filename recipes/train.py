@@ -51,6 +51,7 @@ def train(config: TrainConfig) -> dict:
     from transformers.utils.logging import disable_progress_bar
 
     from flexmask import OnePassCollator, OnePassTrainer
+    from flexmask.models import stateful_layers
     from recipes.evaluate import evaluate_chats
     from recipes.models import load_model, load_tokenizer
     from recipes.preparation import load_data, prepare
@@ -65,11 +66,13 @@ def train(config: TrainConfig) -> dict:
     disable_progress_bar()  # of the Trainer: a line a log is enough
 
     tokenizer = load_tokenizer(config.model)
-    model = load_model(config.model, len(tokenizer), config.seed)
     data = load_data(config.data)
     rows = prepare(data.train, tokenizer, config, config.duplication.layout)
-    # Held-out loss is always measured on what inference shows, whatever the layout that was trained.
-    heldout_rows = prepare(data.heldout, tokenizer, config, "one_pass")
+    model = load_model(config.model, len(tokenizer), config.seed, chains=not rows.branching)
+    # Held-out loss is always measured on what inference shows, whatever the layout that was trained; as one pass a turn
+    # it is the same sum, and right for layers that carry state as well.
+    heldout_layout = "per_turn" if stateful_layers(model) else "one_pass"
+    heldout_rows = prepare(data.heldout, tokenizer, config, heldout_layout)
     collator = OnePassCollator(
         config.duplication.pack_length,
         block_size=config.attention.block_size,
@@ -80,6 +83,7 @@ def train(config: TrainConfig) -> dict:
         f"{model.num_parameters():,} parameters; left out: {len(data.dropped)} invalid conversations, "
         f"{rows.dropped_turns} turns longer than a pack, {rows.without_rows} conversations with nothing to train"
         + (f"; {rows.slow_turns} turns rendered the slow way" if rows.slow_turns else "")
+        + ("; no row branches, so nothing is duplicated" if not rows.branching else "")
     )
 
     with Reporter(config, resumed_from=done) as reporter:

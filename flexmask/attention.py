@@ -35,14 +35,16 @@ def flexmask_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     sliding_window: int | None | object = _NOT_PASSED,
+    key_bias: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """transformers' attention function (5.23): query [B, H, S, D], key [B, K, S, D], value [B, K, S, E] with K key
     heads for H query heads; returns ([B, S, H, E], None). B is 1 for a BlockMask.
 
     `softcap` bounds the scores as `softcap * tanh(score / softcap)`; `s_aux` [H] are attention sinks, one score a head
-    that takes probability and gives no value. Both are differentiable. Raises ValueError naming the layer for dropout,
-    for terms that are not computed here, and for a BlockMask whose window is not the layer's.
+    that takes probability and gives no value. Both are differentiable. `key_bias` [H, S], only with a BlockMask, is a
+    constant added to the scores of a key (`flexmask.alibi`). Raises ValueError naming the layer for dropout, for terms
+    that are not computed here, and for a BlockMask whose window or chunk is not the layer's.
     """
     layer = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
     for name in _UNSUPPORTED:
@@ -73,8 +75,10 @@ def flexmask_attention(
     _check_shapes(layer, query, key, attention_mask)
     place_mask_mod(attention_mask, query.device)
     if query.device.type == "cpu":
+        if key_bias is not None:
+            query, key = _with_bias(query, key, key_bias / scaling)
         return block_sparse_attention(query, key, value, attention_mask, scaling, softcap, s_aux), None
-    return _compiled_attention(query, key, value, attention_mask, scaling, softcap, s_aux), None
+    return _compiled_attention(query, key, value, attention_mask, scaling, softcap, s_aux, key_bias), None
 
 
 AttentionInterface.register(ATTENTION_NAME, flexmask_attention)
@@ -117,6 +121,14 @@ def _check_shapes(layer: str, query: Tensor, key: Tensor, block_mask: BlockMask)
         )
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{layer}: {query.shape[1]} query heads are not a multiple of {key.shape[1]} key heads")
+
+
+def _with_bias(query: Tensor, key: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and key of one more dimension, whose product is that of before plus `bias` [H, S] of the key."""
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(f"key_bias needs a key head for each of the {query.shape[1]} query heads, not {key.shape[1]}")
+    query = torch.cat([query, torch.ones_like(query[..., :1])], dim=-1)
+    return query, torch.cat([key, bias[None, :, :, None].to(key.dtype)], dim=-1)
 
 
 def _dense_attention(
@@ -167,6 +179,13 @@ def _softcap_score_mod(softcap: float) -> ScoreMod:
     return score_mod
 
 
+def _key_bias_score_mod(key_bias: Tensor) -> ScoreMod:
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return score + key_bias[h, k]
+
+    return score_mod
+
+
 def _compiled_attention(
     query: Tensor,
     key: Tensor,
@@ -175,14 +194,20 @@ def _compiled_attention(
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
+    score_mod = None if softcap is None else _softcap_score_mod(softcap)
+    if key_bias is not None:
+        if softcap is not None:
+            raise ValueError("key_bias beside softcap: no model has both")
+        score_mod = _key_bias_score_mod(key_bias)
     # Inside a compiled model the surrounding compilation takes flex_attention in.
     attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
     result = attend(
         query,
         key,
         value,
-        score_mod=None if softcap is None else _softcap_score_mod(softcap),
+        score_mod=score_mod,
         block_mask=block_mask,
         scale=scaling,
         # Any ratio of heads: torch 2.13 restricts it to powers of two only in its decoding kernel, and avoids that one.

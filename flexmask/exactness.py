@@ -9,9 +9,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from flexmask.attention import ATTENTION_NAME
 from flexmask.loss import token_losses
-from flexmask.models import UnsupportedModelError
+from flexmask.models import UnsupportedModelError, takes_block_masks
 from flexmask.packing import pack
 from flexmask.rendering import Pass, Role
 from flexmask.tree import one_pass, per_turn
@@ -30,7 +29,7 @@ def check_exact(model: PreTrainedModel, block_size: int = 128) -> None:
     """
     device, dtype = model.device, model.dtype
     passes = _two_conversations(model.get_input_embeddings().num_embeddings)
-    if model.config._attn_implementation == ATTENTION_NAME:
+    if takes_block_masks(model):
         groups = [[row for conversation in passes for row in one_pass(conversation)]]
     else:  # layers that carry state: as they will be run, one pass a row and one row a pack
         groups = [[row] for conversation in passes for row in per_turn(conversation)]

@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from flexmask.attention import ATTENTION_NAME
-from flexmask.models import UnsupportedModelError, attention_masks
+from flexmask.models import UnsupportedModelError, attention_masks, takes_block_masks
 from flexmask.packing import Pack
 from flexmask.rendering import Role
 
@@ -46,12 +45,12 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     Raises UnsupportedModelError where it is not, or where the model ignores `logits_to_keep`.
     """
     indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
-    config = (model.module if isinstance(model, DistributedDataParallel) else model).config
-    if config._attn_implementation == ATTENTION_NAME:
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if takes_block_masks(inner):
         inputs = dict(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
-            attention_mask=attention_masks(config, pack, block_size),
+            attention_mask=attention_masks(inner.config, pack, block_size),
         )
     else:
         _check_chain(model, pack)

@@ -41,7 +41,8 @@ def visible_until_mask_mod(
 
     `visible_until` [1, S] integers: end (exclusive) of the subtree of each token. `window` and `chunk` count positions,
     not indices: `position_ids` [1, S] are depths in the tree, and the comparisons are those of transformers 5.23's
-    `sliding_window_overlay` and `chunked_overlay`. A layer has at most one of the two.
+    `sliding_window_overlay` and `chunked_overlay`. A layer has at most one of the two; without either the positions are
+    only carried along.
 
     The result carries its arguments as attributes of the same names, so that attention can refuse a mask that is not
     the layer's and follow a BlockMask to another device. Raises ValueError on wrong arguments.
@@ -233,8 +234,6 @@ def _check_arguments(visible_until: Tensor, position_ids: Tensor | None, window:
         raise ValueError(f"window={window} and chunk={chunk}: a layer has one of the two")
     if position_ids is None and sizes:
         raise ValueError(f"{next(iter(sizes))} is given without position_ids: it is measured in positions")
-    if position_ids is not None and not sizes:
-        raise ValueError("position_ids is given without window or chunk, which are measured in it")
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} is {size}, it must be at least 1: a token always sees itself")

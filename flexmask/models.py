@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from flexmask.alibi import has_alibi_route, is_routed, route_alibi
 from flexmask.attention import ATTENTION_NAME
 from flexmask.masks import build_block_mask
 from flexmask.packing import Pack
@@ -18,7 +19,7 @@ _STATEFUL = re.compile(
 # ... of which these only hold others.
 _CONTAINER = re.compile(r"(Model|DecoderLayer|Block|Norm|ForCausalLM)$")
 # ... and the parameters that give such layers away under any name: decay rates and step sizes of a recurrence.
-_STATE_PARAMETERS = ("A_log", "dt_bias", "time_decay")
+_STATE_PARAMETERS = ("A_log", "dt_bias", "time_decay", "time_mix_key")
 # How the mask of each layer type is restricted: the argument of build_block_mask, and the config's key for its value.
 _RESTRICTIONS = {
     "full_attention": None,
@@ -61,13 +62,21 @@ def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedMod
             f"{type(model).__name__}: {', '.join(random_settings(text))}: attention and routing must not be random for "
             "one pass to be that of its turns; set it to 0 in the model's config"
         )
-    model.set_attn_implementation(ATTENTION_NAME)
-    if model.config._attn_implementation != ATTENTION_NAME:
+    if has_alibi_route(model):
+        route_alibi(model)
+    else:
+        model.set_attn_implementation(ATTENTION_NAME)
+    if not takes_block_masks(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} does not route its attention through transformers' AttentionInterface, so no "
             "block mask reaches it; train it elsewhere one pass at a time"
         )
     return model
+
+
+def takes_block_masks(model: PreTrainedModel) -> bool:
+    """Whether `prepare_model` has routed the model's attention through `flexmask.attention`."""
+    return model.config._attn_implementation == ATTENTION_NAME or is_routed(model)
 
 
 def check_model(model: PreTrainedModel, chains: bool = False) -> None:
@@ -95,14 +104,21 @@ def stateful_layers(model: PreTrainedModel) -> list[str]:
     Found by what modules are: a convolution over tokens, the parameters of a recurrence, or a class name. What all
     three miss, `flexmask.exactness.check_exact` finds by trying.
     """
-    name = type(model).__name__
+    family = type(model).__name__.removesuffix("ForCausalLM")
+    # A family named after its recurrence (Kimi Linear, xLSTM) has the word in all its classes: what is behind it
+    # counts, unless nothing else tells the layers apart.
+    return _stateful_layers(model, family) or _stateful_layers(model, "")
+
+
+def _stateful_layers(model: PreTrainedModel, family: str) -> list[str]:
     found = {}
     for path, module in model.named_modules():
+        kind = type(module).__name__
         owner = path
         if isinstance(module, nn.Conv1d):
             owner = path.rpartition(".")[0]
         elif not any(hasattr(module, parameter) for parameter in _STATE_PARAMETERS) and (
-            not _STATEFUL.search(type(module).__name__.removeprefix(name)) or _CONTAINER.search(type(module).__name__)
+            _CONTAINER.search(kind) or not _STATEFUL.search(kind.removeprefix(family))
         ):
             continue
         if not any(owner == other or owner.startswith(f"{other}.") for other in found):
@@ -153,11 +169,9 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
     _check_positions(text, pack)
     masks = {}
     for kind in sorted(set(layer_types(config))):
-        restriction = {}
-        if _RESTRICTIONS[kind] is not None:
-            argument, key = _RESTRICTIONS[kind]
-            restriction = {"position_ids": pack.position_ids, argument: getattr(text, key)}
-        masks[kind] = build_block_mask(pack.visible_until, block_size, **restriction)
+        argument, key = _RESTRICTIONS[kind] or (None, None)
+        restriction = {argument: getattr(text, key)} if argument else {}
+        masks[kind] = build_block_mask(pack.visible_until, block_size, pack.position_ids, **restriction)
         masks[
             kind
         ].ndim = 4  # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding
@@ -184,6 +198,6 @@ def _check_positions(text: PreTrainedConfig, pack: Pack) -> None:
         if len(pack) >= text.floor_scale:
             raise UnsupportedModelError(
                 f"attn_temperature_tuning scales queries by their index in the pack from floor_scale="
-                f"{text.floor_scale:,} tokens on, and the pack has {len(pack):,}; set duplication.pack_length below, or "
-                "attn_temperature_tuning to false in the model's config"
+                f"{text.floor_scale:,} tokens on, and the pack has {len(pack):,}; set duplication.pack_length below, "
+                "or attn_temperature_tuning to false in the model's config"
             )

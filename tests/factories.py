@@ -1,5 +1,6 @@
 """Random inputs for the tests, all from seeds: conversations, passes, rows, a tokenizer with real merges, models."""
 
+import contextlib
 import functools
 import random
 from unittest import mock
@@ -122,27 +123,23 @@ def random_weights(model):
             elif "sinks" in name:
                 parameter.normal_(0, 1)
     if model.dtype == torch.float64:
-        model.forward = _in_double(model.forward)
+        model.forward = in_double()(model.forward)
     return model.eval()
 
 
-def _in_double(forward):
-    """A forward in which float32 means float64.
+@contextlib.contextmanager
+def in_double():
+    """float32 means float64 inside.
 
     transformers (5.23) computes norms, routers and the softmax of eager attention in float32, whatever the dtype of the
     weights, and that rounding alone moves float64 gradients by 1e-7: enough to hide a small mistake.
     """
-
-    @functools.wraps(forward)
-    def doubled(*arguments, **more):
-        with (
-            mock.patch.object(torch, "float32", torch.float64),
-            mock.patch.object(torch, "float", torch.float64),
-            mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
-        ):
-            return forward(*arguments, **more)
-
-    return doubled
+    with (
+        mock.patch.object(torch, "float32", torch.float64),
+        mock.patch.object(torch, "float", torch.float64),
+        mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+    ):
+        yield
 
 
 def _random_model(cls, config, dtype, seed):

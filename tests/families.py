@@ -173,4 +173,8 @@ FAMILIES = {
             vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=512, attn_pdrop=0.0, resid_pdrop=0.0
         ),
     ),
+    "Bloom": Family(
+        "full, ALiBi",
+        lambda: hf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.0),
+    ),
 }

@@ -25,14 +25,18 @@ def random_parents(seed: int, length: int) -> list[int]:
     return parents
 
 
-def ancestor_mask(parents: list[int], window: int | None = None) -> torch.Tensor:
-    """Who sees whom [S, S], by walking up from each token, at most `window` tokens with itself."""
+def ancestor_mask(parents: list[int], window: int | None = None, chunk: int | None = None) -> torch.Tensor:
+    """Who sees whom [S, S], by walking up from each token: at most `window` tokens with itself, or as far as the
+    chunk of its depth goes."""
     mask = torch.zeros(len(parents), len(parents), dtype=torch.bool)
     for query in range(len(parents)):
-        key, steps = query, 0
-        while key >= 0 and (window is None or steps < window):
-            mask[query, key] = True
-            key, steps = parents[key], steps + 1
+        path = [query]
+        while parents[path[-1]] >= 0:
+            path.append(parents[path[-1]])
+        seen = len(path) if window is None else window
+        if chunk is not None:
+            seen = (len(path) - 1) % chunk + 1  # its depth is the number of its ancestors
+        mask[query, path[:seen]] = True
     return mask
 
 

@@ -3,14 +3,15 @@ import types
 
 import pytest
 import torch
-from factories import tiny_gemma3, tiny_qwen3
+from factories import in_double, tiny_gemma3, tiny_qwen3
 from random_trees import LargestTensor, ancestor_mask, random_pack
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_eager
 
 from flexmask import attention, cpu_attention
-from flexmask.attention import ATTENTION_NAME, flexmask_attention
+from flexmask.alibi import route_alibi
+from flexmask.attention import ATTENTION_NAME, _compiled_attention, flexmask_attention
 from flexmask.cpu_attention import block_sparse_attention
 from flexmask.masks import build_block_mask, dense_mask, place_mask_mod
 
@@ -288,7 +289,8 @@ def test_models_train_as_with_a_dense_mask(make_model, checkpointing):
         mask = mask if window else mask["full_attention"]
         logits = model(input_ids=tokens, attention_mask=mask, position_ids=position_ids, use_cache=False).logits
         model.zero_grad()
-        logits.square().mean().backward()
+        with in_double():  # checkpointing computes the forward again
+            logits.square().mean().backward()
         results.append((logits, *(parameter.grad.clone() for parameter in model.parameters())))
     for ours, expected in zip(*reversed(results), strict=True):
         assert (ours - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())
@@ -440,3 +442,33 @@ def with_gradients_on(device, output, tensors):
     generator = torch.Generator().manual_seed(0)
     grad_output = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(device, output.dtype)
     return (output, *torch.autograd.grad(output, tensors, grad_output))
+
+
+# Fails if the score_mod of compiled FlexAttention and the extra dimension of the CPU path differ in sign, scale or head.
+def test_a_bias_of_the_keys_is_the_same_on_both_paths():
+    visible_until, _, _ = random_pack(5, 64)
+    block_mask, dense = build_block_mask(visible_until, 32), dense_mask(visible_until)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 4, 64, 8, generator=generator) for _ in range(3))
+    bias = torch.randn(4, 64, generator=generator)
+    layer = torch.nn.Identity()
+    ours, _ = flexmask_attention(layer, query, key, value, block_mask, scaling=0.3, key_bias=bias)
+    compiled = _compiled_attention(query, key, value, block_mask, 0.3, None, None, bias)
+    scores = (query @ key.transpose(2, 3) * 0.3 + bias[None, :, None]).masked_fill(~dense, -torch.inf)
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="key_bias needs a key head for each of the 4 query heads, not 2"):
+        flexmask_attention(layer, query, key[:, :2], value[:, :2], block_mask, scaling=0.3, key_bias=bias)
+
+
+def test_bloom_still_generates_once_it_takes_block_masks():
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4)).eval()
+    tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[0, :4] = 0
+    before = model.generate(tokens, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    route_alibi(model)
+    after = model.generate(tokens, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(before, after)

@@ -50,29 +50,37 @@ def test_seven_token_row_written_by_hand():
     assert windowed[5:] == [[0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 1, 1, 1]]
 
 
-@pytest.mark.parametrize("window", [None, 1, 7, 40])
-def test_dense_mask_is_the_ancestor_relation(window):
+RESTRICTIONS = [{}, {"window": 1}, {"window": 7}, {"window": 40}, {"chunk": 1}, {"chunk": 7}, {"chunk": 40}]
+
+
+def restricted(position_ids, restriction):
+    """Arguments behind `visible_until`."""
+    return restriction | ({"position_ids": position_ids} if restriction else {})
+
+
+@pytest.mark.parametrize("restriction", RESTRICTIONS, ids=str)
+def test_dense_mask_is_the_ancestor_relation(restriction):
     """Against parents walked one by one. Fails for index distances, `<=` in the window, or a wrong subtree end."""
     for seed in range(40):
         visible_until, position_ids, parents = random_pack(seed, 96)
-        mask = dense_mask(visible_until, position_ids if window else None, window)
+        mask = dense_mask(visible_until, **restricted(position_ids, restriction))
         assert mask.shape == (1, 1, 96, 96) and mask.dtype == torch.bool
-        assert torch.equal(mask[0, 0], ancestor_mask(parents, window)), seed
+        assert torch.equal(mask[0, 0], ancestor_mask(parents, **restriction)), seed
 
 
-@pytest.mark.parametrize("window", [None, 9])
-def test_mask_mod_and_score_mod_agree_through_torch(window):
+@pytest.mark.parametrize("restriction", [{}, {"window": 9}, {"chunk": 9}], ids=str)
+def test_mask_mod_and_score_mod_agree_through_torch(restriction):
     """Fails if the two are written apart and one changes, or if either does not survive torch's vmap."""
     for seed in range(10):
         visible_until, position_ids, parents = random_pack(seed, 64)
-        arguments = (visible_until, position_ids if window else None, window)
-        by_mask = create_mask(visible_until_mask_mod(*arguments), 1, 2, 64, 64, device="cpu")
-        by_score = create_mask(visible_until_score_mod(*arguments), 1, 2, 64, 64, device="cpu")
+        more = restricted(position_ids, restriction)
+        by_mask = create_mask(visible_until_mask_mod(visible_until, **more), 1, 2, 64, 64, device="cpu")
+        by_score = create_mask(visible_until_score_mod(visible_until, **more), 1, 2, 64, 64, device="cpu")
         assert torch.equal(by_mask, by_score)
-        assert torch.equal(by_mask[0, 1], ancestor_mask(parents, window))
+        assert torch.equal(by_mask[0, 1], ancestor_mask(parents, **restriction))
     index = torch.arange(64)
     scores = torch.randn(64, 64)
-    modified = visible_until_score_mod(*arguments)(scores, index[0], index[0], index[:, None], index[None])
+    modified = visible_until_score_mod(visible_until, **more)(scores, index[0], index[0], index[:, None], index[None])
     assert torch.equal(modified, scores.masked_fill(~by_mask[0, 0], -torch.inf))
 
 
@@ -94,15 +102,17 @@ def test_block_mask_lists_equal_torch():
     assert min(partial, full, skipped) > 100  # the packs hold all three kinds
 
 
-def test_blocks_with_a_window_are_sound():
+@pytest.mark.parametrize("argument", ["window", "chunk"])
+def test_blocks_with_a_window_or_chunks_are_sound(argument):
     """Fails if a block with a visible pair is skipped, or one with a hidden pair is called full."""
     dropped = 0
     for seed in range(250):
         block_size, length = size_of(seed)
         visible_until, position_ids, _ = random_pack(seed, length)
-        window = (1, 5, block_size // 2, block_size, 2 * block_size)[seed // 25 % 5]
-        block_mask = build_block_mask(visible_until, block_size, position_ids, window)
-        blocks = dense_mask(visible_until, position_ids, window)[0, 0]
+        size = (1, 5, block_size // 2, block_size, 2 * block_size)[seed // 25 % 5]
+        more = restricted(position_ids, {argument: size})
+        block_mask = build_block_mask(visible_until, block_size, **more)
+        blocks = dense_mask(visible_until, **more)[0, 0]
         blocks = blocks.unfold(0, block_size, block_size).unfold(1, block_size, block_size)
         visible, hidden = blocks.any(dim=(2, 3)), ~blocks.all(dim=(2, 3))
         partial, full, by_query, full_by_query = (listed_blocks(block_mask, side) for side in LISTS)
@@ -119,14 +129,15 @@ def test_blocks_with_a_window_are_sound():
     assert dropped > 50  # the bounds do remove blocks
 
 
-def test_blocks_with_a_window_are_exact_on_a_chain():
+@pytest.mark.parametrize("argument", ["window", "chunk"])
+def test_blocks_with_a_window_or_chunks_are_exact_on_a_chain(argument):
     """Without branches the bounds leave nothing over. Fails if they are looser than they need be."""
     visible_until, position_ids = torch.full((1, 256), 256), torch.arange(256)[None]
-    for window in (1, 16, 31, 32, 33, 63, 64, 100, 256, 1000):
-        ours = build_block_mask(visible_until, 32, position_ids, window)
+    for size in (1, 16, 31, 32, 33, 63, 64, 100, 256, 1000):
+        ours = build_block_mask(visible_until, 32, **restricted(position_ids, {argument: size}))
         torchs = create_block_mask(ours.mask_mod, None, None, 256, 256, device="cpu", BLOCK_SIZE=32)
         for side in LISTS:
-            assert listed_blocks(ours, side) == listed_blocks(torchs, side), (window, side)
+            assert listed_blocks(ours, side) == listed_blocks(torchs, side), (size, side)
 
 
 def test_building_takes_no_square_memory():
@@ -167,7 +178,9 @@ def test_mask_mod_names_what_it_is_and_follows_its_block_mask():
         ({"visible_until": torch.ones(2, 64, dtype=torch.int32)}, r"of shape \[2, 64\]"),
         ({"visible_until": torch.ones(1, 64)}, r"must be integers"),
         ({"window": 4}, r"window is given without position_ids"),
-        ({"position_ids": torch.zeros(1, 64)}, r"position_ids is given without window"),
+        ({"chunk": 4}, r"chunk is given without position_ids"),
+        ({"window": 4, "chunk": 4, "position_ids": torch.arange(64)[None]}, r"a layer has one of the two"),
+        ({"chunk": 0, "position_ids": torch.arange(64)[None]}, r"chunk is 0"),
         ({"window": 0, "position_ids": torch.arange(64)[None]}, r"window is 0"),
         ({"window": 4, "position_ids": torch.arange(32)[None]}, r"shape \[1, 32\], visible_until \[1, 64\]"),
     ],

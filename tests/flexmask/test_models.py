@@ -3,46 +3,25 @@
 import pytest
 import torch
 from factories import TINY_MODELS, chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
+from families import FAMILIES
+from stateful_families import STATEFUL
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV32Config,
     DogeConfig,
     DogeForCausalLM,
-    JambaConfig,
-    Lfm2Config,
-    Llama4TextConfig,
-    MambaConfig,
     MistralConfig,
     MistralForCausalLM,
-    Qwen3NextConfig,
 )
 
 from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
 from flexmask.attention import ATTENTION_NAME
 from flexmask.exactness import check_exact
 from flexmask.masks import build_block_mask
-from flexmask.models import attention_masks, check_model
+from flexmask.models import attention_masks, check_model, stateful_layers
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-STATEFUL = {
-    "Qwen3-Next": (
-        Qwen3NextConfig(**SMALL, **HEADS, head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8),
-        r"model.layers.0.linear_attn",
-    ),
-    "Mamba": (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), r"layers.0.mixer \(MambaMixer\)"),
-    "Jamba": (JambaConfig(**SMALL, **HEADS, num_experts=2, use_mamba_kernels=False), r"mamba \(JambaMambaMixer\)"),
-    "LFM2": (Lfm2Config(**SMALL, **HEADS, layer_types=["conv", "full_attention"] * 2), r"conv \(Lfm2ShortConv\)"),
-}
-
-
-# Breaks if one kind of stateful layer goes unseen: its model would train with branches leaking into each other.
-@pytest.mark.parametrize("family", STATEFUL)
-def test_models_with_stateful_layers_are_refused_by_name(family):
-    config, layer = STATEFUL[family]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnsupportedModelError, match=layer + r".*carry state from token to token"):
-        check_model(model)
 
 
 # Doge rewrites the mask inside its attention: nothing about its layers says so, only its losses do.
@@ -71,9 +50,35 @@ def test_the_check_sees_a_mask_that_is_one_token_off(dtype, monkeypatch):
 
 def test_a_layer_type_without_a_mask_rule_is_refused():
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(Llama4TextConfig(**SMALL, **HEADS, intermediate_size_mlp=32))
-    with pytest.raises(UnsupportedModelError, match=r"layer 0 \(chunked_attention\).*have no mask rule"):
+        model = AutoModelForCausalLM.from_config(DeepseekV32Config(num_hidden_layers=2))
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 \(indexed_attention\).*have no mask rule"):
         check_model(model)
+
+
+# The name of gpt-oss holds "ssm", and Kimi Linear's attention the words "linear attention".
+def test_names_that_only_look_stateful():
+    assert stateful_layers(FAMILIES["gpt-oss"].build(torch.float32)) == []
+    layers = stateful_layers(STATEFUL["Kimi Linear"].build(torch.float32))
+    assert layers == ["model.layers.0.self_attn (KimiLinearDeltaAttention)"]
+
+
+@pytest.mark.parametrize("setting", ["attention_dropout", "attn_pdrop"])
+def test_dropout_on_attention_is_refused_before_training(setting):
+    model = tiny_qwen3(60, torch.float32)
+    setattr(model.config, setting, 0.1)
+    with pytest.raises(ValueError, match=f"{setting}=0.1: attention and routing must not be random"):
+        prepare_model(model)
+
+
+# Breaks if the balancing loss enters the total: it would then depend on the layout and on how rows are packed.
+def test_the_routers_balancing_loss_is_switched_off_with_a_message():
+    model = FAMILIES["Qwen3-MoE"].build(torch.float64)
+    without = token_losses(prepare_model(model), one_pack(), 16).weighted_sum()
+    model.config.output_router_logits = True
+    with pytest.warns(UserWarning, match=r"output_router_logits is switched off.*router_aux_loss_coef=0.001"):
+        prepare_model(model)
+    assert model.config.output_router_logits is False
+    assert token_losses(model, one_pack(), 16).weighted_sum() == without
 
 
 def one_pack():

@@ -444,7 +444,7 @@ def with_gradients_on(device, output, tensors):
     return (output, *torch.autograd.grad(output, tensors, grad_output))
 
 
-# Fails if the score_mod of compiled FlexAttention and the extra dimension of the CPU path differ in sign, scale or head.
+# Fails if the score_mod of compiled FlexAttention and the extra dimension of the CPU path differ in sign or scale.
 def test_a_bias_of_the_keys_is_the_same_on_both_paths():
     visible_until, _, _ = random_pack(5, 64)
     block_mask, dense = build_block_mask(visible_until, 32), dense_mask(visible_until)

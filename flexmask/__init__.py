@@ -10,10 +10,11 @@ from flexmask.models import UnsupportedModelError, prepare_model
 from flexmask.packing import Pack, pack
 from flexmask.rendering import Pass, Role, render_passes
 from flexmask.training import NonFiniteLossError, OnePassCollator, OnePassTrainer, prepare_conversation
-from flexmask.tree import Row, keep_thinking, lay_out, one_pass, per_turn
+from flexmask.tree import LaidOut, Row, keep_thinking, lay_out, one_pass, per_turn
 
 __all__ = [
     "Conversation",
+    "LaidOut",
     "NonFiniteLossError",
     "OnePassCollator",
     "OnePassTrainer",

@@ -160,6 +160,12 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     return [kind] * text.num_hidden_layers
 
 
+def restriction(config: PreTrainedConfig, kind: str) -> tuple[str, int] | None:
+    """How a layer type restricts the mask: an argument of `build_block_mask` and its value in positions."""
+    argument, key = _RESTRICTIONS.get(kind) or (None, None)
+    return (argument, getattr(config.get_text_config(), key)) if argument else None
+
+
 def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> BlockMask | dict[str, BlockMask]:
     """The `attention_mask` argument for a model: one BlockMask, or one for each layer type where they differ.
 
@@ -169,12 +175,10 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
     _check_positions(text, pack)
     masks = {}
     for kind in sorted(set(layer_types(config))):
-        argument, key = _RESTRICTIONS[kind] or (None, None)
-        restriction = {argument: getattr(text, key)} if argument else {}
-        masks[kind] = build_block_mask(pack.visible_until, block_size, pack.position_ids, **restriction)
-        masks[
-            kind
-        ].ndim = 4  # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding
+        restricted = dict([found]) if (found := restriction(config, kind)) else {}
+        masks[kind] = build_block_mask(pack.visible_until, block_size, pack.position_ids, **restricted)
+        # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding.
+        masks[kind].ndim = 4
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 

@@ -12,15 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from flexmask.masks import build_block_mask, dense_mask
 from flexmask.packing import Pack
 from flexmask.rendering import Role
+from flexmask.segments import ROLE_COLORS, ROLE_LABELS
 
-# Okabe-Ito: told apart under the common colour-vision deficiencies.
-ROLE_COLORS = {Role.PROMPT: "#56B4E9", Role.THINKING: "#E69F00", Role.ANSWER: "#009E73", Role.COPY: "#CC79A7"}
-ROLE_LABELS = {
-    Role.PROMPT: "prompt",
-    Role.THINKING: "thinking",
-    Role.ANSWER: "trained answer",
-    Role.COPY: "plain copy",
-}
 MOST_SEGMENT_LABELS = 24
 BLOCK_COLORS = ("#F4F4F4", "#9ECAE1", "#08519C")  # skipped, partial, full
 

@@ -49,9 +49,9 @@ def load_model(config: ModelConfig, vocab_size: int, seed: int, chains: bool = F
     dtype = getattr(torch, config.dtype)
     if config.kind is ModelKind.tiny:
         return build_model(seed, vocab_size=vocab_size, **dataclasses.asdict(config.tiny)).to(dtype)
-    shape = _reachable(config, AutoConfig.from_pretrained)
-    with torch.device("meta"):
-        check_model(AutoModelForCausalLM.from_config(shape), chains)
+    weightless = weightless_model(config, vocab_size)
+    check_model(weightless, chains)
+    shape = weightless.config
     for setting in random_settings(text := shape.get_text_config()):
         warnings.warn(f"model.name_or_path={config.name_or_path}: {setting} is set to 0", stacklevel=2)
         setattr(text, setting.partition("=")[0], 0.0)
@@ -65,6 +65,18 @@ def load_model(config: ModelConfig, vocab_size: int, seed: int, chains: bool = F
             f"{rows:,}; the two do not belong together"
         )
     return model
+
+
+def weightless_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
+    """The model's modules without weights (on the meta device), for checks that need none.
+
+    Raises ValueError, naming the key, when its configuration cannot be reached.
+    """
+    if config.kind is ModelKind.tiny:
+        return build_model(0, vocab_size=vocab_size, **dataclasses.asdict(config.tiny))
+    shape = _reachable(config, AutoConfig.from_pretrained)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(shape)
 
 
 def _reachable(config: ModelConfig, load, **arguments):

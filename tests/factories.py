@@ -148,3 +148,20 @@ def _random_model(cls, config, dtype, seed):
 
 
 TINY_MODELS = {"qwen3": tiny_qwen3, "gemma3": tiny_gemma3}
+
+
+class Work:
+    """Counts the characters that a tokenizer renders and tokenizes."""
+
+    def __init__(self, tokenizer, monkeypatch):
+        self.characters = 0
+        for name in ("apply_chat_template", "__call__"):
+            monkeypatch.setattr(type(tokenizer), name, self.counting(getattr(type(tokenizer), name)))
+
+    def counting(self, method):
+        def counted(tokenizer, text, *args, **kwargs):
+            result = method(tokenizer, text, *args, **kwargs)
+            self.characters += len(text if isinstance(text, str) else result)
+            return result
+
+        return counted

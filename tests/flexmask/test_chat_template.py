@@ -1,7 +1,7 @@
 """Prompts of long conversations are put together from short renders: the same text, in linear time, or counted."""
 
 import pytest
-from factories import chatml_tokenizer, random_conversation
+from factories import Work, chatml_tokenizer, random_conversation
 
 from flexmask import Conversation
 from flexmask.chat_template import ChatTemplate, render_turns
@@ -77,23 +77,6 @@ def test_a_far_reaching_template_is_rendered_in_full_and_counted(name, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_template_that_reaches_back_one_exchange_is_not(name, seed):
     assert rendered(NEAR[name], seed).slow_turns == 0
-
-
-class Work:
-    """Counts the characters that a tokenizer renders and tokenizes."""
-
-    def __init__(self, tokenizer, monkeypatch):
-        self.characters = 0
-        for name in ("apply_chat_template", "__call__"):
-            monkeypatch.setattr(type(tokenizer), name, self.counting(getattr(type(tokenizer), name)))
-
-    def counting(self, method):
-        def counted(tokenizer, text, *args, **kwargs):
-            result = method(tokenizer, text, *args, **kwargs)
-            self.characters += len(text if isinstance(text, str) else result)
-            return result
-
-        return counted
 
 
 # Breaks if a turn costs more the more turns stand before it: work per token then grows with their number. Eight

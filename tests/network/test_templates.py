@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from factories import Work
 from packages import template_folder
 from stock_templates import GEMMA_THOUGHT, STOCK, Stock
 
@@ -176,6 +177,22 @@ def verdict(stock: Stock, row) -> dict:
         tools="exact" if stock.tools is None else f"refused: {stock.tools}",
         duplicated_share=float((row.roles == Role.COPY).mean()),
     )
+
+
+# Breaks if a turn costs more the more turns stand before it; quadratic work is about five times as much here.
+@pytest.mark.parametrize("name", STOCK)
+def test_preparation_is_linear_in_the_text(name, loaded, record_property, monkeypatch):
+    stock, tokenizer = STOCK[name], loaded(name)
+    work = Work(tokenizer, monkeypatch)
+
+    def per_token(turns):
+        before = work.characters
+        _, rendered = render(name, stock, tokenizer, chat(stock, 1, turns))
+        return (work.characters - before) / sum(map(len, one_pass(rendered.passes)))
+
+    ratio = per_token(64) / per_token(8)
+    record_property("support", json.dumps(dict(kind="template", name=name, work=ratio)))
+    assert ratio <= 1.5
 
 
 @pytest.mark.parametrize("name", [name for name, stock in STOCK.items() if stock.tools is None])

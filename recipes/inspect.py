@@ -1,0 +1,259 @@
+"""Show what a run would train, before it costs GPU hours.
+
+    make inspect                                                    the embedded default, its first conversation
+    make inspect ARGS="3 data=jsonl data.path=my.jsonl"             the fourth conversation of a file (from 0)
+    make inspect ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl"   the conversation of line 12
+    make inspect ARGS="--full model=hub model.name_or_path=<id>"    with all of its text
+
+Takes the overrides of `recipes.train` and reads model, template and data as that does; no weights are loaded. Prepares
+all conversations (training finds them in the cache), then prints: whether the model can be trained exactly, the totals
+of the data, one conversation's segments with who sees whom, and every warning.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from hydra.errors import HydraException
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from flexmask import Conversation, LaidOut, OnePassCollator, Role, Row, UnsupportedModelError, prepare_conversation
+from flexmask.models import check_model, layer_types, restriction
+from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
+from recipes.config import TrainConfig, compose
+from recipes.models import load_tokenizer, weightless_model
+from recipes.preparation import PreparedData, load_data, prepare, settings_of
+
+MOST_SEGMENTS_IN_A_MATRIX = 40
+SHOWN_CHARACTERS = 70
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("recipes.inspect", description=__doc__.splitlines()[0])
+    parser.add_argument("conversation", nargs="?", help="index from 0 among those trained, or a name such as FILE:12")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as recipes.train takes them")
+    parser.add_argument("--full", action="store_true", help="print all of the conversation's text")
+    chosen = parser.parse_intermixed_args(arguments)
+    if chosen.conversation is not None and "=" in chosen.conversation:
+        chosen.overrides.insert(0, chosen.conversation)
+        chosen.conversation = None
+    # A terminal has colours and a width of its own; elsewhere lines are as long as they need to be.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+    try:
+        inspect(compose(chosen.overrides), chosen.conversation or "0", chosen.full, console)
+    except (ValueError, HydraException) as error:
+        sys.exit(f"error: {error}")
+
+
+def inspect(config: TrainConfig, conversation: str, full: bool, console: Console) -> None:
+    """Print model, data and one conversation. Raises ValueError as preparing the data does."""
+    tokenizer = load_tokenizer(config.model)
+    data = load_data(config.data)
+    chosen = _choose(data.train, conversation)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepared = prepare(data.train, tokenizer, config, config.duplication.layout)
+    notes = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    notes += [f"invalid, left out: {reason}" for reason in data.dropped]
+
+    _print_model(config, len(tokenizer), not prepared.branching, notes, console)
+    _print_data(config, prepared, notes, console)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said above
+        settings = settings_of(config, config.duplication.layout)
+        laid_out = prepare_conversation(chosen, tokenizer, **settings)
+    _print_conversation(chosen, laid_out, tokenizer, full, console)
+    console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
+    for note in notes:
+        console.print(f"[yellow]![/] {escape(note)}", soft_wrap=True)
+
+
+def _choose(conversations: Sequence[Conversation], wanted: str) -> Conversation:
+    if wanted.isdecimal() and int(wanted) < len(conversations):
+        return conversations[int(wanted)]
+    found = next((one for one in conversations if one.name == wanted), None)
+    if found is None:
+        raise ValueError(
+            f"conversation {wanted!r}: there is none of this name or index; names are like {conversations[0].name!r}, "
+            f"indices go from 0 to {len(conversations) - 1:,}. Conversations that are held out are not trained"
+        )
+    return found
+
+
+def _print_model(config: TrainConfig, vocab_size: int, chains: bool, notes: list[str], console: Console) -> None:
+    console.rule("model")
+    try:
+        model = weightless_model(config.model, vocab_size)
+    except ValueError as error:
+        console.print("not checked: see the warnings")
+        notes.append(f"the model was not checked. {error}")
+        return
+    kinds = Counter(layer_types(model.config)) if getattr(model.config, "num_hidden_layers", None) else {}
+    shown = ", ".join(f"{n} x {kind}{_size(model.config, kind)}" for kind, n in kinds.items())
+    console.print(f"{type(model).__name__}, {model.num_parameters():,} parameters; layers: {shown or 'unknown'}")
+    try:
+        check_model(model, chains)
+        console.print("[green]can be trained exactly[/] (training tries it on a small row before it starts)")
+    except UnsupportedModelError as error:
+        console.print("[red]refused[/]: see the warnings")
+        notes.append(str(error))
+
+
+def _size(config, kind: str) -> str:
+    name_and_value = restriction(config, kind)
+    return "" if name_and_value is None else " ({} {:,})".format(*name_and_value)
+
+
+def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], console: Console) -> None:
+    console.rule("data")
+    rows = [row for item in prepared.items for row in item]
+    computed = sum(map(len, rows))
+    per_turn = sum(int(pass_lengths(row).sum()) for row in rows)
+    copies = sum(int((row.roles == Role.COPY).sum()) for row in rows)
+    trained = sum(int((row.loss_weights > 0).sum()) for row in rows)
+    console.print(
+        f"{len(prepared.items):,} conversations in layout {config.duplication.layout}: {len(rows):,} rows, the longest "
+        f"of {max(map(len, rows)):,} tokens\n"
+        f"{computed:,} tokens computed ({per_turn / computed:.2f} times as many in one pass a turn), {trained:,} "
+        f"trained, {copies:,} in plain copies ({copies / computed:.1%})\n"
+        f"packing waste {_waste(config, prepared.items):.1%} at {config.trainer.conversations_per_step} conversations "
+        f"a step in packs of {config.duplication.pack_length:,}"
+    )
+    if not prepared.branching:
+        notes.append("no row branches, so nothing is duplicated: the template keeps thinking, or there is none")
+    if prepared.slow_turns:
+        notes.append(
+            f"{prepared.slow_turns:,} turns were rendered or tokenized from the first message on: the chat template's "
+            "history reaches far back, or nothing to restart from stands in it; preparation is slow, not wrong"
+        )
+    if split := sum(len(item) > 1 for item in prepared.items if config.duplication.layout != "per_turn"):
+        notes.append(f"{split:,} conversations are longer than a pack and are split; the parts repeat what they share")
+    for count, what in (
+        (prepared.dropped_turns, "turns are longer than a pack and are left out (duplication.too_long=drop)"),
+        (prepared.without_rows, "conversations have no turn to train"),
+    ):
+        if count:
+            notes.append(f"{count:,} {what}")
+
+
+def _waste(config: TrainConfig, items: Sequence[tuple[Row, ...]]) -> float:
+    """The share of padding, with conversations taken in their order."""
+    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
+    size = config.trainer.conversations_per_step
+    packs = [one for start in range(0, len(items), size) for one in collator(items[start : start + size])["packs"]]
+    return 1 - sum(one.tokens for one in packs) / sum(map(len, packs))
+
+
+def _print_conversation(
+    conversation: Conversation, laid_out: LaidOut, tokenizer: PreTrainedTokenizerBase, full: bool, console: Console
+) -> None:
+    console.rule(escape(conversation.name))
+    if laid_out.dropped_turns:
+        console.print(f"[red]left out, longer than a pack[/]: turns {', '.join(map(str, laid_out.dropped_turns))}")
+    if not laid_out.rows:
+        console.print("[red]nothing of it is trained[/]")
+    for row in laid_out.rows:
+        parts = segments(row)
+        visible = visible_segments(row, parts)
+        texts = [_decoded(tokenizer, row, part) for part in parts]
+        console.print(
+            f"turns {', '.join(map(str, row.turns))}: {len(row):,} tokens, {int((row.loss_weights > 0).sum()):,} "
+            f"trained; passes of {', '.join(f'{n:,}' for n in pass_lengths(row))} tokens"
+        )
+        console.print(_table(parts, visible, texts, row))
+        if len(parts) <= MOST_SEGMENTS_IN_A_MATRIX:
+            console.print(_matrix(parts, visible), soft_wrap=True)
+        if full:
+            for i, (part, text) in enumerate(zip(parts, texts, strict=True)):
+                name, color = ROLE_LABELS[part.role], ROLE_COLORS[part.role]
+                console.print(Text(f"{i} {name}", style=f"bold {color}"))
+                console.print(Text(text, style=color), soft_wrap=True)
+
+
+def _table(parts: Sequence[Segment], visible: np.ndarray, texts: Sequence[str], row: Row) -> Table:
+    headings = ("", "segment", "turn", "tokens", "positions", "trained", "hidden from")
+    lines = [
+        (
+            str(i),
+            ROLE_LABELS[part.role],
+            "" if part.turn is None else str(part.turn),
+            f"{len(part):,}",
+            f"{part.position:,}-{part.position + len(part) - 1:,}",
+            _trained(part, row),
+            _numbers(j for j in range(i + 1, len(parts)) if not visible[j, i]),
+        )
+        for i, part in enumerate(parts)
+    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading, *cells in zip(headings, *lines, strict=True):
+        # A narrow terminal cuts the text and nothing else.
+        width = max(map(len, (heading, *cells)))
+        table.add_column(heading, justify="right" if cells[0].isdecimal() else "left", no_wrap=True, min_width=width)
+    table.add_column("text", no_wrap=True)
+    for part, cells, text in zip(parts, lines, texts, strict=True):
+        color = ROLE_COLORS[part.role]
+        number, name, *more = cells
+        table.add_row(number, Text(name, style=color), *more, Text(_shortened(text), style=color))
+    return table
+
+
+def _trained(part: Segment, row: Row) -> str:
+    """All, none or some of the tokens, and their weight where it is not 1."""
+    if not part.trained:
+        return "no"
+    weights = row.loss_weights[part.start : part.end]
+    values = sorted({f"{weight:g}" for weight in weights[weights > 0]})
+    amount = "all" if part.trained == len(part) else f"{part.trained:,} tokens"
+    return amount + (f" x {'/'.join(values)}" if values != ["1"] else "")
+
+
+def _matrix(parts: Sequence[Segment], visible: np.ndarray) -> Text:
+    """Who sees whom: a line a query segment, a column a key segment."""
+    width = len(str(len(parts) - 1)) + 1
+    text = Text(" " * 16 + "sees" + "".join(f"{i:>{width}}" for i in range(len(parts))) + "\n")
+    for i, part in enumerate(parts):
+        name, color = ROLE_LABELS[part.role], ROLE_COLORS[part.role]
+        text.append(f"{name:>14} {i:>4} ", style=color)
+        for j in range(len(parts)):
+            text.append(" " * (width - 1))
+            if visible[i, j]:
+                text.append("\u25a0", style=ROLE_COLORS[parts[j].role])
+            else:
+                text.append("\u00b7" if j <= i else " ", style="dim")
+        text.append("\n")
+    return text
+
+
+def _numbers(indices: Iterable[int]) -> str:
+    """Ascending numbers, consecutive ones as a range."""
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, row: Row, part: Segment) -> str:
+    ids = row.input_ids[part.start : part.end]
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _shortened(text: str) -> str:
+    line = text.replace("\n", "\u21b5")
+    half = SHOWN_CHARACTERS // 2
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[:half]} \u2026 {line[-half:]}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

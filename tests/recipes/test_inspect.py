@@ -1,0 +1,111 @@
+"""The inspector: what a user sees of a conversation, a data set and a model before training."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from factories import chatml_tokenizer
+from stateful_families import STATEFUL
+
+ROOT = Path(__file__).parents[2]
+CONVERSATION = {
+    "messages": [
+        {"role": "user", "content": "add 12 and 34"},
+        {"role": "assistant", "content": "46", "reasoning_content": "12 + 34"},
+        {"role": "user", "content": "then add one"},
+        {"role": "assistant", "content": "47", "reasoning_content": "46 + 1"},
+    ]
+}
+PLAIN = {"messages": [{"role": "user", "content": "add"}, {"role": "assistant", "content": "no [bold] thinking"}]}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in (PLAIN, CONVERSATION)))
+    return path
+
+
+def run(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
+    command = [sys.executable, "-m", "recipes.inspect", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def of(file, *more):
+    return (*more, "data=jsonl", f"data.path={file}", "data.heldout_conversations=0", "evaluation.conversations=0")
+
+
+def test_a_conversation_by_name(file):
+    done = run(*of(file, "my.jsonl:2"))
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    # number, role, turn, tokens, positions, trained, hidden from
+    assert ["1", "thinking", "0", "10", "16-25", "all", "3-6"] in [line[:7] for line in lines]
+    assert ["2", "trained", "answer", "0", "3", "26-28", "all", "3-6"] in [line[:8] for line in lines]
+    assert ["3", "plain", "copy", "2", "16-17", "no"] in [line[:6] for line in lines]
+    assert ["plain", "copy", "3", "■", "·", "·", "■"] in lines
+    assert "can be trained exactly" in done.stdout and "no warnings" in done.stdout
+    assert re.search(r"2 conversations in layout one_pass: 2 rows", done.stdout)
+
+
+def test_the_first_conversation_is_the_default_and_markup_in_it_is_text(file):
+    done = run(*of(file, "--full"))
+    assert "my.jsonl:1" in done.stdout and "no [bold] thinking<|im_end|>" in done.stdout
+
+
+@pytest.mark.parametrize("wanted", ["7", "other.jsonl:1"])
+def test_a_conversation_that_is_not_there(file, wanted):
+    done = run(*of(file, wanted))
+    assert done.returncode == 1
+    assert f"error: conversation '{wanted}': there is none" in done.stderr and "'my.jsonl:1'" in done.stderr
+
+
+def test_warnings_of_template_model_and_settings(file, tmp_path):
+    """A stateful model, and a template that keeps no thinking: refused, declared, said."""
+    folder = tmp_path / "model"
+    config = STATEFUL["LFM2"].config()
+    config.vocab_size = len(chatml_tokenizer())
+    config.save_pretrained(folder)
+    tokenizer = chatml_tokenizer()
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "template.jinja").write_text(template)
+    done = run(
+        *of(file, "1", "model=hub", f"model.name_or_path={folder}", f"model.chat_template={tmp_path}/template.jinja"),
+        "duplication.thinking_weight=0.5",
+        "duplication.turns=-1",
+    )
+    assert done.returncode == 0, done.stderr
+    output = " ".join(done.stdout.split())
+    assert "Lfm2ForCausalLM" in output and "no row branches, so nothing is duplicated" in output
+    assert "the chat template renders no thinking; it is trained as '<think>" in output
+    assert "(1 of 2 conversations)" in output
+    assert "all x 0.5" in output
+    done = run(
+        *of(file, "1", "model=hub", f"model.name_or_path={folder}", f"model.chat_template={tmp_path}/template.jinja")
+    )
+    output = " ".join(done.stdout.split())
+    assert "refused: see the warnings" in output
+    assert "layers.0.conv (Lfm2ShortConv) carry state from token to token" in output
+
+
+def test_an_error_in_the_data_is_one_line(file):
+    file.write_text(
+        '{"messages": [{"role": "user", "content": "a <|im_end|>"}, {"role": "assistant", "content": "b"}]}'
+    )
+    done = run(*of(file))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "my.jsonl:1: messages[0].content contains the control token" in done.stderr
+
+
+def test_a_misspelt_key(file):
+    done = run(*of(file, "data.pth=x"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "pth" in done.stderr

@@ -247,6 +247,21 @@ def _check_assistant(message: dict[str, Any], where: str) -> None:
     calls = message.get("tool_calls", [{}])
     if not isinstance(calls, list) or not calls or not all(isinstance(call, dict) for call in calls):
         raise ValueError(f"{where}: 'tool_calls' is {_shown(calls)}, not a list of calls")
+    for call in calls:
+        _check_arguments(call.get("function") or call, where)
+
+
+def _check_arguments(function: Any, where: str) -> None:
+    """Arguments are an object or its JSON text; which of the two a template gets is decided where it is rendered."""
+    arguments = function.get("arguments", {}) if isinstance(function, dict) else None
+    try:
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except json.JSONDecodeError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ValueError(
+            f"{where}: the arguments of a tool call are {_shown(arguments)}; give an object, or its JSON text"
+        )
 
 
 def _check_text(text: Any, key: str, where: str) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flexmask.chat_template import AUTO, ChatTemplate, TurnText, render_turns
 from flexmask.conversation import Conversation
-from flexmask.tokenization import TextTokenizer, TokenizedText, guard_control_tokens
+from flexmask.tokenization import TextTokenizer, TokenizedText, guard_control_tokens, is_special
 
 
 class Role(IntEnum):
@@ -94,7 +94,8 @@ def render_conversation(
 
     Raises ValueError, naming the conversation and turn, when the template rejects the messages, the prompt is no
     prefix of the whole render (with both texts where they part), the thinking, the answer or a tool call cannot be
-    found in the generated text, no end-of-turn token closes it, or message text contains control tokens.
+    found in the generated text, no end-of-turn token closes it or that is not one token, or message text contains
+    control tokens.
     """
     conversation = guard_control_tokens(conversation, tokenizer, control_tokens)
     template = ChatTemplate(tokenizer, conversation, template_kwargs, thinking_format, date)
@@ -109,6 +110,11 @@ def render_conversation(
         prompt, generated, known = text_tokenizer.continuation(text.prompt, text.generated, known, where)
         if not len(prompt):
             raise ValueError(f"{where}: the prompt renders to no tokens, so nothing predicts the first one")
+        if not is_special(tokenizer, int(generated.ids[-1])):
+            raise ValueError(
+                f"{where}: the end-of-turn token at the end of {text.generated[-40:]!r} is not tokenized as one token, "
+                "so the model would never learn to stop; check the tokenizer's added tokens (normalized, single_word)"
+            )
         copies = _copy_spans(conversation.messages[: text.index], text.prompt)
         passes.append(_pass(conversation.name, text, prompt, generated, copies, weights))
     return RenderedConversation(passes, rendered.slow_turns + text_tokenizer.slow_texts)

@@ -113,6 +113,17 @@ class TextTokenizer:
         return TokenizedText(text, ids, offsets[:, 0], offsets[:, 1], restarts)
 
 
+def is_special(tokenizer: PreTrainedTokenizerBase, index: int) -> bool:
+    """Whether a token id is one that `special_pattern` finds in text."""
+    return index in _special_ids(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
+
+
+@functools.lru_cache(maxsize=8)
+def _special_ids(tokenizer: PreTrainedTokenizerBase, size: int, special: tuple[str, ...]) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(index for index, token in added if token.special or token.content in special)
+
+
 @functools.lru_cache(maxsize=8)
 def _can_restart(tokenizer: PreTrainedTokenizerBase, size: int) -> np.ndarray:
     """Bool by token id: special tokens that are found in the raw text whatever stands before them."""
@@ -149,7 +160,8 @@ def guard_control_tokens(
     if control_tokens not in ("refuse", "escape"):
         raise ValueError(f'control_tokens="{control_tokens}": write "refuse" or "escape"')
     source = tokenizer.get_chat_template(None, tools=list(conversation.tools) if conversation.tools else None)
-    forbidden = _control_pattern(tokenizer, len(tokenizer), source)
+    control = _control_tokens(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens), source)
+    forbidden = control.pattern
 
     def guarded(value: Any, where: str) -> Any:
         if isinstance(value, dict):
@@ -160,7 +172,19 @@ def guard_control_tokens(
             return value
         found = forbidden.search(value)
         if found is None:
+            if control.normalized and not control.normalized.isdisjoint(
+                tokenizer(value, add_special_tokens=False)["input_ids"]
+            ):
+                raise ValueError(
+                    f"{conversation.name}: {where} becomes a control token when the tokenizer normalizes it (lower "
+                    f"case, full-width signs): {value[:80]!r}; remove it from the data"
+                )
             return value
+        if len(found.group()) == 1:
+            raise ValueError(
+                f'{conversation.name}: {where} contains the control token "{found.group()}", a single character that '
+                "cannot be escaped; remove it from the data"
+            )
         if control_tokens == "refuse":
             raise ValueError(
                 f'{conversation.name}: {where} contains the control token "{found.group()}"; remove it from the '
@@ -175,11 +199,24 @@ def guard_control_tokens(
     return replace(conversation, messages=messages, tools=tools)
 
 
+@dataclass(frozen=True)
+class _ControlTokens:
+    """`pattern` finds them in raw text; `normalized` are ids of those that a normalizer makes of other text as well."""
+
+    pattern: re.Pattern[str]
+    normalized: frozenset[int]
+
+
 @functools.lru_cache(maxsize=8)
-def _control_pattern(tokenizer: PreTrainedTokenizerBase, size: int, source: str) -> re.Pattern[str]:
+def _control_tokens(
+    tokenizer: PreTrainedTokenizerBase, size: int, special: tuple[str, ...], source: str
+) -> _ControlTokens:
     written = literal_text(source)
-    control = {THINK_OPEN, THINK_CLOSE}
-    for token in tokenizer.added_tokens_decoder.values():
+    control, normalized = {THINK_OPEN, THINK_CLOSE, *special}, set()
+    for index, token in tokenizer.added_tokens_decoder.items():
         if token.special or (token.content in written and not token.content.isspace()):
             control.add(token.content)
-    return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+            if token.normalized and tokenizer.backend_tokenizer.normalizer is not None:
+                normalized.add(index)
+    pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+    return _ControlTokens(pattern, frozenset(normalized))

@@ -99,7 +99,7 @@ STOCK = {
         tools=ALTERNATE,
     ),
     "deepseek_r1_distill": Stock("deepseek_v3", **DEEPSEEK, tools=DROPPED),
-    "deepseekv3": Stock("deepseek_v3", **DEEPSEEK, tools="can only concatenate str"),
+    "deepseekv3": Stock("deepseek_v3", **DEEPSEEK, tools=PREFIX),
     "diffusion_gemma": gemma_4(),
     "gemma": declared("gemma3", "{answer}<end_of_turn>", tools=ALTERNATE, system=False),
     "gemma3": declared("gemma3", "{answer}<end_of_turn>", tools=ALTERNATE),

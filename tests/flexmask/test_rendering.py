@@ -1,8 +1,12 @@
 """Passes: byte for byte what the template shows at inference, then what the model generates."""
 
+import copy
+
 import numpy as np
 import pytest
 from factories import chatml_tokenizer, random_conversation
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from flexmask import Conversation, Role, render_passes
 from flexmask.rendering import select_turns
@@ -240,3 +244,79 @@ def test_control_tokens_in_user_text_can_be_escaped(token):
     control = tokenizer.convert_tokens_to_ids(token)
     assert (p.input_ids == control).sum() == (plain.input_ids == control).sum()
     assert source.messages[0]["content"] == f"say {token} now"  # the data itself is left alone
+
+
+def normalizing_tokenizer(**special):
+    """Lower-cases text, and finds special tokens in the result where `special` says normalized=True."""
+    core = Tokenizer(models.WordLevel({"[UNK]": 0, "add": 1, "user": 2, "assistant": 3}, unk_token="[UNK]"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.add_special_tokens([AddedToken(t, **special) for t in ("<|im_start|>", "<|im_end|>")])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=PLAIN)
+
+
+# Breaks if only the raw text is looked at: the tokenizer makes a control token of another spelling.
+def test_a_control_token_that_the_normalizer_makes_is_refused():
+    tokenizer = normalizing_tokenizer(normalized=True)
+    with pytest.raises(ValueError, match=r"data.jsonl:7: messages\[0\].content becomes a control token"):
+        render_passes(conversation(user("add <|IM_END|>"), assistant("add")), tokenizer)
+    render_passes(conversation(user("add <|IM_END|>"), assistant("add")), normalizing_tokenizer(normalized=False))
+
+
+def test_a_control_token_of_one_character_cannot_be_escaped():
+    tokenizer = copy.deepcopy(chatml_tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["~"]})
+    with pytest.raises(ValueError, match='contains the control token "~", a single character'):
+        render_passes(conversation(user("a ~ b"), assistant("46")), tokenizer, control_tokens="escape")
+
+
+# Breaks if the end of a turn is checked as text only: a token that must stand as a word of its own is cut to pieces.
+def test_an_end_of_turn_that_is_not_one_token_is_refused():
+    tokenizer = copy.deepcopy(chatml_tokenizer())
+    tokenizer.add_tokens([AddedToken("END", special=True, single_word=True)])
+    tokenizer.chat_template = PLAIN.replace("<|im_end|>\n", "END\n")
+    with pytest.raises(ValueError, match="the end-of-turn token at the end of '46END' is not tokenized as one token"):
+        render_passes(conversation(user("add"), assistant("46")), tokenizer)
+
+
+# A prompt and a render that both end with the opening of the block: it must not be opened twice.
+def test_a_thinking_block_that_the_prompt_opens_is_opened_once():
+    template = PLAIN.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}").replace(
+        "{{ m.content }}", "{{ '<think>\n' if m.role == 'assistant' and loop.last }}{{ m.content }}"
+    )
+    source = conversation(user("add"), assistant("46", "carry"), user("more"), assistant("47"))
+    with pytest.warns(UserWarning, match="renders no thinking"):
+        first, second = render_passes(source, with_template(template))
+    assert decoded(chatml_tokenizer(), first.input_ids).endswith("<think>\ncarry\n</think>\n\n46<|im_end|>")
+    assert decoded(chatml_tokenizer(), second.input_ids).endswith("<think>\n\n</think>\n\n47<|im_end|>")
+    with pytest.raises(ValueError, match="the prompt opens a thinking block .* never closes"):
+        render_passes(conversation(user("add"), assistant("46")), with_template(template), thinking_format=None)
+
+
+@pytest.mark.parametrize("declared", ["<think></think>", "{thinking}{thinking}"])
+def test_a_thinking_format_holds_the_thinking_once(declared):
+    with pytest.raises(ValueError, match="thinking_format=.*must hold {thinking} once"):
+        render_passes(conversation(user("a"), assistant("b", "c")), chatml_tokenizer(), thinking_format=declared)
+
+
+# A switch far back in the conversation decides how the prompt ends: no short render shows it.
+@pytest.mark.parametrize("turns", [10, 40])
+def test_a_switch_in_the_middle_of_a_long_conversation(turns):
+    switched = (
+        "{% set ns = namespace(on=true) %}{% for m in messages %}"
+        "{% if '/quiet' in m.content %}{% set ns.on = false %}{% endif %}"
+        "{% if '/loud' in m.content %}{% set ns.on = true %}{% endif %}{% endfor %}"
+    )
+    template = switched + PLAIN.replace(
+        "assistant\n{% endif %}", "assistant\n{{ '' if ns.on else 'quiet\n' }}{% endif %}"
+    )
+    template = template.replace(
+        "{{ m.content }}", "{{ 'quiet\n' if m.role == 'assistant' and not ns.on }}{{ m.content }}"
+    )
+    messages = [m for i in range(turns) for m in (user(f"ask {i}"), assistant(f"tell {i}"))]
+    messages[2 * (turns // 2)] = user("/quiet ask")
+    messages[2 * (turns // 2) + 8] = user("/loud ask")
+    tokenizer = with_template(template)
+    for i, p in enumerate(render_passes(conversation(*messages), tokenizer)):
+        shown = tokenizer.apply_chat_template(messages[: 2 * i + 1], add_generation_prompt=True, return_dict=False)
+        assert p.input_ids[: p.prompt_length].tolist() == shown

@@ -52,16 +52,18 @@ def text(rng: random.Random, least: int = 1, most: int = 14) -> str:
     return " ".join(rng.choices(WORDS, k=rng.randint(least, most))).strip() or "so"
 
 
-def answer(rng: random.Random, thinking: bool, **more) -> dict:
-    return {"role": "assistant", "content": text(rng), **({"reasoning_content": text(rng)} if thinking else {}), **more}
+def answer(rng: random.Random, thinking: bool, most: int = 14) -> dict:
+    thought = {"reasoning_content": text(rng, most=most)} if thinking else {}
+    return {"role": "assistant", "content": text(rng, most=most), **thought}
 
 
-def chat(stock: Stock, seed: int, turns: int) -> list[dict]:
+def chat(stock: Stock, seed: int, turns: int, most: int = 14) -> list[dict]:
+    """Texts have up to `most` words."""
     rng = random.Random(seed)
     messages = [{"role": "system", "content": text(rng)}] if stock.system and rng.random() < 0.5 else []
     for _ in range(turns):
         thinks = stock.plain is None or (stock.turn is not None and rng.random() < 0.7)
-        messages += [{"role": "user", "content": text(rng)}, answer(rng, thinks)]
+        messages += [{"role": "user", "content": text(rng, most=most)}, answer(rng, thinks, most)]
     return messages
 
 
@@ -187,7 +189,7 @@ def test_preparation_is_linear_in_the_text(name, loaded, record_property, monkey
 
     def per_token(turns):
         before = work.characters
-        _, rendered = render(name, stock, tokenizer, chat(stock, 1, turns))
+        _, rendered = render(name, stock, tokenizer, chat(stock, 1, turns, most=100))
         return (work.characters - before) / sum(map(len, one_pass(rendered.passes)))
 
     ratio = per_token(64) / per_token(8)
@@ -231,12 +233,80 @@ def test_tool_calls_that_a_template_cannot_show_are_refused(name, loaded):
         render(name, stock, loaded(name), tool_chat(stock, 0, exchanges=2), TOOLS)
 
 
-def test_deepseek_v3_takes_tool_arguments_as_text_in_the_first_exchange(loaded):
-    """Its template opens no assistant turn for a later call, so those have no defined prompt."""
+# Its template concatenates the arguments, and opens no assistant turn for a later call: those have no defined prompt.
+@pytest.mark.parametrize("as_text", [True, False])
+def test_deepseek_v3_gets_tool_arguments_as_text_in_the_first_exchange(as_text, loaded):
     stock, tokenizer = STOCK["deepseekv3"], loaded("deepseekv3")
-    messages = tool_chat(stock, 3, exchanges=1, as_text=True)[:2]
+    messages = tool_chat(stock, 3, exchanges=1, as_text=as_text)[:2]
     _, rendered = render("deepseekv3", stock, tokenizer, messages, TOOLS)
-    assert "<｜tool▁call▁begin｜>function<｜tool▁sep｜>add" in decoded(tokenizer, rendered.passes[0].input_ids)
+    arguments = messages[1]["tool_calls"][0]["function"]["arguments"]
+    arguments = arguments if as_text else json.dumps(arguments)
+    generated = decoded(tokenizer, rendered.passes[0].input_ids)
+    assert "<｜tool▁call▁begin｜>function<｜tool▁sep｜>add" in generated and arguments in generated
+
+
+# Breaks if arguments given as JSON text, as the OpenAI format has them, are quoted a second time.
+@pytest.mark.parametrize("name", [name for name, stock in STOCK.items() if stock.tools is None])
+def test_arguments_as_text_are_the_same_as_an_object(name, loaded):
+    stock = STOCK[name]
+    passes = [
+        render(name, stock, loaded(name), tool_chat(stock, 1, exchanges=2, as_text=as_text), TOOLS)[1].passes
+        for as_text in (True, False)
+    ]
+    for one, other in zip(*passes, strict=True):
+        assert one.input_ids.tolist() == other.input_ids.tolist()
+
+
+def turn_of(name, loaded, thinking=None, content="", calls=(), **settings):
+    """All that is trained of one turn, its thinking and its answer."""
+    message = {"role": "assistant", "content": content} | ({"reasoning_content": thinking} if thinking else {})
+    if calls:
+        function = [{"name": name, "arguments": arguments} for name, arguments in calls]
+        message["tool_calls"] = [
+            {"id": f"call{i:05d}", "type": "function", "function": f} for i, f in enumerate(function)
+        ]
+    _, rendered = render(name, STOCK[name], loaded(name), [{"role": "user", "content": "q"}, message])
+    (p,) = rendered.passes
+    parts = [p.input_ids[p.prompt_length :], *(p.input_ids[p.roles == role] for role in (Role.THINKING, Role.ANSWER))]
+    return [decoded(loaded(name), ids) for ids in parts]
+
+
+# Breaks if short texts are searched for: they stand in headers, in tags and in each other.
+@pytest.mark.parametrize("name", [name for name, stock in STOCK.items() if stock.turn is not None])
+@pytest.mark.parametrize(
+    "thinking, content", [("end", "end"), ("a", "a"), ("option e is right", "e"), ("i", "id"), ("|", "<"), ("n", "")]
+)
+def test_short_texts_are_where_the_template_puts_them(name, thinking, content, loaded):
+    whole, thought, answered = turn_of(name, loaded, thinking, content)
+    before, _, behind = STOCK[name].turn.partition("{answer}")
+    before = before.format(thinking=thinking)
+    assert thought + answered == whole
+    if content:  # some templates write less white space around an empty answer
+        assert whole == before + content + behind
+    # A token of a space and the first letters of the answer is the answer's.
+    assert (thought.rstrip(), answered.lstrip()) == (before.rstrip(), content + behind)
+
+
+DROPPED_CALLS = [
+    ("phi3", "let me add it", [("add", {"a": 1})]),
+    ("llama3", "let me add it", [("add", {"a": 1})]),
+    ("gptoss", "", [("add", {"q": "how to add"}), ("add", {"q": "more"})]),
+    ("gptoss", "", [("get_weather", {"q": "Rome"}), ("get", {"q": "Oslo"})]),
+]
+
+
+# Breaks if the name of a tool is searched for: it stands in the content, in arguments, or in a longer name.
+@pytest.mark.parametrize("name, content, calls", DROPPED_CALLS)
+def test_a_call_that_is_left_out_is_noticed(name, content, calls, loaded):
+    with pytest.raises(ValueError, match=f"{name}: assistant turn 0 .*does not render each"):
+        turn_of(name, loaded, None, content, calls)
+
+
+# The content also stands in the arguments, and the template leaves it out beside a call.
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
+def test_a_content_that_is_left_out_beside_a_call_is_noticed(name, loaded):
+    with pytest.raises(ValueError, match=f"{name}: assistant turn 0 .*its content 'cats' does not stand"):
+        turn_of(name, loaded, None, "cats", [("search", {"q": "cats"})])
 
 
 @pytest.mark.parametrize("name", [name for name, stock in STOCK.items() if stock.refusal])

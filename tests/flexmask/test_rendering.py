@@ -311,7 +311,7 @@ def test_a_switch_in_the_middle_of_a_long_conversation(turns):
         "assistant\n{% endif %}", "assistant\n{{ '' if ns.on else 'quiet\n' }}{% endif %}"
     )
     template = template.replace(
-        "{{ m.content }}", "{{ 'quiet\n' if m.role == 'assistant' and not ns.on }}{{ m.content }}"
+        "{{ m.content }}", "{{ 'quiet\n' if loop.last and m.role == 'assistant' and not ns.on }}{{ m.content }}"
     )
     messages = [m for i in range(turns) for m in (user(f"ask {i}"), assistant(f"tell {i}"))]
     messages[2 * (turns // 2)] = user("/quiet ask")

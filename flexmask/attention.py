@@ -167,7 +167,10 @@ def _dense_attention(
 @functools.cache
 def _compiled_flex_attention():
     # dynamic=False: a pack has one length, so one compile for the run, and shapes stay constants in the kernel.
-    return torch.compile(flex_attention, dynamic=False)
+    # Each kind of mask, with and without gradients, and each other pack length compiles once more. Past the limit (8
+    # unless raised, torch 2.13) a call would run without the kernel and make all S x S scores; fullgraph turns
+    # that into an error.
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True, recompile_limit=64)
 
 
 def _softcap_score_mod(softcap: float) -> ScoreMod:

@@ -146,6 +146,7 @@ def place_mask_mod(block_mask: BlockMask, device: torch.device | str) -> BlockMa
 
 def _ancestor_mask_mod(visible_until: Tensor) -> MaskMod:
     """k is q or an ancestor of q."""
+    visible_until = visible_until.to(torch.int32)  # int64 costs the GPU kernels registers
 
     def ancestor(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         not_later = k <= q
@@ -156,19 +157,26 @@ def _ancestor_mask_mod(visible_until: Tensor) -> MaskMod:
 
 
 def _window_mask_mod(position_ids: Tensor, window: int) -> MaskMod:
-    """q is fewer than `window` positions after k. Meant for k an ancestor of q: other distances mean nothing."""
+    """q is fewer than `window` positions after k. Meant for k an ancestor of q: other distances mean nothing.
+
+    The sum is made once a token and not once a pair, in int32: of the forms tried this compiles to the fewest
+    instructions (docs/performance.md), and as no constant of the kernel is left, another window compiles nothing new.
+    """
+    positions = position_ids.to(torch.int32)
+    reach = (position_ids.long() + window).clamp(max=torch.iinfo(torch.int32).max).to(torch.int32)
 
     def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return position_ids[b, q] - position_ids[b, k] < window
+        return positions[b, q] < reach[b, k]
 
     return near
 
 
 def _chunk_mask_mod(position_ids: Tensor, chunk: int) -> MaskMod:
-    """q and k have positions in the same chunk."""
+    """q and k have positions in the same chunk; divided once a token, as for windows."""
+    chunks = (position_ids // chunk).to(torch.int32)
 
     def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return position_ids[b, q] // chunk == position_ids[b, k] // chunk
+        return chunks[b, q] == chunks[b, k]
 
     return near
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from factories import in_double, tiny_gemma3, tiny_qwen3
 from random_trees import LargestTensor, ancestor_mask, random_pack
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_eager
 
@@ -173,30 +173,6 @@ def test_listed_blocks_decide_not_the_mask_mod_alone():
     tensors = inputs(0, 32, 2, 2)
     ours = block_sparse_attention(*tensors, block_mask, 0.4)
     assert_close([ours], [reference(*tensors, visible, 0.4)], 1e-12)
-
-
-def test_accelerator_path_agrees_and_compiles_once(monkeypatch):
-    """The function that CUDA uses, on CPU without gradients (all that torch has there) and without code generation.
-
-    Fails if scale, head groups or softcap reach flex_attention wrongly, or if a new mask makes it compile again.
-    """
-    compiles = []
-
-    def backend(graph, example_inputs):
-        compiles.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
-    compiled = torch.compile(flex_attention, dynamic=False, backend=backend)
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: compiled)
-    for seed in range(3):
-        visible_until, position_ids, _ = random_pack(seed, 64)
-        for arguments, softcap in (((), None), ((position_ids, 9), None), ((), 2.0)):
-            block_mask = build_block_mask(visible_until, 16, *arguments)
-            tensors = [x.detach() for x in inputs(seed, 64, 9, 3)]
-            theirs = attention._compiled_attention(*tensors, block_mask, 0.4, softcap, None)
-            assert_close([block_sparse_attention(*tensors, block_mask, 0.4, softcap)], [theirs], 1e-12)
-    assert len(compiles) == 3  # plain, with a window, with a softcap
 
 
 def test_sinks_from_the_log_sum_exp(monkeypatch):

@@ -1,11 +1,15 @@
 """Which models can be trained in one pass, and which BlockMask each of their layer types gets."""
 
+import contextlib
 import re
 import warnings
+from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
 
 from flexmask.alibi import has_alibi_route, is_routed, route_alibi
 from flexmask.attention import ATTENTION_NAME
@@ -26,6 +30,8 @@ _RESTRICTIONS = {
     "sliding_attention": ("window", "sliding_window"),
     "chunked_attention": ("chunk", "attention_chunk_size"),
 }
+# Entries of layer_types that are no attention (Nemotron-H) and take no mask.
+_WITHOUT_ATTENTION = {"mlp", "moe"}
 
 
 class UnsupportedModelError(ValueError):
@@ -40,11 +46,13 @@ def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedMod
 
     The load-balancing loss of experts is switched off with a warning where the config asks for it
     (`output_router_logits`): it is no sum over passes, so no two layouts or packs would agree on it, and context
-    tokens would count in it.
+    tokens would count in it. Dropout outside of attention is left on with a warning that names its settings.
 
-    Raises UnsupportedModelError naming the layers that carry state (linear attention, state space, convolution), a
-    layer type without a mask rule, or attention that transformers does not route through its AttentionInterface;
-    ValueError naming the setting for dropout on attention or noise on routers.
+    Costs one forward pass over three tokens, which shows the windows that the model's own code has (not on the meta
+    device). Raises UnsupportedModelError naming the layers that carry state (linear attention, state space,
+    convolution), a layer type without a mask rule, attention that transformers does not route through its
+    AttentionInterface, or a window or chunk in the config that the model does not have; ValueError naming the setting
+    for dropout on attention or noise on routers.
     """
     check_model(model, chains)
     text = model.config.get_text_config()
@@ -62,6 +70,12 @@ def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedMod
             f"{type(model).__name__}: {', '.join(random_settings(text))}: attention and routing must not be random for "
             "one pass to be that of its turns; set it to 0 in the model's config"
         )
+    if dropout := [setting for setting in _positive_settings(text) if _OTHER_DROPOUT.search(setting)]:
+        warnings.warn(
+            f"{type(model).__name__}: {', '.join(dropout)}: turns of one pass share one draw of this dropout in their "
+            "common context, where one pass a turn draws for each; to have the same loss, build the model with 0",
+            stacklevel=2,
+        )
     if has_alibi_route(model):
         route_alibi(model)
     else:
@@ -71,7 +85,72 @@ def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedMod
             f"{type(model).__name__} does not route its attention through transformers' AttentionInterface, so no "
             "block mask reaches it; train it elsewhere one pass at a time"
         )
+    if model.device.type != "meta":
+        _check_windows(model)
     return model
+
+
+@contextlib.contextmanager
+def trying(model: PreTrainedModel) -> Iterator[None]:
+    """To run a model inside and see whether it suits: without gradients, in evaluation mode, which ends with the block.
+
+    What the model raises becomes UnsupportedModelError, except for want of memory.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    except (UnsupportedModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} fails over a few tokens of text: {type(error).__name__}: {error}; if no key of "
+            "its config.json explains that, train it elsewhere one unpacked pass at a time"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check_windows(model: PreTrainedModel) -> None:
+    """Refuse a config whose window or chunk is not that of the model's own code.
+
+    A key that the code does not read (a `sliding_window` left over in the config.json of a Llama) would get its window
+    here, and no other training or inference would have it.
+    """
+    asked = {None} if is_routed(model) else _mask_sizes(model)
+    for kind in _attention_types(model.config):
+        size = (restriction(model.config, kind) or (None, None))[1]
+        if size in asked:
+            continue
+        key = "layer_types" if size is None else _RESTRICTIONS[kind][1]
+        unread = [key, "layer_types"] if getattr(model.config.get_text_config(), "layer_types", None) else [key]
+        unread = " and ".join(dict.fromkeys(unread))
+        given = "no window" if size is None else f"{key}={size:,}"
+        own = " and ".join("no window" if one is None else f"a window of {one:,}" for one in sorted(asked, key=str))
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: by the config, layers of type {kind!r} have {given}, but the model's own code "
+            f"has {own or 'no mask'} and does not follow {unread}, so one pass and inference would not agree; remove "
+            f"{unread} from the config"
+        )
+
+
+def _mask_sizes(model: PreTrainedModel) -> set[int | None]:
+    """The windows and chunks of the masks that the model's code asks transformers (5.23) for; None: neither."""
+    sizes = set()
+
+    def record(*args, local_size=None, **more):
+        sizes.add(local_size)
+        return sdpa_mask(*args, local_size=local_size, **more)
+
+    AttentionMaskInterface.register(ATTENTION_NAME, record)
+    try:
+        with trying(model):
+            model(input_ids=torch.arange(3, device=model.device)[None], use_cache=False)
+    finally:
+        AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+    return sizes
 
 
 def takes_block_masks(model: PreTrainedModel) -> bool:
@@ -90,7 +169,8 @@ def check_model(model: PreTrainedModel, chains: bool = False) -> None:
                 'instead: duplication=per_turn (in the library layout="per_turn"), one row a pack'
             )
         return
-    unknown = [f"layer {i} ({kind})" for i, kind in enumerate(layer_types(model.config)) if kind not in _RESTRICTIONS]
+    known = _RESTRICTIONS.keys() | _WITHOUT_ATTENTION
+    unknown = [f"layer {i} ({kind})" for i, kind in enumerate(layer_types(model.config)) if kind not in known]
     if unknown:
         raise UnsupportedModelError(
             f"{name}: {_few(unknown)} have no mask rule, so the loss would be wrong; use a model whose layers are all "
@@ -111,8 +191,13 @@ def stateful_layers(model: PreTrainedModel) -> list[str]:
 
 
 def _stateful_layers(model: PreTrainedModel, family: str) -> list[str]:
+    # Towers for images and sound have convolutions of their own, which tokens of text never enter.
+    decoder = model.get_decoder()
+    searched = set((decoder if isinstance(decoder, PreTrainedModel) else model).modules())
     found = {}
     for path, module in model.named_modules():
+        if module not in searched:
+            continue
         kind = type(module).__name__
         owner = path
         if isinstance(module, nn.Conv1d):
@@ -126,19 +211,35 @@ def _stateful_layers(model: PreTrainedModel, family: str) -> list[str]:
     return list(found.values())
 
 
-# Settings under which transformers' models (5.23) drop attention, or add noise to routers, at random.
+# Settings under which transformers' models (5.23) drop attention, or add noise to routers, at random ...
 _RANDOM = (
     "attention_dropout",
     "attn_pdrop",
     "attention_probs_dropout_prob",
     "router_jitter_noise",
     "input_jitter_noise",
+    "moe_jitter_eps",
 )
+# ... other dropout, except in heads for classification ...
+_OTHER_DROPOUT = re.compile(r"^(?!.*(classif|summary)).*drop")
+# ... and the parts of a config that hold settings of a decoder's layers (DBRX).
+_NESTED = ("attn_config", "ffn_config")
 
 
 def random_settings(config: PreTrainedConfig) -> list[str]:
-    """Those of a config's settings that make attention or routing random, each as "key=value"."""
-    return [f"{key}={value}" for key in _RANDOM if isinstance(value := getattr(config, key, 0), float) and value > 0]
+    """Those of a config's settings that make attention or routing random, each as "key=value".
+
+    The key of a setting in a nested config is its path ("ffn_config.moe_jitter_eps").
+    """
+    return [s for s in _positive_settings(config) if s.partition("=")[0].rpartition(".")[2] in _RANDOM]
+
+
+def _positive_settings(config: PreTrainedConfig) -> Iterator[str]:
+    for key, value in vars(config).items():
+        if isinstance(value, float) and value > 0:
+            yield f"{key}={value}"
+        elif key in _NESTED and isinstance(value, PreTrainedConfig):
+            yield from (f"{key}.{setting}" for setting in _positive_settings(value))
 
 
 def _few(layers: list[str]) -> str:
@@ -160,6 +261,10 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
     return [kind] * text.num_hidden_layers
 
 
+def _attention_types(config: PreTrainedConfig) -> list[str]:
+    return sorted(set(layer_types(config)) - _WITHOUT_ATTENTION)
+
+
 def restriction(config: PreTrainedConfig, kind: str) -> tuple[str, int] | None:
     """How a layer type restricts the mask: an argument of `build_block_mask` and its value in positions."""
     argument, key = _RESTRICTIONS.get(kind) or (None, None)
@@ -174,7 +279,7 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
     text = config.get_text_config()
     _check_positions(text, pack)
     masks = {}
-    for kind in sorted(set(layer_types(config))):
+    for kind in _attention_types(config):
         restricted = dict([found]) if (found := restriction(config, kind)) else {}
         masks[kind] = build_block_mask(pack.visible_until, block_size, pack.position_ids, **restricted)
         # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding.
@@ -182,23 +287,49 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
+# Models with a table of positions and nothing beyond it, by model_type (transformers 5.23).
+_POSITION_TABLES = (
+    "bert",
+    "bert-generation",
+    "biogpt",
+    "ctrl",
+    "electra",
+    "ernie",
+    "gpt2",
+    "gpt_bigcode",
+    "opt",
+    "roc_bert",
+)
+
+
 def _check_positions(text: PreTrainedConfig, pack: Pack) -> None:
-    """Refuse packs in which a model would look at more than the positions of a token's own path.
+    """Refuse packs in which a model would look at more than the positions of a token's own path, or past its table.
 
     transformers 5.23: rotary embeddings of type "longrope" and "dynamic" choose their frequencies for all tokens by the
     greatest position there is, and Llama 4 scales queries of layers without positions by their index in the pack.
     """
     rope = getattr(text, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if parameters.get("rope_type") in ("longrope", "dynamic"):
+        kind = parameters.get("rope_type")
+        if kind == "longrope":
             limit = parameters.get("original_max_position_embeddings") or text.max_position_embeddings
-            if (greatest := int(pack.position_ids.max()) + 1) > limit:
-                raise UnsupportedModelError(
-                    f"rotary embeddings of type {parameters['rope_type']!r} change for all tokens of a pack once one "
-                    f"stands beyond {limit:,} positions, and there is one at {greatest:,}; set "
-                    f"duplication.pack_length to at most {limit:,}"
-                )
-    if getattr(text, "attn_temperature_tuning", False) and "chunked_attention" in layer_types(text):
+        elif kind == "dynamic" and not (text.model_type.startswith("hunyuan") and parameters.get("alpha")):
+            limit = text.max_position_embeddings  # whatever original_max_position_embeddings says
+        else:  # also HunYuan's "dynamic" with an `alpha`, whose frequencies are fixed
+            continue
+        if (greatest := int(pack.position_ids.max()) + 1) > limit:
+            raise UnsupportedModelError(
+                f"rotary embeddings of type {kind!r} change for all tokens of a pack once one stands beyond {limit:,} "
+                f"positions, and there is one at {greatest:,}; set duplication.pack_length to at most {limit:,}"
+            )
+    if text.model_type in _POSITION_TABLES:
+        if (greatest := int(pack.position_ids.max()) + 1) > (limit := text.max_position_embeddings):
+            raise UnsupportedModelError(
+                f"{text.model_type} has max_position_embeddings={limit:,} learned positions, and the pack has a token "
+                f"at {greatest:,}; set duplication.pack_length to at most {limit:,}"
+            )
+    # Layers with an entry of 0 in no_rope_layers are those without positions.
+    if text.model_type == "llama4_text" and text.attn_temperature_tuning and not all(text.no_rope_layers):
         if len(pack) >= text.floor_scale:
             raise UnsupportedModelError(
                 f"attn_temperature_tuning scales queries by their index in the pack from floor_scale="

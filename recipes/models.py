@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -54,7 +55,8 @@ def load_model(config: ModelConfig, vocab_size: int, seed: int, chains: bool = F
     shape = weightless.config
     for setting in random_settings(text := shape.get_text_config()):
         warnings.warn(f"model.name_or_path={config.name_or_path}: {setting} is set to 0", stacklevel=2)
-        setattr(text, setting.partition("=")[0], 0.0)
+        owner, _, key = setting.partition("=")[0].rpartition(".")
+        setattr(attrgetter(owner)(text) if owner else text, key, 0.0)
     if config.from_scratch:
         set_seed(seed)
         return AutoModelForCausalLM.from_config(shape, dtype=dtype)

@@ -170,7 +170,14 @@ FAMILIES = {
     "GPT-2": Family(
         "full, learned positions",
         lambda: hf.GPT2Config(
-            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=512, attn_pdrop=0.0, resid_pdrop=0.0
+            vocab_size=VOCAB,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=512,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
         ),
     ),
     "Bloom": Family(

@@ -8,7 +8,7 @@ import torch
 from factories import random_passes, random_weights
 from families import FAMILIES, HEADS, SIZES, VOCAB
 from reference import gradients, per_turn_loss, worst_gradient_difference
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, HunYuanDenseV1Config, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask import UnsupportedModelError, lay_out, pack, per_turn, prepare_model, token_losses
 from flexmask.exactness import check_exact
@@ -103,31 +103,38 @@ def test_each_family_passes_the_check_before_training(name):
     check_exact(prepare_model(FAMILIES[name].build(torch.float32)), BLOCK)
 
 
-# With the weights that a new model has: those of the other tests are so large that bfloat16 routes tokens to other
-# experts, whatever the layout.
+# With the weights that a new model has and with larger ones. Breaks if any part of a family stays in bfloat16 while the
+# check runs: rounding would then move losses, and send tokens to other experts.
+@pytest.mark.parametrize("std", [0.02, 0.1])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_no_false_alarm_in_bfloat16(name):
+def test_no_false_alarm_in_bfloat16(name, std):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[name].config(), dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, std)
     check_exact(prepare_model(model), BLOCK)
 
 
 # ---- What looks beyond a token's own path is refused, not trained wrongly ----
 
 
-def rotary(kind, **more):
-    parameters = dict(rope_type=kind, rope_theta=1e4, original_max_position_embeddings=32, factor=4.0, **more)
-    return Qwen3Config(**SIZES, **HEADS, rope_parameters=parameters)
+def rotary(kind, original, most, **more):
+    parameters = dict(rope_type=kind, rope_theta=1e4, original_max_position_embeddings=original, factor=4.0, **more)
+    return Qwen3Config(**SIZES, **HEADS, max_position_embeddings=most, rope_parameters=parameters)
 
 
 LONGROPE = dict(short_factor=[1.0] * 4, long_factor=[4.0] * 4)
+# The limit is 32 in both. "dynamic" goes by max_position_embeddings alone.
+FOLLOWING = {"dynamic": rotary("dynamic", 8, 32), "longrope": rotary("longrope", 32, 128, **LONGROPE)}
 
 
 # Breaks if a pack takes the frequencies of its longest row for all rows: a short pass alone has others.
-@pytest.mark.parametrize("kind, more", [("dynamic", {}), ("longrope", LONGROPE)])
-def test_rotary_embeddings_that_follow_the_longest_row(kind, more):
+@pytest.mark.parametrize("kind", FOLLOWING)
+def test_rotary_embeddings_that_follow_the_longest_row(kind):
     torch.manual_seed(0)
-    model = random_weights(Qwen3ForCausalLM(rotary(kind, **more)).double())
+    model = random_weights(Qwen3ForCausalLM(FOLLOWING[kind]).double())
     short = [p for passes in PASSES for p in passes if len(p) <= 32]
     long = [p for passes in PASSES for p in passes if len(p) > 32]
     (one,) = pack([row for p in short for row in per_turn([p])], 512, pad_to_multiple_of=BLOCK)
@@ -138,10 +145,35 @@ def test_rotary_embeddings_that_follow_the_longest_row(kind, more):
         one_pass_loss(model, one)
 
 
-# Llama 4 scales queries by their index in the pack, not by their position.
-def test_query_scaling_by_index_is_refused():
+# Breaks if original_max_position_embeddings is taken for the limit: the model does not look at it.
+def test_dynamic_rotary_embeddings_are_exact_up_to_max_position_embeddings():
+    longest = max(len(p) for passes in PASSES for p in passes)
+    torch.manual_seed(0)
+    model = random_weights(Qwen3ForCausalLM(rotary("dynamic", 8, longest)).double())
+    exact = per_turn_loss(model, [p for passes in PASSES for p in passes])
+    assert abs(one_pass_loss(model).item() / exact.item() - 1) < LOSS
+
+
+# HunYuan's "dynamic" with an alpha has fixed frequencies, beyond any limit.
+def test_hunyuans_rotary_embeddings_do_not_follow_the_longest_row():
+    parameters = dict(rope_type="dynamic", rope_theta=1e4, alpha=100.0, factor=1.0)
+    config = HunYuanDenseV1Config(**SIZES, **HEADS, max_position_embeddings=32, rope_parameters=parameters)
+    torch.manual_seed(0)
+    model = random_weights(AutoModelForCausalLM.from_config(config).double())
+    exact = per_turn_loss(model, [p for passes in PASSES for p in passes])
+    assert abs(one_pass_loss(model).item() / exact.item() - 1) < LOSS
+
+
+# Llama 4 scales queries by their index in the pack, not by their position, in layers without positions: chunks or not.
+@pytest.mark.parametrize("kind", ["chunked_attention", "full_attention"])
+def test_query_scaling_by_index_is_refused(kind):
     config = FAMILIES["Llama 4"].config()
+    config.layer_types = [kind, "full_attention"]
     config.floor_scale = 64
     model = random_weights(AutoModelForCausalLM.from_config(config).double())
     with pytest.raises(UnsupportedModelError, match=r"attn_temperature_tuning .* floor_scale=64 .* the pack has 416"):
         one_pass_loss(model)
+    config.no_rope_layers = [1, 1]  # positions everywhere: nothing is scaled
+    model = random_weights(AutoModelForCausalLM.from_config(config).double())
+    exact = per_turn_loss(model, [p for passes in PASSES for p in passes])
+    assert abs(one_pass_loss(model).item() / exact.item() - 1) < LOSS

@@ -1,58 +1,39 @@
 """Refusal by name, and the mask that each layer type gets."""
 
+import warnings
+
 import pytest
 import torch
-from factories import TINY_MODELS, chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
+import transformers as hf
+from factories import chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
 from families import FAMILIES
 from stateful_families import STATEFUL
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV32Config,
-    DogeConfig,
-    DogeForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from torch import nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
 from flexmask.attention import ATTENTION_NAME
 from flexmask.exactness import check_exact
-from flexmask.masks import build_block_mask
-from flexmask.models import attention_masks, check_model, stateful_layers
+from flexmask.models import attention_masks, check_model, random_settings, stateful_layers
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
-# Doge rewrites the mask inside its attention: nothing about its layers says so, only its losses do.
-def test_a_model_that_masking_does_not_make_exact_is_refused_by_trying():
-    model = prepare_model(DogeForCausalLM(DogeConfig(**SMALL, **HEADS, keep_window_size=4)))
-    with pytest.raises(UnsupportedModelError, match="DogeForCausalLM: one pass is not exact for this model"):
-        check_exact(model, 16)
-
-
-@pytest.mark.parametrize("family", TINY_MODELS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_exact_models_pass_the_check(family, dtype):
-    check_exact(prepare_model(TINY_MODELS[family](60, dtype)), 16)
-
-
-# Breaks if the check's tolerance lets a leak through that is as small as one token.
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_check_sees_a_mask_that_is_one_token_off(dtype, monkeypatch):
-    def off_by_one(visible_until, *arguments, **more):
-        return build_block_mask((visible_until + 1).clamp_max(visible_until.shape[1]), *arguments, **more)
-
-    monkeypatch.setattr("flexmask.models.build_block_mask", off_by_one)
-    with pytest.raises(UnsupportedModelError, match="one pass is not exact"):
-        check_exact(prepare_model(TINY_MODELS["qwen3"](60, dtype)), 16)
-
-
 def test_a_layer_type_without_a_mask_rule_is_refused():
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(DeepseekV32Config(num_hidden_layers=2))
+        model = hf.AutoModelForCausalLM.from_config(hf.DeepseekV32Config(num_hidden_layers=2))
     with pytest.raises(UnsupportedModelError, match=r"layer 0 \(indexed_attention\).*have no mask rule"):
         check_model(model)
+
+
+# Layers of only a feed-forward network are listed among the layer types of Nemotron-H; they take no mask.
+def test_layers_without_attention_need_no_mask_rule():
+    sizes = dict(vocab_size=60, hidden_size=32, intermediate_size=48, head_dim=8)
+    config = hf.NemotronHConfig(**sizes, **HEADS, layers_block_type=["attention", "mlp"])
+    model = prepare_model(hf.NemotronHForCausalLM(config))
+    assert not isinstance(attention_masks(model.config, one_pack(), 16), dict)
+    check_exact(model, 16)
 
 
 # The name of gpt-oss holds "ssm", and Kimi Linear's attention the words "linear attention".
@@ -62,12 +43,143 @@ def test_names_that_only_look_stateful():
     assert layers == ["model.layers.0.self_attn (KimiLinearDeltaAttention)"]
 
 
+# Voxtral's audio tower has convolutions, which text does not enter; the same layer in the decoder carries state.
+def test_towers_are_not_searched_for_state():
+    audio = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    with torch.device("meta"):
+        text = hf.LlamaConfig(**{**SMALL, "num_hidden_layers": 1}, **HEADS)
+        model = hf.VoxtralForConditionalGeneration(hf.VoxtralConfig(audio_config=audio, text_config=text))
+        assert any(isinstance(module, nn.Conv1d) for module in model.modules())
+        assert stateful_layers(model) == []
+        model.get_decoder().layers[0].mixer = nn.Sequential(nn.Conv1d(32, 32, 4))
+    assert stateful_layers(model) == ["model.language_model.layers.0.mixer (Sequential)"]
+
+
+# ---- A window in the config that the model's own code does not have ----
+
+FULL, SLIDING = ["full_attention"] * 4, ["sliding_attention"] * 4
+UNREAD = {
+    "left over": (
+        hf.LlamaConfig,
+        dict(sliding_window=40),
+        "sliding_window=40, but .* no window .*remove sliding_window",
+    ),
+    "layer types": (
+        hf.LlamaConfig,
+        dict(layer_types=SLIDING, sliding_window=40),
+        "sliding_window=40, but .* no window .*remove sliding_window and layer_types from",
+    ),
+    "mixed": (
+        hf.LlamaConfig,
+        dict(layer_types=SLIDING[:2] + FULL[:2], sliding_window=40),
+        "'sliding_attention' have sliding_window=40",
+    ),
+    "chunk": (
+        hf.LlamaConfig,
+        dict(layer_types=["chunked_attention"] * 4, attention_chunk_size=40),
+        "attention_chunk_size=40, but .* no window .*remove attention_chunk_size and layer_types from",
+    ),
+    "everywhere": (
+        hf.MistralConfig,
+        dict(layer_types=FULL, sliding_window=40),
+        "'full_attention' have no window, but .* a window of 40 .*remove layer_types from",
+    ),
+    "ALiBi": (hf.BloomConfig, dict(sliding_window=40), "BloomForCausalLM: .* sliding_window=40, but .* no window"),
+}
+
+
+# Each would train with a window (or without one) that no other use of the model has; the windows are longer than the
+# passes that check_exact tries.
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_window_that_the_model_does_not_have_is_refused(name):
+    config, settings, message = UNREAD[name]
+    more = dict(n_layer=4, n_head=4, hidden_dropout=0.0) if config is hf.BloomConfig else HEADS
+    model = hf.AutoModelForCausalLM.from_config(config(**{**SMALL, **more}, **settings))
+    with pytest.raises(UnsupportedModelError, match=message):
+        prepare_model(model)
+
+
+# Breaks if asking the model for its windows changes a mode or the random state, or leaves its own mask function behind.
+def test_a_model_in_training_is_left_as_it_was():
+    model = tiny_qwen3(60, torch.float32).train()
+    model.gradient_checkpointing_enable()
+    model.model.layers[0].eval()
+    modes, random = [module.training for module in model.modules()], torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare_model(model)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert ALL_MASK_ATTENTION_FUNCTIONS[ATTENTION_NAME] is sdpa_mask
+
+
+def fail(*_, **__):
+    raise KeyError("boxes")
+
+
+def test_a_model_that_cannot_run_over_text_is_refused_with_its_own_error():
+    model = tiny_qwen3(60, torch.float32).train()
+    model.model.layers[1].forward = fail
+    with pytest.raises(UnsupportedModelError, match="Qwen3ForCausalLM fails .* KeyError: 'boxes'") as refusal:
+        prepare_model(model)
+    assert isinstance(refusal.value.__cause__, KeyError)
+    assert model.training
+    assert ALL_MASK_ATTENTION_FUNCTIONS[ATTENTION_NAME] is sdpa_mask
+
+
+def test_a_model_without_weights_is_prepared_without_running_it():
+    with torch.device("meta"):
+        model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**SMALL, **HEADS))
+    model.forward = fail
+    prepare_model(model)
+
+
 @pytest.mark.parametrize("setting", ["attention_dropout", "attn_pdrop"])
 def test_dropout_on_attention_is_refused_before_training(setting):
     model = tiny_qwen3(60, torch.float32)
     setattr(model.config, setting, 0.1)
     with pytest.raises(ValueError, match=f"{setting}=0.1: attention and routing must not be random"):
         prepare_model(model)
+
+
+# DBRX keeps these settings in configs of its own for attention and experts.
+@pytest.mark.parametrize("path", ["attn_config.attn_pdrop", "ffn_config.moe_jitter_eps"])
+def test_random_settings_of_nested_configs_are_found(path):
+    part, setting = path.split(".")
+    model = hf.DbrxForCausalLM(
+        hf.DbrxConfig(
+            d_model=32,
+            n_heads=4,
+            n_layers=1,
+            vocab_size=60,
+            attn_config=dict(kv_n_heads=2, rope_theta=1e4),
+            ffn_config=dict(hidden_size=32, ffn_hidden_size=48, moe_num_experts=2, moe_top_k=1),
+        )
+    )
+    assert random_settings(model.config) == []
+    setattr(getattr(model.config, part), setting, 0.1)
+    with pytest.raises(ValueError, match=f"{path}=0.1: attention and routing must not be random"):
+        prepare_model(model)
+
+
+# Breaks if it is refused, passed over in silence, or if GPT-2's dropout of a head that is not there is named with it.
+def test_dropout_outside_of_attention_is_named_once():
+    config = hf.GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=4, attn_pdrop=0.0, resid_pdrop=0.2)
+    with pytest.warns(UserWarning) as seen:
+        prepare_model(hf.GPT2LMHeadModel(config))
+    (message,) = [str(one.message) for one in seen]
+    assert "GPT2LMHeadModel: resid_pdrop=0.2, embd_pdrop=0.1: turns of one pass share one draw" in message
+
+
+# The error of the table itself names neither the model nor the length; on a GPU it ends the process.
+@pytest.mark.parametrize("config", [hf.GPT2Config(n_positions=16), hf.OPTConfig(max_position_embeddings=16)])
+def test_positions_beyond_a_table_are_refused(config):
+    longest = int(one_pack().position_ids.max()) + 1
+    assert longest > 16
+    with pytest.raises(UnsupportedModelError, match=f"max_position_embeddings=16 learned positions, .* at {longest}"):
+        attention_masks(config, one_pack(), 16)
+    # Rotary positions have no end.
+    attention_masks(hf.Qwen3Config(max_position_embeddings=16), one_pack(), 16)
 
 
 # Breaks if the balancing loss enters the total: it would then depend on the layout and on how rows are packed.
@@ -99,9 +211,9 @@ def test_a_model_of_one_layer_type_gets_one_mask():
 
 # Mistral has a window and no list of layer types.
 def test_a_window_without_layer_types_is_not_forgotten():
-    config = MistralConfig(**SMALL, **HEADS, sliding_window=7)
+    config = hf.MistralConfig(**SMALL, **HEADS, sliding_window=7)
     assert attention_masks(config, one_pack(), 16).mask_mod.window == 7
-    model = prepare_model(MistralForCausalLM(config))
+    model = prepare_model(hf.MistralForCausalLM(config))
     assert token_losses(model, one_pack(), 16).losses.isfinite().all()
 
 

@@ -54,7 +54,8 @@ generate, up to the end-of-turn token.
 
 "With thinking" and "without" are assistant turns; "declared" means that the template does not render thinking, so that
 `data.thinking_format` says how it is generated (by default a `<think>` block, said aloud). "Copies" is the share of
-plain copies in the row of one conversation of 14 short turns; 0% where thinking is kept or there is none. "Work" is
+plain copies in the row of one conversation of 14 short turns, some without thinking: a template that keeps thinking may
+still drop the empty scaffold of a turn without, which duplicates that turn. "Work" is
 what is rendered and tokenized for 64 turns over that for 8, a token: 1.0 is linear, 8 would be quadratic.
 
 | template | tokenizer | with thinking | without | tool calls | copies | work |

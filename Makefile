@@ -9,6 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/constraints-used
 CONSTRAINTS ?= $(shell cat $(STAMP) 2>/dev/null || echo constraints.txt)
 SWEEP ?= layouts
+DEVICE ?= cpu
 SWEEP_DIR ?= runs/sweep/$(shell date +%Y-%m-%d_%H-%M-%S)
 SWEEP_DIR := $(SWEEP_DIR)
 
@@ -20,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train evaluate inspect sweep picture notebook test network-test support gpu-test check clean
+.PHONY: help install train evaluate bench inspect sweep picture notebook test network-test support gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ train: $(STAMP) ## train and evaluate; the last line printed is the run folder
 
 evaluate: $(STAMP) ## chat with a trained model on held-out conversations
 	@$(BIN)/python -m recipes.evaluate $(ARGS)
+
+bench: $(STAMP) ## one pass against its baselines: time, memory, work (DEVICE=cpu or cuda); the last line is the folder
+	@$(BIN)/python -m recipes.benchmark device=$(DEVICE) $(ARGS)
 
 inspect: $(STAMP) ## show what a run would train: one conversation, the data's totals, every warning
 	@$(BIN)/python -m recipes.inspect $(ARGS)

@@ -16,6 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from flexmask.chat_template import literal_text, parting
 from flexmask.conversation import THINK_CLOSE, THINK_OPEN, Conversation
 
+# Characters of a text that is remembered: all prompts end alike, from their last special token on.
+_TAIL = 64
+
 
 @dataclass(frozen=True, eq=False)
 class TokenizedText:
@@ -55,6 +58,7 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         self.can_restart = _can_restart(tokenizer, len(tokenizer))
         self.slow_texts = 0
+        self._tails: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def tokenize(self, text: str, known: TokenizedText | None = None) -> TokenizedText:
         """The tokens of `text`; `known`, tokens of a text that may begin like it, saves work and changes nothing."""
@@ -106,11 +110,16 @@ class TextTokenizer:
 
     def _from(self, text: str, at: int) -> TokenizedText:
         """The tokens of `text`, which starts at character `at` of another."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2) + at
-        ids = np.array(encoded["input_ids"], dtype=np.int64)
-        restarts = np.flatnonzero(self.can_restart[ids])
-        return TokenizedText(text, ids, offsets[:, 0], offsets[:, 1], restarts)
+        if text not in self._tails:
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+            ids = np.array(encoded["input_ids"], dtype=np.int64)
+            found = ids, offsets, np.flatnonzero(self.can_restart[ids])
+            if len(text) > _TAIL:
+                return TokenizedText(text, ids, offsets[:, 0] + at, offsets[:, 1] + at, found[2])
+            self._tails[text] = found
+        ids, offsets, restarts = self._tails[text]
+        return TokenizedText(text, ids, offsets[:, 0] + at, offsets[:, 1] + at, restarts)
 
 
 def is_special(tokenizer: PreTrainedTokenizerBase, index: int) -> bool:

@@ -241,8 +241,8 @@ class _PrefixTree:
             node = node.child_starting(p.input_ids[done])
             here = slice(done, done + len(node.input_ids))
             node.loss_weights = node.loss_weights + p.loss_weights[here]
-            generated = np.isin(p.roles[here], (Role.THINKING, Role.ANSWER))
-            node.roles = np.where(generated, p.roles[here], node.roles)
+            roles = p.roles[here]
+            node.roles = np.where((roles == Role.THINKING) | (roles == Role.ANSWER), roles, node.roles)
             done = here.stop
 
     def to_row(self) -> Row:

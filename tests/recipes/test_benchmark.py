@@ -1,0 +1,550 @@
+"""The benchmark: what it counts is right by hand, its arms train the same, and one that does not is caught."""
+
+import importlib.machinery
+import json
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hydra.errors import HydraException
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.utils.flop_counter import FlopCounterMode
+
+from flexmask import build_block_mask, lay_out, pack
+from flexmask.cpu_attention import block_sparse_attention
+from recipes import arms, benchmark, measure, parts, workloads
+from recipes.arms import Size, Work
+from recipes.config import ArmName, ConfigError, compose_benchmark
+from recipes.workloads import Dialogue, Turn
+
+TINY = [
+    "shapes.small={vocab_size:50,hidden_size:16,intermediate_size:24,layers:2,heads:2,kv_heads:1,head_dim:16}",
+    "grid.turns=[2,3]",
+    "grid.mixes=[answer_heavy,gsm8k_socratic]",
+    "grid.turn_tokens=40",
+    "grid.conversation_tokens=300",
+    "grid.repeats=2",
+    "block_size=16",
+    "pack_length=1024",
+]
+CPU = torch.device("cpu")
+
+
+def dialogue(*lengths: tuple[int, int, int]) -> Dialogue:
+    """Every token another one."""
+    fresh = iter(range(10**6))
+    turns = (Turn(*(np.fromiter(fresh, np.int64, length) for length in turn)) for turn in lengths)
+    return Dialogue("by hand", tuple(turns))
+
+
+def tiny_model(config, seed=0):
+    """Weights large enough that attention is far from uniform: a wrong mask must show."""
+    model = measure.build_model(config.shapes["small"], torch.float32, CPU, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.3)
+        for layer in model.model.layers:
+            layer.self_attn.q_norm.weight.mul_(3)
+    return model
+
+
+def tiny_dialogues(config, turns=3):
+    return workloads.draw_dialogues(measure.sampler_of(config, "answer_heavy", turns), 0, 50, 300)
+
+
+# ---- configuration ----
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("grid.repeatz=1", "grid.repeatz"),
+        ("+grid.repeatz=1", "grid.repeatz"),  # Hydra's + goes past the schema
+        ("+shapes.small.depth=1", "shapes.small.depth"),
+        ("grid.repeats=0", "grid.repeats=0: must be at least 1"),
+        ("grid.turns=[2,0]", r"grid.turns[1]=0: must be at least 1"),
+        ("mixes.balanced.answer=0", "mixes.balanced="),
+        ("grid.mixes=[blended]", "grid.mixes: blended is neither one of mixes"),
+        ("shape=huge", "shape=huge: is none of shapes: small, qwen3_0_6b, qwen3_4b"),
+        ("pack_length=1000", "pack_length=1000: must be a multiple of block_size=128"),
+        ("arms=[one_pass]", "arms: per_turn_packed must be among them"),
+        ("device=tpu", "device"),
+        ("sections=[grids]", "sections"),
+        ("gsm8k_path=none.jsonl", "gsm8k_path=none.jsonl: no such file"),
+    ],
+)
+def test_a_wrong_override_is_named(override, named):
+    with pytest.raises((HydraException, ConfigError)) as caught:
+        compose_benchmark([override])
+    assert named in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_the_device_chooses_what_the_command_line_does_not():
+    config = compose_benchmark(["device=cuda", "pack_length=131072"])
+    assert (config.shape, config.dtype, config.pack_length) == ("qwen3_0_6b", "bfloat16", 131072)
+    assert compose_benchmark().shape == "small"
+
+
+# Parameters of the models on the hub, which are known: 0.6B has 596M with its tied embedding, 4B has 4.02B.
+@pytest.mark.parametrize(("shape", "parameters"), [("qwen3_0_6b", 596_049_920), ("qwen3_4b", 4_022_468_096)])
+def test_the_shapes_are_those_of_qwen3(shape, parameters):
+    model = measure.build_model(compose_benchmark().shapes[shape], torch.bfloat16, torch.device("meta"), 0)
+    assert model.num_parameters() == parameters
+
+
+def test_a_wrong_configuration_loads_nothing_heavy():
+    code = "import sys; from recipes import benchmark; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- dialogues ----
+
+
+def test_passes_are_those_of_per_turn_training():
+    first, second = workloads.passes_of(dialogue((2, 1, 2), (1, 0, 1)))
+    assert first.input_ids.tolist() == [0, 1, 2, 3, 4] and first.prompt_length == 2
+    assert second.input_ids.tolist() == [0, 1, 3, 4, 5, 6] and second.prompt_length == 5
+    assert first.loss_weights.tolist() == [0, 0, 1, 1, 1] and second.loss_weights.tolist() == [0, 0, 0, 0, 0, 1]
+
+
+# With a vocabulary of three, segments often begin alike: prefixes are shared where no layout by roles would share them.
+@pytest.mark.parametrize("seed", range(20))
+def test_distinct_prefixes_are_a_set_of_tuples_and_the_tokens_of_one_pass(seed):
+    sampler = workloads.share_lengths((1, 1, 1), 12, 4)
+    (one,) = workloads.draw_dialogues(sampler, seed, 3, tokens=0)
+    passes = workloads.passes_of(one)
+    prefixes = {tuple(p.input_ids[:end].tolist()) for p in passes for end in range(1, len(p) + 1)}
+    assert workloads.distinct_prefixes(one) == len(prefixes)
+    assert sum(map(len, lay_out(passes, "one_pass").rows)) == len(prefixes)
+
+
+def test_dialogues_fill_the_tokens_they_may_take():
+    sampler = workloads.statistical_lengths(workloads.GSM8K_SOCRATIC)
+    dialogues = workloads.draw_dialogues(sampler, 0, 10**9, tokens=5000)
+    tokens = [workloads.distinct_prefixes(one) for one in dialogues]
+    assert 4000 < sum(tokens) <= 5000
+    again = workloads.draw_dialogues(sampler, 0, 10**9, tokens=5000)
+    assert [one.turns[0].question.tolist() for one in again] == [one.turns[0].question.tolist() for one in dialogues]
+    assert len(workloads.draw_dialogues(sampler, 0, 9, tokens=0)) == 1
+
+
+@pytest.mark.parametrize(("statistics", "turns", "tokens"), [("GSM8K_SOCRATIC", 3.7, 247), ("MATHCHATSYNC", 6.0, 1700)])
+def test_stored_lengths_have_the_means_of_the_data(statistics, turns, tokens):
+    sampler = workloads.statistical_lengths(getattr(workloads, statistics))
+    rng = np.random.default_rng(0)
+    conversations = [sampler(rng) for _ in range(3000)]
+    assert np.mean([len(one) for one in conversations]) == pytest.approx(turns, rel=0.05)
+    assert np.mean([sum(map(sum, one)) for one in conversations]) == pytest.approx(tokens, rel=0.05)
+
+
+def test_a_file_gives_its_own_lengths(tmp_path):
+    problem = {
+        "question": "Mia packs 4 boxes.",  # 5 pieces, and a newline before the sub-question
+        "answer": "How many? ** She packs <<4=4>>4.\nAnd then? ** None.\n#### 4",
+    }
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps(problem) + "\n")
+    expected = [(5 + 1 + 3 + 8, 3 + 4, 4 + 2), (3 + 8, 0, 2 + 2)]
+    assert workloads.file_lengths(str(path)) == [expected]
+    config = compose_benchmark([f"gsm8k_path={path}"])
+    assert measure.sampler_of(config, "gsm8k_socratic", None)(np.random.default_rng(0)) == expected
+
+
+# ---- what is counted ----
+
+
+# q1 q1 t1 a1 | a1' q2 t2 t2 a2 in one pass: depths 1 2 3 4 | 3 4 5 6 7.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("one_pass", Work(1, 9, 12, 5, 35, 6 * 16)),
+        ("per_turn_packed", Work(2, 11, 12, 5, 10 + 28, 4 * 16)),  # the passes begin with a block each
+        ("per_turn_naive", Work(2, 11, 11, 5, 10 + 28, 10 + 28)),
+        ("paper_dense", Work(1, 10, 10, 5, 35 + 5, 100)),  # a copy of a2 too, which sees 5 tokens
+        ("keep_thinking", Work(1, 8, 8, 5, 36, 3 * 16)),
+    ],
+)
+def test_work_by_hand(name, expected):
+    config = compose_benchmark(["block_size=4", "pack_length=64"])
+    (arm,) = [arm for arm in arms.make_arms(config)[0] if arm.name == name]
+    items = arm.prepare([dialogue((2, 1, 1), (1, 2, 1))])
+    works = [arm.work(item) for item in items]
+    assert sum(works[1:], start=works[0]) == expected
+
+
+# torch counts the products of one forward and backward over a dense square of pairs. Its unfused attention keeps the
+# scores for the backward pass, so there it has one product fewer than the kernels here, which compute them again.
+def test_predicted_flops_are_those_that_torch_counts():
+    config = compose_benchmark(TINY)
+    model = tiny_model(config)
+    (arm,) = [arm for arm in arms.make_arms(config)[0] if arm.name == ArmName.paper_dense]
+    (item,) = arm.prepare([dialogue((3, 5, 4), (2, 6, 3))])
+    item = replace(item, input_ids=item.input_ids % 50, targets=item.targets % 50)
+    predicted = arms.predicted_flops(Size.of(model), arm.work(item))
+    model.set_attn_implementation("sdpa")
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        arm.loss(model, item).backward()
+    assert counter.get_total_flops() == predicted["linear"] + predicted["logits"] + predicted["attention"] * 6 / 7
+
+
+def test_needed_flops_leave_out_what_nobody_needs():
+    size = Size(linear_weights=10, attention_width=4, output_weights=20)
+    work = Work(1, tokens_computed=8, tokens_padded=16, tokens_trained=5, visible_pairs=30, computed_pairs=64)
+    assert arms.predicted_flops(size, work) == {"linear": 960, "attention": 14 * 4 * 64, "logits": 600}
+    assert arms.predicted_flops(size, work, checkpointing=True) == {
+        "linear": 1280,
+        "attention": 18 * 4 * 64,
+        "logits": 600,
+    }
+    assert arms.needed_flops(size, work) == 480 + 12 * 4 * 30 + 600
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40", None),  # neither an L4 nor an L40S
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("Some Card", None),
+    ],
+)
+def test_the_peak_of_a_card_is_found_by_its_name(name, peak):
+    assert measure.card_peak(name) == peak
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def action():
+        first = torch.empty(1 << 20, dtype=torch.uint8)
+        del first
+        second = torch.empty(3 << 20, dtype=torch.uint8)
+        third = torch.empty(1 << 20, dtype=torch.uint8)
+        return second[:1].clone(), third[:1].clone()
+
+    _, peak = measure.peak_memory(action, CPU)
+    assert (4 << 20) <= peak < (4 << 20) + 1024
+
+
+def test_stages_add_up():
+    watch = measure.Stopwatch(CPU)
+    for label in ("forward", "backward", "forward"):
+        watch.mark(label)
+    (start, *_), end = [moment for _, moment in watch._marks], watch._marks[-1][1]
+    seconds = watch.seconds()
+    assert list(seconds) == ["forward", "backward"] and sum(seconds.values()) == pytest.approx(end - start)
+
+
+# ---- the arms train the same, and one that does not is caught ----
+
+
+def test_every_exact_arm_has_one_loss_and_one_gradient():
+    config = compose_benchmark([*TINY, "dtype=float32"])
+    cell = measure.measure_cell(config, tiny_model(config), arms.make_arms(config)[0], tiny_dialogues(config))
+    exact = [arm for name, arm in cell["arms"].items() if name != "keep_thinking"]
+    assert len(exact) == 4
+    for arm in exact:
+        assert arm["loss_difference"] < 1e-6 and arm["gradient_difference"] < 1e-4
+        assert arm["loss"] == pytest.approx(exact[0]["loss"], rel=1e-6)
+        assert arm["tokens_trained"] == exact[0]["tokens_trained"]
+    floor = cell["arms"]["keep_thinking"]
+    assert abs(floor["loss"] / exact[0]["loss"] - 1) > 1e-3  # it trains something else
+
+
+def flat_shift(one: Dialogue):
+    row = paper_row(one)
+    trained = torch.isin(row.roles, torch.tensor([arms.THINKING, arms.RESPONSE_OUT])).nonzero().flatten()
+    return replace(row, previous=trained - 1)
+
+
+paper_row = arms.paper_row
+BROKEN = {
+    "the paper's flat label shift": ("paper_row", flat_shift),
+    "a plain causal mask": ("paper_mask", lambda item: torch.ones(1, 1, *[item.input_ids.shape[1]] * 2).bool().tril()),
+    "thinking left in the history": (
+        "lay_out",
+        lambda passes, layout, *rest: lay_out(passes, "keep_thinking" if layout == "per_turn" else layout, *rest),
+    ),
+    "turns left out": (
+        "lay_out",
+        lambda passes, layout, *rest: lay_out(passes, "last_turn" if layout == "per_turn" else layout, *rest),
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_an_arm_that_trains_something_else_is_caught(broken, monkeypatch):
+    monkeypatch.setattr(arms, *BROKEN[broken])
+    config = compose_benchmark(TINY)
+    with pytest.raises(measure.InexactError, match="do not train the same"):
+        measure.measure_cell(config, tiny_model(config), arms.make_arms(config)[0], tiny_dialogues(config))
+
+
+# The right loss with wrong gradients: as fast as it may be, it would not train.
+def test_gradients_that_differ_are_caught(monkeypatch):
+    config = compose_benchmark(TINY)
+    made = [
+        replace(arm, loss=lambda model, item, arm=arm: arm.loss(model, item).detach() + 0 * model.lm_head.weight.sum())
+        if arm.name == ArmName.per_turn_naive
+        else arm
+        for arm in arms.make_arms(config)[0]
+    ]
+    with pytest.raises(measure.InexactError, match="per_turn_naive: loss .* gradients differ by 1.0e\\+00"):
+        measure.measure_cell(config, tiny_model(config), made, tiny_dialogues(config))
+
+
+def test_tokens_beyond_the_distinct_prefixes_are_caught(monkeypatch):
+    monkeypatch.setattr(arms, "lay_out", lambda passes, layout, *rest: lay_out(passes, "per_turn", *rest))
+    config = compose_benchmark([*TINY, "arms=[one_pass,per_turn_packed]"])
+    with pytest.raises(measure.InexactError, match="one_pass computes .* distinct prefixes"):
+        measure.measure_cell(config, tiny_model(config), arms.make_arms(config)[0], tiny_dialogues(config))
+
+
+def test_a_dialogue_longer_than_a_pack_is_split_and_still_exact():
+    config = compose_benchmark([*TINY, "pack_length=160"])
+    cell = measure.measure_cell(config, tiny_model(config), arms.make_arms(config)[0], tiny_dialogues(config, turns=4))
+    ours = cell["arms"]["one_pass"]
+    assert ours["rows"] > cell["dialogues"] and ours["tokens_computed"] > cell["distinct_prefixes"]
+
+
+def test_an_arm_that_is_too_large_says_so():
+    config = compose_benchmark([*TINY, "dense_mask_gib=0"])
+    cell = measure.measure_cell(config, tiny_model(config), arms.make_arms(config)[0], tiny_dialogues(config))
+    assert cell["arms"]["paper_dense"]["status"].startswith("too large: the mask of ")
+    assert "too large: the mask of" in benchmark.cell_lines(cell | {"mix": "x", "turns": 3})
+    assert "too large" in benchmark.grid_table([cell | {"mix": "x", "turns": 3}])
+
+
+def test_gradient_checkpointing_costs_a_forward_and_saves_memory():
+    # Few tokens are trained, so that activations and not the logits are what is held.
+    settings = [*TINY, "grid.turns=[3]", "grid.mixes=[answer_heavy]", "mixes.answer_heavy.question=9"]
+    plain, checkpointed = (
+        next(measure.grid(compose_benchmark([*settings, f"gradient_checkpointing={on}"])))["arms"]["one_pass"]
+        for on in ("false", "true")
+    )
+    assert checkpointed["flops"]["linear"] / plain["flops"]["linear"] == 8 / 6
+    assert checkpointed["flops"]["attention"] / plain["flops"]["attention"] == 9 / 7
+    assert checkpointed["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+    assert checkpointed["peak_memory"] < plain["peak_memory"]
+
+
+@pytest.mark.gpu
+def test_the_grid_on_a_gpu():
+    settings = ["device=cuda", "shape=small", "grid.turns=[3]", "grid.mixes=[balanced]", "pack_length=2048"]
+    config = compose_benchmark([*settings, "grid.conversation_tokens=2000", "grid.turn_tokens=128"])
+    (cell,) = measure.grid(config)
+    assert {cell["arms"][name]["status"] for name in ("one_pass", "per_turn_packed", "per_turn_varlen")} == {"ok"}
+    # One compile for a pack length: what one pass compiles, packed per-turn finds.
+    assert cell["arms"]["one_pass"]["graphs_compiled"] == 1
+    assert cell["arms"]["per_turn_packed"]["graphs_compiled"] == 0
+    assert not any(arm["graphs_compiled_while_timed"] for arm in cell["arms"].values() if arm["status"] == "ok")
+    assert parts.recompiles(replace(config, pack_length=1024))["graphs_compiled"] == 1
+
+
+def out_of_memory(model, item):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore of it")
+
+
+def test_an_arm_that_runs_out_of_memory_says_so():
+    config = compose_benchmark(TINY)
+    made = [
+        replace(arm, loss=out_of_memory) if arm.name == ArmName.per_turn_naive else arm
+        for arm in arms.make_arms(config)[0]
+    ]
+    cell = measure.measure_cell(config, tiny_model(config), made, tiny_dialogues(config))
+    assert cell["arms"]["per_turn_naive"] == {"status": "CUDA out of memory. Tried to allocate 20 GiB."}
+    made[0] = replace(made[0], loss=out_of_memory)
+    with pytest.raises(ValueError, match="one_pass: CUDA out of memory.* lower pack_length"):
+        measure.measure_cell(config, tiny_model(config), made, tiny_dialogues(config))
+
+
+# Any error of a kernel that is not ours is reported; one of our own stops the run.
+def test_a_foreign_kernel_may_refuse():
+    def refuse(model, item):
+        raise RuntimeError("no kernel for this card")
+
+    config = compose_benchmark(TINY)
+    first, *others = arms.make_arms(config)[0]
+    foreign = replace(first, name=ArmName.one_pass_flash, loss=refuse, foreign=True)
+    cell = measure.measure_cell(config, tiny_model(config), [first, foreign, *others], tiny_dialogues(config))
+    assert cell["arms"]["one_pass_flash"] == {"status": "no kernel for this card"}
+    with pytest.raises(RuntimeError, match="no kernel"):
+        ours = replace(foreign, foreign=False)
+        measure.measure_cell(config, tiny_model(config), [first, ours, *others], tiny_dialogues(config))
+
+
+def test_arms_that_need_a_gpu_are_named():
+    _, left_out = arms.make_arms(compose_benchmark())
+    assert left_out.keys() == {"one_pass_flash", "per_turn_varlen"} and all("CUDA" in why for why in left_out.values())
+
+
+# ---- what only a GPU runs, with the kernel's place taken by a reference that has its signature ----
+
+
+def causal_documents(query, key, value, borders, longest, scale):
+    """Each document alone: query [S, H, D], key and value [S, K, D]."""
+    assert longest == int(borders.diff().max()) and borders.dtype == torch.int32
+    outputs = []
+    for start, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def check_gpu_arm(arm, config):
+    """Against the arms of the CPU, as the grid does it."""
+    model, made = tiny_model(config), arms.make_arms(config)[0]
+    cell = measure.measure_cell(config, model, [made[0], arm, *made[1:]], tiny_dialogues(config))
+    assert cell["arms"][arm.name]["gradient_difference"] < 1e-4
+    return cell["arms"][arm.name]
+
+
+def test_varlen_arm_gives_each_pass_to_the_flash_attn_package(monkeypatch):
+    def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=None, causal=False):
+        assert causal and cu_q is cu_k and max_q == max_k
+        return causal_documents(q, k, v, cu_q, max_q, softmax_scale)
+
+    package = types.ModuleType("flash_attn")
+    package.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
+    package.flash_attn_varlen_func = flash_attn_varlen_func
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    config = compose_benchmark(TINY)
+    figures = check_gpu_arm(arms._varlen(ArmName.per_turn_varlen, config, CPU), config)
+    assert arms.varlen_kernel()[0] == "flash_attn"
+    assert figures["tokens_padded"] == figures["tokens_computed"]
+    assert figures["computed_pairs"] == figures["visible_pairs"]
+
+
+def test_varlen_arm_gives_each_pass_to_torch(monkeypatch):
+    from torch.nn.attention import varlen
+
+    def attend(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert window_size == (-1, 0) and enable_gqa
+        return causal_documents(q, k, v, cu_q, max_q, scale)
+
+    monkeypatch.setattr(varlen, "varlen_attn", mock.create_autospec(varlen.varlen_attn, side_effect=attend))
+    config = compose_benchmark(TINY)
+    check_gpu_arm(arms._varlen(ArmName.per_turn_varlen, config, CPU), config)
+    assert arms.varlen_kernel()[0] == "torch.nn.attention.varlen"
+
+
+def test_flash_backend_arm_asks_for_that_backend(monkeypatch):
+    calls = []
+
+    def flex(query, key, value, *, block_mask, scale, enable_gqa, kernel_options):
+        calls.append(kernel_options)
+        assert enable_gqa
+        return block_sparse_attention(query, key, value, block_mask, scale).transpose(1, 2)
+
+    monkeypatch.setattr(arms, "_compiled_flash_backend", lambda: flex)
+    config = compose_benchmark(TINY)
+    check_gpu_arm(arms._packed(ArmName.one_pass_flash, "one_pass", arms.FLASH_ATTENTION, config, CPU), config)
+    assert calls and all(options == {"BACKEND": "FLASH"} for options in calls)
+
+
+# ---- the sections ----
+
+
+def test_same_lists_sees_a_block_too_few():
+    mod = pack(lay_out(workloads.passes_of(dialogue((9, 9, 9), (9, 9, 9))), "one_pass").rows, 64)[0].visible_until
+    ours = build_block_mask(mod, 16)
+    theirs = create_block_mask(ours.mask_mod, None, None, 64, 64, device="cpu", BLOCK_SIZE=16)
+    assert parts.same_lists(ours, theirs)
+    causal = create_block_mask(lambda b, h, q, k: q >= k, None, None, 64, 64, device="cpu", BLOCK_SIZE=16)
+    assert not parts.same_lists(ours, causal)
+
+
+def test_attention_section_refuses_a_wrong_rival(monkeypatch):
+    monkeypatch.setattr(parts, "ATTENTION_LENGTHS", (10, 20, 10))
+    monkeypatch.setattr(parts, "path_mask", lambda path, own: torch.ones(own, path, dtype=torch.bool))
+    with pytest.raises(measure.InexactError, match="attention per_node"):
+        parts.attention(compose_benchmark(TINY))
+
+
+def test_create_block_mask_is_left_out_where_memory_is_short(monkeypatch):
+    monkeypatch.setattr(parts.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=2**30))
+    built = {"tokens": 32768, "seconds": 1.0}
+    assert parts.compare_masks(compose_benchmark(), None, built)["status"] == (
+        "too large: needs about 10 GiB, 1 GiB are free"
+    )
+    assert (
+        "create_block_mask=false"
+        in parts.compare_masks(compose_benchmark(["create_block_mask=false"]), None, built)["status"]
+    )
+
+
+def test_packing_waste_by_hand(monkeypatch):
+    monkeypatch.setattr(parts, "PACKING_LENGTH", 10)
+    rows = [lay_out(workloads.passes_of(dialogue((length - 2, 1, 1))), "one_pass").rows for length in (6, 4, 7, 3)]
+    assert parts.packing_waste(rows, 4) == 0  # 6 + 4, 7 + 3
+    assert parts.packing_waste([rows[0], rows[2], rows[1], rows[3]], 2) == pytest.approx(1 - 20 / 30)  # 6, 7, 4 + 3
+    assert parts.packing_waste(rows, 3) == pytest.approx(1 - 17 / 20)  # the last batch is not whole
+
+
+@pytest.fixture
+def small_sections(monkeypatch):
+    for name, value in {
+        "PACKING_TOKENS": 20_000,
+        "ATTENTION_LENGTHS": (10, 20, 10),
+        "MASK_TOKENS": (4096, 8192),
+        "LOSS_VOCABULARY": 100_000,
+        "LOSS_ROWS": (128, 256),
+        "LOSS_TRAINED": (16, 64),
+        "PREPARED_TURNS": (2, 3),
+        "COMPILED_PACKS": 4,
+        "COMPILED_LENGTH_ON_CPU": 128,
+    }.items():
+        monkeypatch.setattr(parts, name, value)
+
+
+def test_a_whole_run(small_sections, tmp_path, capsys):
+    result = benchmark.benchmark(compose_benchmark(TINY, tmp_path))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == str(tmp_path)
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(result))
+    for name in ("speedup", "breakdown", "memory"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+    assert [(cell["mix"], cell["turns"]) for cell in result["grid"]] == [
+        ("answer_heavy", 2),
+        ("answer_heavy", 3),
+        ("gsm8k_socratic", None),
+    ]
+    for cell in result["grid"]:
+        arm = cell["arms"]["one_pass"]
+        assert arm["tokens_computed"] == cell["distinct_prefixes"] <= arm["tokens_padded"]
+        assert arm["measured_ratio"] == arm["predicted_ratio"] == 1 and len(arm["all_seconds"]) == 2
+        assert arm["seconds"] == pytest.approx(arm["forward_seconds"] + arm["backward_seconds"], rel=0.5)
+        packed = cell["arms"]["per_turn_packed"]
+        assert packed["predicted_ratio"] == sum(packed["flops"].values()) / sum(arm["flops"].values())
+        assert packed["graphs_compiled"] == 0 and packed["mfu"] is None
+    assert result["mask"]["create_block_mask"]["same_index_lists"] is True
+    # Logits only where a token is trained: a longer row costs no more, the usual loss much more.
+    peaks = {(one["loss"], one["row_tokens"], one["trained_tokens"]): one["peak_memory"] for one in result["loss"]}
+    assert peaks["ours", 256, 16] < 1.5 * peaks["ours", 128, 16]
+    assert peaks["logits_everywhere", 128, 16] > 1.5 * peaks["ours", 128, 16]
+    assert result["recompiles"]["graphs_compiled"] == 1
+    assert {row["target"]: row["met"] for row in result["targets"]}["graphs compiled for 4 packs = 1"] == "yes"
+    text = (tmp_path / "benchmark.md").read_text()
+    assert all(f"## {section}" in text for section in ("grid", "packing", "attention", "mask", "targets"))
+
+
+@pytest.mark.parametrize(("value", "sign", "verdict"), [(2.1, "<=", "NO"), (2, "<=", "yes"), (0.9, ">=", "NO")])
+def test_a_target_that_is_missed_says_so(value, sign, verdict):
+    assert benchmark.met(value, sign, {"<=": 2, ">=": 1}[sign]) == verdict
+
+
+def test_cuda_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="device=cuda: torch sees no CUDA device"):
+        benchmark.benchmark(compose_benchmark(["device=cuda"], tmp_path))

@@ -22,7 +22,7 @@ from flexmask.conversation import REASONING_KEYS, THINK_CLOSE, THINK_OPEN, Conve
 
 THINK_BLOCK = "<think>\n{thinking}\n</think>\n\n"
 AUTO = "auto"
-# Texts and names that no conversation holds, to find out where a template puts what.
+# Texts and names to find out where a template puts what. A turn that holds one itself is refused as rewritten.
 _PROBE, _THINKING, _ANSWER, _TOOL = "flexmask probe", "flexmask thinking", "flexmask answer", "flexmask_tool_{}"
 # Exchanges that are always rendered in full, and how many later prompts are, of a conversation that is longer.
 _IN_FULL, _CHECKED = 8, 3
@@ -94,13 +94,13 @@ class ChatTemplate:
 
     def _read_call(self, call: dict[str, Any]) -> dict[str, Any]:
         """Arguments as the template takes them: an object, or for some (DeepSeek V3) its JSON text."""
-        function = call.get("function", call)
+        function = call.get("function") or call
         arguments = function.get("arguments")
         if self.arguments_as_text and isinstance(arguments, dict):
             function = function | {"arguments": json.dumps(arguments, ensure_ascii=False)}
         elif not self.arguments_as_text and isinstance(arguments, str):
             function = function | {"arguments": json.loads(arguments)}
-        return call | {"function": function} if "function" in call else function
+        return call | {"function": function} if call.get("function") else function
 
     def render(self, messages: Sequence[dict[str, Any]], where: str, *, add_generation_prompt: bool) -> str:
         try:
@@ -376,8 +376,10 @@ class _Turn:
             block = self._declared_thinking(raw, opened)
             raw = block.removeprefix(opened) + raw
             cursor = moved = len(block) - len(opened)
-        answer = _Place(places[_ANSWER].start + moved, places[_ANSWER].end + moved) if _ANSWER in places else None
-        answer_start = self._answer_start(raw, cursor, answer)
+        # Gemma 4 writes calls in front of the content: they are part of the answer.
+        called_first = any(_ANSWER in places and place.start < places[_ANSWER].start for place in _calls(places))
+        content_start = places[_ANSWER].start + moved if _ANSWER in places and not called_first else None
+        answer_start = self._answer_start(raw, cursor, content_start)
         generated = self._closed(raw, max(answer_end + moved, answer_start))
         if self.prompt.text.rstrip().endswith(THINK_OPEN) and THINK_CLOSE not in generated:
             raise ValueError(
@@ -505,16 +507,16 @@ class _Turn:
         )
         return declared.replace("{thinking}", thinking)
 
-    def _answer_start(self, generated: str, cursor: int, answer: _Place | None) -> int:
-        """Where the answer starts, at or behind `cursor`, the end of the thinking; `answer` is its text."""
+    def _answer_start(self, generated: str, cursor: int, content_start: int | None) -> int:
+        """Where the answer starts, at or behind `cursor`, the end of the thinking; None: it starts with a call."""
         # No message text contains a tag (`guard_control_tokens`), so this one is the template's.
         closing = generated.find(THINK_CLOSE, cursor)
         if closing >= 0:
             cursor = closing + len(THINK_CLOSE)
         if cursor == 0:
             return 0  # all that is generated is the answer
-        if answer is not None and answer.start >= cursor:
-            return answer.start
+        if content_start is not None and content_start >= cursor:
+            return content_start
         return cursor + len(generated[cursor:]) - len(generated[cursor:].lstrip())
 
     def _closed(self, generated: str, answer_end: int) -> str:
@@ -574,8 +576,12 @@ class _Turn:
         return generated[:answer_end] + tail + behind[len(tail) : opening.end()]
 
 
+def _calls(places: dict[str, _Place]) -> list[_Place]:
+    return [place for probe, place in places.items() if probe not in (_THINKING, _ANSWER)]
+
+
 def _renamed(call: dict[str, Any], name: str) -> dict[str, Any]:
-    if "function" in call:
+    if call.get("function"):
         return call | {"function": call["function"] | {"name": name}}
     return call | {"name": name}
 

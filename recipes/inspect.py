@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from flexmask import Conversation, LaidOut, OnePassCollator, Role, Row, UnsupportedModelError, prepare_conversation
 from flexmask.models import check_model, layer_types, restriction
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
-from recipes.config import TrainConfig, compose
+from recipes.config import Layout, TrainConfig, compose
 from recipes.models import load_tokenizer, weightless_model
 from recipes.preparation import PreparedData, load_data, prepare, settings_of
 
@@ -39,17 +39,22 @@ SHOWN_CHARACTERS = 70
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("recipes.inspect", description=__doc__.splitlines()[0])
-    parser.add_argument("conversation", nargs="?", help="index from 0 among those trained, or a name such as FILE:12")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as recipes.train takes them")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONVERSATION | key=value",
+        help="index from 0 of the conversation among those trained, or its name (FILE:12); overrides of recipes.train",
+    )
     parser.add_argument("--full", action="store_true", help="print all of the conversation's text")
     chosen = parser.parse_intermixed_args(arguments)
-    if chosen.conversation is not None and "=" in chosen.conversation:
-        chosen.overrides.insert(0, chosen.conversation)
-        chosen.conversation = None
+    named = [word for word in chosen.words if "=" not in word]
+    if len(named) > 1:
+        parser.error(f"one conversation at a time, not {' and '.join(named)}")
+    overrides = [word for word in chosen.words if "=" in word]
     # A terminal has colours and a width of its own; elsewhere lines are as long as they need to be.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
     try:
-        inspect(compose(chosen.overrides), chosen.conversation or "0", chosen.full, console)
+        inspect(compose(overrides), named[0] if named else "0", chosen.full, console)
     except (ValueError, HydraException) as error:
         sys.exit(f"error: {error}")
 
@@ -115,34 +120,43 @@ def _size(config, kind: str) -> str:
 
 def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], console: Console) -> None:
     console.rule("data")
-    rows = [row for item in prepared.items for row in item]
-    computed = sum(map(len, rows))
-    per_turn = sum(int(pass_lengths(row).sum()) for row in rows)
-    copies = sum(int((row.roles == Role.COPY).sum()) for row in rows)
-    trained = sum(int((row.loss_weights > 0).sum()) for row in rows)
-    console.print(
-        f"{len(prepared.items):,} conversations in layout {config.duplication.layout}: {len(rows):,} rows, the longest "
-        f"of {max(map(len, rows)):,} tokens\n"
-        f"{computed:,} tokens computed ({per_turn / computed:.2f} times as many in one pass a turn), {trained:,} "
-        f"trained, {copies:,} in plain copies ({copies / computed:.1%})\n"
-        f"packing waste {_waste(config, prepared.items):.1%} at {config.trainer.conversations_per_step} conversations "
-        f"a step in packs of {config.duplication.pack_length:,}"
-    )
-    if not prepared.branching:
-        notes.append("no row branches, so nothing is duplicated: the template keeps thinking, or there is none")
-    if prepared.slow_turns:
-        notes.append(
-            f"{prepared.slow_turns:,} turns were rendered or tokenized from the first message on: the chat template's "
-            "history reaches far back, or nothing to restart from stands in it; preparation is slow, not wrong"
-        )
-    if split := sum(len(item) > 1 for item in prepared.items if config.duplication.layout != "per_turn"):
-        notes.append(f"{split:,} conversations are longer than a pack and are split; the parts repeat what they share")
     for count, what in (
         (prepared.dropped_turns, "turns are longer than a pack and are left out (duplication.too_long=drop)"),
         (prepared.without_rows, "conversations have no turn to train"),
     ):
         if count:
             notes.append(f"{count:,} {what}")
+    if prepared.slow_turns:
+        notes.append(
+            f"{prepared.slow_turns:,} turns were rendered or tokenized from the first message on: the chat template's "
+            "history reaches far back, or nothing to restart from stands in it; preparation is slow, not wrong"
+        )
+    rows = [row for item in prepared.items for row in item]
+    if not rows:
+        console.print("[red]no turn of any conversation is trained[/]")
+        return
+    layout = config.duplication.layout
+    computed = sum(map(len, rows))
+    trained = sum(int((row.loss_weights > 0).sum()) for row in rows)
+    console.print(
+        f"{len(prepared.items):,} conversations in layout {layout}: {len(rows):,} rows, the longest of "
+        f"{max(map(len, rows)):,} tokens\n"
+        f"{computed:,} tokens computed, {trained:,} trained; packing waste {_waste(config, prepared.items):.1%} at "
+        f"{config.trainer.conversations_per_step} conversations a step in packs of {config.duplication.pack_length:,}"
+    )
+    if layout is Layout.one_pass:
+        per_turn = sum(int(pass_lengths(row).sum()) for row in rows)
+        copies = sum(int((row.roles == Role.COPY).sum()) for row in rows)
+        console.print(
+            f"one pass a turn would compute {per_turn / computed:.2f} times as many; {copies:,} tokens "
+            f"({copies / computed:.1%}) are plain copies"
+        )
+        if not prepared.branching:
+            notes.append("no row branches, so nothing is duplicated: the template keeps thinking, or there is none")
+        if split := sum(len(item) > 1 for item in prepared.items):
+            notes.append(
+                f"{split:,} conversations are longer than a pack and are split; the parts repeat what they share"
+            )
 
 
 def _waste(config: TrainConfig, items: Sequence[tuple[Row, ...]]) -> float:
@@ -198,11 +212,12 @@ def _table(parts: Sequence[Segment], visible: np.ndarray, texts: Sequence[str], 
         # A narrow terminal cuts the text and nothing else.
         width = max(map(len, (heading, *cells)))
         table.add_column(heading, justify="right" if cells[0].isdecimal() else "left", no_wrap=True, min_width=width)
-    table.add_column("text", no_wrap=True)
+    table.add_column("text")
     for part, cells, text in zip(parts, lines, texts, strict=True):
         color = ROLE_COLORS[part.role]
         number, name, *more = cells
-        table.add_row(number, Text(name, style=color), *more, Text(_shortened(text), style=color))
+        shown = Text(_shortened(text), style=color, no_wrap=True, overflow="ellipsis")
+        table.add_row(number, Text(name, style=color), *more, shown)
     return table
 
 

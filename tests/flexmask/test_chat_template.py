@@ -29,6 +29,7 @@ FAR_REACHING = {
     "a reminder at every fifth question": chat("{% if ns.n % 5 == 0 %}be brief\n{% endif %}"),
     "the number of questions": chat("{% if ns.n == total %}{{ total }} questions\n{% endif %}"),
     "a long conversation is announced": chat("{% if ns.n == total and total > 9 %}long\n{% endif %}"),
+    "another head of a long conversation": chat(front="{{ 'long' if total > 9 else 'brev' }}"),
     "only the last exchanges": chat(shown="ns.n > total - 5"),
     "all questions in front": chat(front="{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"),
 }

@@ -31,12 +31,20 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr(flex_module, "_validate_device", lambda *tensors: None)
     torch.compiler.reset()
-    backend = aot_autograd(fw_compiler=into(found[0]), bw_compiler=into(found[1]))
-    compiled = torch.compile(
-        flex_module.flex_attention, dynamic=False, fullgraph=True, recompile_limit=64, backend=backend
-    )
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: compiled)
-    return found
+    with_settings(monkeypatch, backend=aot_autograd(fw_compiler=into(found[0]), bw_compiler=into(found[1])))
+    yield found
+    attention._compiled_flex_attention.cache_clear()
+
+
+def with_settings(monkeypatch, **settings):
+    """The library's own call of torch.compile, with some settings replaced."""
+    compile_ = torch.compile
+
+    def changed(function, **own):
+        return compile_(function, **own | settings)
+
+    monkeypatch.setattr(torch, "compile", changed)
+    attention._compiled_flex_attention.cache_clear()
 
 
 def inputs(seed, heads):
@@ -96,10 +104,7 @@ def test_two_hundred_packs_compile_forward_and_backward_once(graphs):
 
 # Past the limit a call would silently run without the kernel and make all scores.
 def test_more_variants_than_the_limit_are_an_error(graphs, monkeypatch):
-    compiled = torch.compile(
-        flex_module.flex_attention, dynamic=False, fullgraph=True, recompile_limit=2, backend="eager"
-    )
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: compiled)
+    with_settings(monkeypatch, recompile_limit=2)
     with pytest.raises(FailOnRecompileLimitHit):
         for length in (32, 64, 96, 128):
             visible_until, _, _ = random_pack(0, length)

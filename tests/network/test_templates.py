@@ -287,6 +287,14 @@ def test_short_texts_are_where_the_template_puts_them(name, thinking, content, l
     assert (thought.rstrip(), answered.lstrip()) == (before.rstrip(), content + behind)
 
 
+# Breaks if a call in front of the content counts as thinking, and loses its weight with it.
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_v5", "diffusion_gemma", "qwen3", "glm4moe", "lfm2_2_5"])
+def test_a_call_is_never_thinking(name, loaded):
+    _, thought, answered = turn_of(name, loaded, "search it", "let me see", [("search", {"q": "a"})])
+    assert "search" in answered and "let me see" in answered
+    assert "search it" in thought and thought.count("search") == 1
+
+
 DROPPED_CALLS = [
     ("phi3", "let me add it", [("add", {"a": 1})]),
     ("llama3", "let me add it", [("add", {"a": 1})]),

@@ -30,8 +30,8 @@ def file(tmp_path):
     return path
 
 
-def run(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
+def run(*arguments, columns=150):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": str(columns)}
     command = [sys.executable, "-m", "recipes.inspect", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -40,8 +40,10 @@ def of(file, *more):
     return (*more, "data=jsonl", f"data.path={file}", "data.heldout_conversations=0", "evaluation.conversations=0")
 
 
-def test_a_conversation_by_name(file):
-    done = run(*of(file, "my.jsonl:2"))
+# A narrow terminal costs text, never a number that another line refers to; the name may stand anywhere.
+@pytest.mark.parametrize("columns", [150, 80])
+def test_a_conversation_by_name(file, columns):
+    done = run(*of(file), "my.jsonl:2", columns=columns)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     # number, role, turn, tokens, positions, trained, hidden from
@@ -95,6 +97,17 @@ def test_warnings_of_template_model_and_settings(file, tmp_path):
     output = " ".join(done.stdout.split())
     assert "refused: see the warnings" in output
     assert "layers.0.conv (Lfm2ShortConv) carry state from token to token" in output
+
+
+def test_a_data_set_without_a_turn_to_train(file):
+    done = run(*of(file, "duplication.turns='7:'"))
+    assert done.returncode == 0, done.stderr
+    assert "no turn of any conversation is trained" in done.stdout and "nothing of it is trained" in done.stdout
+    assert "2 conversations have no turn to train" in done.stdout
+
+
+def test_two_conversations_at_once(file):
+    assert "one conversation at a time, not 1 and 2" in run(*of(file, "1", "2")).stderr
 
 
 def test_an_error_in_the_data_is_one_line(file):

@@ -129,8 +129,12 @@ def _pass(
     weights: tuple[float, float],
 ) -> Pass:
     roles = np.full(len(prompt) + len(generated), Role.PROMPT, dtype=np.int8)
-    for start, end in copies:
-        roles[np.searchsorted(prompt.ends, start, "right") : np.searchsorted(prompt.starts, end, "left")] = Role.COPY
+    if copies:
+        starts, ends = np.array(copies).T
+        inside = np.zeros(len(prompt) + 1, dtype=np.int32)  # how many copies begin at a token, less those that end
+        np.add.at(inside, np.searchsorted(prompt.ends, starts, "right"), 1)
+        np.add.at(inside, np.searchsorted(prompt.starts, ends, "left"), -1)
+        roles[: len(prompt)][np.cumsum(inside[:-1]) > 0] = Role.COPY
     # A token that straddles the two belongs to the answer: it carries the answer's first characters.
     thinking = generated.ends <= len(text.prompt) + text.answer_start
     roles[len(prompt) :] = np.where(thinking, Role.THINKING, Role.ANSWER)

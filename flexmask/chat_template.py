@@ -26,6 +26,8 @@ AUTO = "auto"
 _PROBE, _THINKING, _ANSWER, _TOOL = "flexmask probe", "flexmask thinking", "flexmask answer", "flexmask_tool_{}"
 # Exchanges that are always rendered in full, and how many later prompts are, of a conversation that is longer.
 _IN_FULL, _CHECKED = 8, 3
+# What a chat template raises on messages that it does not take.
+_REJECTIONS = (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError)
 _SEARCHES = ("startswith", "endswith", "find", "rfind", "index", "rindex", "count", "split", "rsplit")
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 
@@ -77,9 +79,8 @@ class ChatTemplate:
         self.reads_thinking = reads_thinking(self.source)
         self.special = special_pattern(tokenizer)
         self.content_in_parts = _content_in_parts(tokenizer, self.source)
-        self.arguments_as_text = self.tools is not None or any("tool_calls" in m for m in conversation.messages)
-        if self.arguments_as_text:
-            self.arguments_as_text = _arguments_as_text(tokenizer, self.source)
+        calls = any("tool_calls" in message for message in conversation.messages)
+        self.arguments_as_text = calls and _arguments_as_text(tokenizer, self.source)
         self.messages = [self.read(message) for message in conversation.messages]
         self.scaffolds: dict[bool, list[list[str]]] = {True: [], False: []}  # see `_Turn._located`
 
@@ -112,7 +113,7 @@ class ChatTemplate:
                 tokenize=False,
                 **self.kwargs,
             )
-        except (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError) as error:
+        except _REJECTIONS as error:
             raise ValueError(f"{where}: the chat template rejects the conversation: {error}") from error
 
 
@@ -175,16 +176,21 @@ def _parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
 
 
+def _probes_shown(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]]) -> int:
+    """How often a template shows the probe that stands in `messages`; 0 where it rejects them."""
+    try:
+        return tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False).count(_PROBE)
+    except _REJECTIONS:
+        return 0
+
+
 @functools.lru_cache(maxsize=64)
 def _content_in_parts(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
     """Whether a template shows content only as a list of parts, as those of vision-language models may."""
 
     def shows(content: Any) -> bool:
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
-        try:
-            return tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False).count(_PROBE) == 2
-        except (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError):
-            return False
+        return _probes_shown(tokenizer, source, messages) == 2
 
     return not shows(_PROBE) and shows(_parts(_PROBE))
 
@@ -199,10 +205,7 @@ def _arguments_as_text(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
             {"role": "user", "content": _PROBE},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
-        try:
-            return _PROBE in tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False)
-        except (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError):
-            return False
+        return _probes_shown(tokenizer, source, messages) > 0
 
     return not takes({"a": 1}) and takes('{"a": 1}')
 
@@ -377,8 +380,9 @@ class _Turn:
             raw = block.removeprefix(opened) + raw
             cursor = moved = len(block) - len(opened)
         # Gemma 4 writes calls in front of the content: they are part of the answer.
-        called_first = any(_ANSWER in places and place.start < places[_ANSWER].start for place in _calls(places))
-        content_start = places[_ANSWER].start + moved if _ANSWER in places and not called_first else None
+        spoken = {probe: place.start for probe, place in places.items() if probe != _THINKING}
+        first = min(spoken, key=spoken.get, default=None)
+        content_start = spoken[_ANSWER] + moved if first == _ANSWER else None
         answer_start = self._answer_start(raw, cursor, content_start)
         generated = self._closed(raw, max(answer_end + moved, answer_start))
         if self.prompt.text.rstrip().endswith(THINK_OPEN) and THINK_CLOSE not in generated:
@@ -574,10 +578,6 @@ class _Turn:
                 "assistant turn with a special token"
             )
         return generated[:answer_end] + tail + behind[len(tail) : opening.end()]
-
-
-def _calls(places: dict[str, _Place]) -> list[_Place]:
-    return [place for probe, place in places.items() if probe not in (_THINKING, _ANSWER)]
 
 
 def _renamed(call: dict[str, Any], name: str) -> dict[str, Any]:

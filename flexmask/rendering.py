@@ -27,6 +27,11 @@ class Role(IntEnum):
     COPY = 3  # an earlier answer as later turns see it
 
 
+def is_generated(roles: np.ndarray) -> np.ndarray:
+    """Which tokens the model generates, bool of the shape of `roles`."""
+    return (roles == Role.THINKING) | (roles == Role.ANSWER)
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
     """The token ids that per-turn training feeds for one assistant turn.

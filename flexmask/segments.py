@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexmask.rendering import Role
+from flexmask.rendering import Role, is_generated
 from flexmask.tree import Row
 
 # Okabe-Ito: told apart under the common colour-vision deficiencies.
@@ -39,7 +39,7 @@ class Segment:
 
 def segments(row: Row) -> list[Segment]:
     """The segments of a row, in order."""
-    generated = _generated(row.roles)
+    generated = is_generated(row.roles)
     cuts = np.zeros(len(row), dtype=bool)
     cuts[row.node_start] = True
     cuts[1:] |= row.roles[1:] != row.roles[:-1]
@@ -68,13 +68,9 @@ def visible_segments(row: Row, of: Sequence[Segment]) -> np.ndarray:
 def pass_lengths(row: Row) -> np.ndarray:
     """The tokens of each pass of a row, int64 [turns]: what training one pass a turn would compute."""
     turns = _turn_of_each_token(row)
-    generated = np.flatnonzero(_generated(row.roles))
+    generated = np.flatnonzero(is_generated(row.roles))
     last = generated[np.r_[np.flatnonzero(np.diff(turns[generated])), len(generated) - 1]]
     return row.position_ids[last] + 1
-
-
-def _generated(roles: np.ndarray) -> np.ndarray:
-    return (roles == Role.THINKING) | (roles == Role.ANSWER)
 
 
 def _turn_of_each_token(row: Row) -> np.ndarray:
@@ -82,7 +78,7 @@ def _turn_of_each_token(row: Row) -> np.ndarray:
 
     A row holds the generated tokens of its turns in order, and each turn's follow a prompt.
     """
-    generated = _generated(row.roles)
+    generated = is_generated(row.roles)
     begins = generated.copy()
     begins[1:] &= ~(generated[:-1] & (row.previous[1:] == np.arange(len(row) - 1)))
     return np.r_[-1, np.array(row.turns, dtype=np.int64)][np.cumsum(begins)]

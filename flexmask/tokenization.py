@@ -110,15 +110,14 @@ class TextTokenizer:
 
     def _from(self, text: str, at: int) -> TokenizedText:
         """The tokens of `text`, which starts at character `at` of another."""
-        if text not in self._tails:
+        if (found := self._tails.get(text)) is None:
             encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
             ids = np.array(encoded["input_ids"], dtype=np.int64)
             found = ids, offsets, np.flatnonzero(self.can_restart[ids])
-            if len(text) > _TAIL:
-                return TokenizedText(text, ids, offsets[:, 0] + at, offsets[:, 1] + at, found[2])
-            self._tails[text] = found
-        ids, offsets, restarts = self._tails[text]
+            if len(text) <= _TAIL:
+                self._tails[text] = found
+        ids, offsets, restarts = found
         return TokenizedText(text, ids, offsets[:, 0] + at, offsets[:, 1] + at, restarts)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from flexmask.rendering import Pass, Role
+from flexmask.rendering import Pass, Role, is_generated
 
 LAYOUTS = ("one_pass", "per_turn", "keep_thinking", "last_turn")
 
@@ -241,8 +241,7 @@ class _PrefixTree:
             node = node.child_starting(p.input_ids[done])
             here = slice(done, done + len(node.input_ids))
             node.loss_weights = node.loss_weights + p.loss_weights[here]
-            roles = p.roles[here]
-            node.roles = np.where((roles == Role.THINKING) | (roles == Role.ANSWER), roles, node.roles)
+            node.roles = np.where(is_generated(p.roles[here]), p.roles[here], node.roles)
             done = here.stop
 
     def to_row(self) -> Row:

@@ -131,7 +131,8 @@ def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], c
             f"{prepared.slow_turns:,} turns were rendered or tokenized from the first message on: the chat template's "
             "history reaches far back, or nothing to restart from stands in it; preparation is slow, not wrong"
         )
-    rows = [row for item in prepared.items for row in item]
+    items = list(prepared.items)  # once: each is read from disk
+    rows = [row for item in items for row in item]
     if not rows:
         console.print("[red]no turn of any conversation is trained[/]")
         return
@@ -139,9 +140,9 @@ def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], c
     computed = sum(map(len, rows))
     trained = sum(int((row.loss_weights > 0).sum()) for row in rows)
     console.print(
-        f"{len(prepared.items):,} conversations in layout {layout}: {len(rows):,} rows, the longest of "
+        f"{len(items):,} conversations in layout {layout}: {len(rows):,} rows, the longest of "
         f"{max(map(len, rows)):,} tokens\n"
-        f"{computed:,} tokens computed, {trained:,} trained; packing waste {_waste(config, prepared.items):.1%} at "
+        f"{computed:,} tokens computed, {trained:,} trained; packing waste {_waste(config, items):.1%} at "
         f"{config.trainer.conversations_per_step} conversations a step in packs of {config.duplication.pack_length:,}"
     )
     if layout is Layout.one_pass:
@@ -153,7 +154,7 @@ def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], c
         )
         if not prepared.branching:
             notes.append("no row branches, so nothing is duplicated: the template keeps thinking, or there is none")
-        if split := sum(len(item) > 1 for item in prepared.items):
+        if split := sum(len(item) > 1 for item in items):
             notes.append(
                 f"{split:,} conversations are longer than a pack and are split; the parts repeat what they share"
             )

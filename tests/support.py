@@ -78,9 +78,13 @@ def records(path: Path) -> list[dict]:
 def document(found: list[dict]) -> str:
     from importlib.metadata import version
 
+    from families import FAMILIES
     from packages import TRL
+    from stateful_families import STATEFUL
 
-    models = [one for one in found if one["kind"] == "model"]
+    # Tests that run side by side end in any order.
+    order = {family: i for i, family in enumerate([*FAMILIES, *STATEFUL])}
+    models = sorted((one for one in found if one["kind"] == "model"), key=lambda one: order[one["family"]])
     templates: dict[str, dict] = {}
     for one in found:
         if one["kind"] == "template":

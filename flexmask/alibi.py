@@ -35,10 +35,10 @@ def route_alibi(model: PreTrainedModel) -> None:
 
 
 def _key_bias(model: nn.Module, attention_mask: Tensor | BlockMask, num_heads: int, dtype: torch.dtype) -> Tensor:
-    """[H, S] for a BlockMask: the bias of each key at its position."""
+    """[H, S] for a BlockMask: the bias of each key at its position, padding left out."""
     if not isinstance(attention_mask, BlockMask):
         return model.original_alibi(attention_mask, num_heads, dtype)
-    positions = attention_mask.mask_mod.position_ids[0]
+    positions = attention_mask.mask_mod.position_ids[0, : attention_mask.mask_mod.tokens]
     table = model.original_alibi(positions.new_ones(1, int(positions.max()) + 1), num_heads, dtype)  # [H, 1, positions]
     return table[:, 0, positions]
 

@@ -9,6 +9,7 @@ import functools
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -36,15 +37,17 @@ def flexmask_attention(
     s_aux: Tensor | None = None,
     sliding_window: int | None | object = _NOT_PASSED,
     key_bias: Tensor | None = None,
+    kernel_options: dict | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """transformers' attention function (5.23): query [B, H, S, D], key [B, K, S, D], value [B, K, S, E] with K key
-    heads for H query heads; returns ([B, S, H, E], None). B is 1 for a BlockMask.
+    heads for H query heads; returns ([B, S, H, E], None). B is 1 for a BlockMask, which may be made for more tokens.
 
     `softcap` bounds the scores as `softcap * tanh(score / softcap)`; `s_aux` [H] are attention sinks, one score a head
     that takes probability and gives no value. Both are differentiable. `key_bias` [H, S], only with a BlockMask, is a
-    constant added to the scores of a key (`flexmask.alibi`). Raises ValueError naming the layer for dropout, for terms
-    that are not computed here, and for a BlockMask whose window or chunk is not the layer's.
+    constant added to the scores of a key (`flexmask.alibi`). `kernel_options` go to torch's flex_attention on CUDA.
+    Raises ValueError naming the layer for dropout, for terms that are not computed here, and for a BlockMask whose
+    window or chunk is not the layer's.
     """
     layer = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
     for name in _UNSUPPORTED:
@@ -78,7 +81,8 @@ def flexmask_attention(
         if key_bias is not None:
             query, key = _with_bias(query, key, key_bias / scaling)
         return block_sparse_attention(query, key, value, attention_mask, scaling, softcap, s_aux), None
-    return _compiled_attention(query, key, value, attention_mask, scaling, softcap, s_aux, key_bias), None
+    attend = functools.partial(_compiled_attention, key_bias=key_bias, kernel_options=kernel_options)
+    return attend(query, key, value, attention_mask, scaling, softcap, s_aux), None
 
 
 AttentionInterface.register(ATTENTION_NAME, flexmask_attention)
@@ -114,13 +118,19 @@ def _check_shapes(layer: str, query: Tensor, key: Tensor, block_mask: BlockMask)
             f"{layer}: batch size {query.shape[0]}, BlockMask for batch and heads "
             f"{list(block_mask.kv_indices.shape[:2])}; both must be 1, a pack holds several rows end to end"
         )
-    if lengths != tuple(block_mask.seq_lengths):
+    tokens = _tokens_of(block_mask)
+    if lengths != (tokens, tokens):
         raise ValueError(
-            f"{layer}: {lengths[0]} queries and {lengths[1]} keys, but the BlockMask was built for "
-            f"{tuple(block_mask.seq_lengths)}; build it for this pack and train with use_cache=False"
+            f"{layer}: {lengths[0]} queries and {lengths[1]} keys, but the BlockMask was built for {tokens} tokens; "
+            "build it for this pack and train with use_cache=False"
         )
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{layer}: {query.shape[1]} query heads are not a multiple of {key.shape[1]} key heads")
+
+
+def _tokens_of(block_mask: BlockMask) -> int:
+    """How many tokens there are without the padding that a mask of `build_block_mask` may have."""
+    return getattr(block_mask.mask_mod, "tokens", block_mask.seq_lengths[0])
 
 
 def _with_bias(query: Tensor, key: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +176,7 @@ def _dense_attention(
 
 @functools.cache
 def _compiled_flex_attention():
-    # dynamic=False: a pack has one length, so one compile for the run, and shapes stay constants in the kernel.
+    # dynamic=False: the mask has one length, so one compile for the run, and shapes stay constants in the kernel.
     # Each kind of mask, with and without gradients, and each other pack length compiles once more. Past the limit (8
     # unless raised, torch 2.13) a call would run without the kernel and make all S x S scores; fullgraph turns
     # that into an error.
@@ -198,12 +208,16 @@ def _compiled_attention(
     softcap: float | None,
     sinks: Tensor | None,
     key_bias: Tensor | None = None,
+    kernel_options: dict | None = None,
 ) -> Tensor:
+    tokens = query.shape[2]
+    if padding := block_mask.seq_lengths[0] - tokens:
+        query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
     score_mod = None if softcap is None else _softcap_score_mod(softcap)
     if key_bias is not None:
         if softcap is not None:
             raise ValueError("key_bias beside softcap: no model has both")
-        score_mod = _key_bias_score_mod(key_bias)
+        score_mod = _key_bias_score_mod(F.pad(key_bias, (0, padding)))
     # Inside a compiled model the surrounding compilation takes flex_attention in.
     attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
     result = attend(
@@ -216,10 +230,12 @@ def _compiled_attention(
         # Any ratio of heads: torch 2.13 restricts it to powers of two only in its decoding kernel, and avoids that one.
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=None if sinks is None else AuxRequest(lse=True),
+        kernel_options=kernel_options,
     )
-    if sinks is None:
-        return result.transpose(1, 2).contiguous()
-    output, aux = result
-    # A sink adds exp(sink) to the denominator: exp(lse) / (exp(lse) + exp(sink)) = sigmoid(lse - sink).
-    share = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype).view(1, -1, 1)).unsqueeze(-1)
-    return (output * share).to(value.dtype).transpose(1, 2).contiguous()
+    output, aux = (result, None) if sinks is None else result
+    output = output[:, :, :tokens]
+    if sinks is not None:
+        # A sink adds exp(sink) to the denominator: exp(lse) / (exp(lse) + exp(sink)) = sigmoid(lse - sink).
+        share = torch.sigmoid(aux.lse[:, :, :tokens] - sinks.to(aux.lse.dtype).view(1, -1, 1)).unsqueeze(-1)
+        output = (output * share).to(value.dtype)
+    return output.transpose(1, 2).contiguous()

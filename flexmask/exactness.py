@@ -95,9 +95,10 @@ def _difference(model: PreTrainedModel, block_size: int) -> float:
     passes = _two_conversations(_vocabulary(model))
     if takes_block_masks(model):
         groups = [[row for conversation in passes for row in one_pass(conversation)]]
+        passes = [conversation[::-1] for conversation in passes]  # the order of a row's branches
     else:  # layers that carry state: as they will be run, one pass a row and one row a pack
         groups = [[row] for conversation in passes for row in per_turn(conversation)]
-    packs = [pack(rows, -(-sum(map(len, rows)) // block_size) * block_size)[0] for rows in groups]
+    packs = [pack(rows, sum(map(len, rows)))[0] for rows in groups]
     ours = torch.cat([token_losses(model, one.to(model.device), block_size).losses for one in packs])
     alone = torch.cat([_alone(model, p) for conversation in passes for p in conversation])
     return (ours - alone).abs().max().item()
@@ -124,6 +125,7 @@ def _two_conversations(vocabulary: int) -> list[list[Pass]]:
         history, passes = np.empty(0, dtype=np.int64), []
         for turn in range(2):
             question, thinking, answer = (rng.integers(0, vocabulary, count) for count in (5, 7, 4))
+            thinking[0] = (answer[0] + 1) % vocabulary  # so that the row branches right behind the question
             prompt = np.concatenate([history, question])
             ids = np.concatenate([prompt, thinking, answer])
             roles = np.repeat([Role.PROMPT, Role.THINKING, Role.ANSWER], [len(prompt), 7, 4]).astype(np.int8)

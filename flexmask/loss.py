@@ -1,51 +1,61 @@
-"""Pack -> loss: `sum_i weight[i] * CE(logits[previous[i]], input_ids[i])`, and nothing is shifted."""
+"""Pack -> loss: `sum_i weight[i] * CE(logits[previous[i]], input_ids[i])`, and nothing is shifted.
 
+Logits exist only where a trained token is predicted, and never more of them at once than `LOGITS_BYTES`: the model's
+head runs over one chunk of trained tokens after the other, and a chunk's gradients are taken before the next one is
+computed. So the memory of the loss depends neither on the length of the row nor on how many of its tokens are trained.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from flexmask.models import UnsupportedModelError, attention_masks, takes_block_masks
 from flexmask.packing import Pack
 from flexmask.rendering import Role
 
+# Of the logits of one chunk in float32; with log-probabilities and gradients there are three times as many bytes. Each
+# chunk adds once to the gradient of the head, which has as many columns as the logits: at 151,936 tokens of vocabulary
+# and 883 in a chunk that is a few percent of the head's time.
+LOGITS_BYTES = 512 * 2**20
+
 
 @dataclass(frozen=True, eq=False)
 class TokenLosses:
-    """Cross-entropy of each trained token of a pack, all of shape [T], in row order.
+    """Cross-entropy of each trained token of a pack, all of shape [T], in row order, and their weighted sum.
 
-    `losses` carries gradients, float32 (float64 for a float64 model); `weights` are the loss weights, `roles`
-    tell thinking from answer, `indices` are the tokens' places in the pack.
+    `losses` float32 (float64 for a float64 model), without gradients; `weights` are the loss weights, `roles` tell
+    thinking from answer, `indices` are the tokens' places in the pack. `total` is a scalar with gradients: the pack's
+    part of the loss, not yet divided by the target weight of the step.
     """
 
-    losses: torch.Tensor
-    weights: torch.Tensor
-    roles: torch.Tensor
-    indices: torch.Tensor
+    losses: Tensor
+    weights: Tensor
+    roles: Tensor
+    indices: Tensor
+    total: Tensor
 
-    def weighted_sum(self) -> torch.Tensor:
-        """Scalar with gradients: the pack's part of the loss, not yet divided by the target weight of the step."""
-        return (self.losses * self.weights).sum()
-
-    def sums_by_role(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Unweighted loss sum and token count, apart for thinking and answer; detached."""
-        losses = self.losses.detach()
+    def sums_by_role(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Unweighted loss sum and token count, apart for thinking and answer."""
         picked = {"thinking": self.roles == Role.THINKING, "answer": self.roles == Role.ANSWER}
-        return {name: (losses[pick].sum(), pick.sum()) for name, pick in picked.items()}
+        return {name: (self.losses[pick].sum(), pick.sum()) for name, pick in picked.items()}
 
 
 def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLosses:
-    """Run the model over a pack and return the loss of every trained token.
+    """Run the model over a pack and return the loss of every trained token, and their weighted sum with gradients.
 
-    Logits are computed only where a trained token is predicted (`logits_to_keep`). The pack must lie on the
-    model's device and its length must be a multiple of `block_size`. A model that `prepare_model` left its own
-    attention, because its layers carry state, runs over the pack without padding; the pack must be a single chain.
-    Raises UnsupportedModelError where it is not, or where the model ignores `logits_to_keep`.
+    `model` is a prepared model (`prepare_model`) or a wrapper of one, as DistributedDataParallel is; the pack must lie
+    on its device. A model that was left its own attention, because its layers carry state, takes packs of a single
+    chain. Whatever the model does to its logits (scaling, soft-capping) is done: its own forward makes them.
+    Raises UnsupportedModelError for a pack that is no chain where it must be, and for a model that makes no logits from
+    the states of its decoder alone.
     """
     indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     if takes_block_masks(inner):
         inputs = dict(
             input_ids=pack.input_ids,
@@ -53,24 +63,151 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
             attention_mask=attention_masks(inner.config, pack, block_size),
         )
     else:
-        _check_chain(model, pack)
-        inputs = dict(input_ids=pack.input_ids[:, : pack.tokens])
-    output = model(**inputs, logits_to_keep=pack.previous[0, indices], use_cache=False)
-    logits = output.logits[0]
-    if len(logits) != len(indices):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} returned {len(logits):,} rows of logits for {len(indices):,} trained tokens: it "
-            "does not take logits_to_keep, as causal language models of transformers 5 do"
-        )
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    losses = F.cross_entropy(logits, pack.input_ids[0, indices], reduction="none")
-    weights = pack.loss_weights[0, indices].to(losses.dtype)
-    return TokenLosses(losses, weights, pack.roles[0, indices], indices)
+        _check_chain(inner, pack)
+        inputs = dict(input_ids=pack.input_ids)
+    head = _Head(inner)
+    states = head.states(model, inputs)[pack.previous[0, indices]]
+    weights = pack.loss_weights[0, indices]
+    total, losses = _ChunkedLoss.apply(states, head, pack.input_ids[0, indices], weights, *head.parameters)
+    return TokenLosses(losses, weights.to(losses.dtype), pack.roles[0, indices], indices, total)
 
 
-def _check_chain(model: nn.Module, pack: Pack) -> None:
-    if not (pack.visible_until[0, : pack.tokens] == pack.tokens).all():
+class _Head:
+    """What a causal language model does behind its decoder, apart from it: states [N, D] -> logits [N, V].
+
+    Not `model.lm_head` alone: what a model does to its logits stands in its `forward` (transformers 5.23), so that
+    `forward` runs, with a decoder that answers with the states it is given.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        embeddings = model.get_input_embeddings()
+        self.decoder = next(child for child in model.children() if embeddings in set(child.modules()))
+        others = [child for child in model.children() if child is not self.decoder]
+        owned = [*model.parameters(recurse=False), *(p for child in others for p in child.parameters())]
+        self.parameters = list(dict.fromkeys(p for p in owned if p.requires_grad))
+        self._output = None
+
+    def states(self, model: nn.Module, inputs: dict) -> Tensor:
+        """Last hidden states [S, D] of the decoder, where `model` is the model or a wrapper around it."""
+        found = []
+
+        def keep(module: nn.Module, arguments: tuple, output) -> None:
+            found.append(output)
+
+        handle = self.decoder.register_forward_hook(keep)
+        try:
+            none = inputs["input_ids"].new_empty(0)
+            rows = model(**inputs, logits_to_keep=none, use_cache=False).logits.shape[1]
+        finally:
+            handle.remove()
+        name = type(self.model).__name__
+        if len(found) != 1:
+            raise UnsupportedModelError(f"{name} ran its {type(self.decoder).__name__} {len(found)} times, not once")
+        if rows:
+            raise UnsupportedModelError(
+                f"{name} returned {rows:,} rows of logits where none were asked for: it does not take logits_to_keep, "
+                "as causal language models of transformers 5 do"
+            )
+        (self._output,) = found
+        return self._output[0][0]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        with _answering(self.decoder, _with_states(self._output, states[None])):
+            # The decoder does not look at them. Some models take the device or the batch size from them.
+            ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+            logits = self.model.forward(input_ids=ids, use_cache=False).logits[0]
+        if len(logits) != len(states):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}.forward made {len(logits):,} rows of logits from {len(states):,} states"
+            )
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _with_states(output, states: Tensor):
+    """A decoder's output with other states, which stand first in it."""
+    if isinstance(output, tuple):
+        return (states, *output[1:])
+    return type(output)(**{**output, next(iter(output)): states})
+
+
+@contextlib.contextmanager
+def _answering(decoder: nn.Module, output) -> Iterator[None]:
+    """`decoder.forward` returns `output`, whatever it is called with."""
+    own = vars(decoder).get("forward")
+    decoder.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        if own is None:
+            del decoder.forward
+        else:
+            decoder.forward = own
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """(states [N, D], head, targets [N], weights [N], *parameters of the head) -> weighted sum, losses [N].
+
+    The sum is linear in what comes from above, so its gradients are known in forward: no logits are kept for backward,
+    and none are computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, states, head, targets, weights, *parameters):
+        need = [*ctx.needs_input_grad[:1], *ctx.needs_input_grad[4:]]
+        grad_states = torch.empty_like(states) if need[0] else None
+        grads: list[Tensor | None] = [None] * len(parameters)
+        total, losses = 0, []
+        for start, end in _chunks(len(states), states, head):
+            with torch.set_grad_enabled(any(need)):
+                chunk = states[start:end].detach().requires_grad_(need[0])
+                loss = F.cross_entropy(head(chunk), targets[start:end], reduction="none")
+                weighted = (loss * weights[start:end].to(loss.dtype)).sum()
+            total = total + weighted.detach()
+            losses.append(loss.detach())
+            if any(need):
+                wanted = [x for x, needed in zip((chunk, *parameters), need, strict=True) if needed]
+                found = iter(_gradients(weighted, wanted))
+                if need[0]:
+                    grad_states[start:end] = next(found)
+                for i in range(len(parameters)):
+                    if need[1 + i]:
+                        grads[i] = _sum(grads[i], next(found))
+        losses = torch.cat(losses)
+        ctx.save_for_backward(grad_states, *grads)
+        ctx.mark_non_differentiable(losses)
+        return total, losses
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_total, _):
+        grad_states, *grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
+        return grad_states, None, None, None, *grads
+
+
+def _chunks(length: int, states: Tensor, head: Callable) -> list[tuple[int, int]]:
+    """Stretches of `length` trained tokens, as even as can be, whose logits fit in `LOGITS_BYTES`."""
+    with torch.no_grad():
+        vocabulary = head(states[:0]).shape[-1]
+    count = max(1, -(-length * vocabulary * 4 // LOGITS_BYTES))
+    borders = [length * i // count for i in range(count + 1)]
+    return list(zip(borders[:-1], borders[1:], strict=True))
+
+
+def _gradients(loss: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    # Gradients take the dtypes of the forward pass, which autocast would change again.
+    with torch.autocast(loss.device.type, enabled=False):
+        return torch.autograd.grad(loss, tensors, allow_unused=True)
+
+
+def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if total is None or more is None:
+        return total if more is None else more
+    return total.add_(more)
+
+
+def _check_chain(model: PreTrainedModel, pack: Pack) -> None:
+    if not (pack.visible_until == len(pack)).all():
         raise UnsupportedModelError(
             f"{type(model).__name__} runs with its own attention, which would let branches and packed rows see each "
             f"other (pack with {', '.join(sorted(set(pack.rows)))}): call prepare_model first, or, for layers that "

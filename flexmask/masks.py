@@ -3,17 +3,17 @@
 A row is a prefix tree in depth-first order, so the subtree of token k is the run [k, visible_until[k]) and
 "k is an ancestor of q, or q itself" is one comparison. Two turns, the first answer standing twice:
 
-           q1 t1 a1 a1' q2 t2 a2        q question, t thinking, a trained answer, a' plain copy
+           q1 a1' q2 t2 a2 t1 a1        q question, t thinking, a trained answer, a' plain copy
     q1      1
-    t1      1  1
-    a1      1  1  1
-    a1'     1  0  0  1
-    q2      1  0  0  1   1
-    t2      1  0  0  1   1  1
-    a2      1  0  0  1   1  1  1        visible_until = 7, 3, 3, 7, 7, 7, 7
+    a1'     1  1
+    q2      1  1   1
+    t2      1  1   1  1
+    a2      1  1   1  1  1
+    t1      1  0   0  0  0  1
+    a1      1  0   0  0  0  1  1        visible_until = 7, 5, 5, 5, 5, 7, 7
 
-Packed rows and padding follow from the same rule: a row's subtrees end with the row, and a pad token has
-`visible_until = own index + 1`, so it sees itself and no softmax is empty.
+Packed rows and padding follow from the same rule: a row's subtrees end with the row, and a pad token, which only a
+BlockMask has, is given `visible_until = own index + 1`, so it sees itself and no softmax is empty.
 
 A layer may restrict the rule further, always in positions: a sliding window, or chunks. Such a restriction is two
 functions: its mask_mod, and its bounds over a pair of blocks (`_window_blocks`, `_chunk_blocks`).
@@ -24,6 +24,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -45,7 +46,8 @@ def visible_until_mask_mod(
     only carried along.
 
     The result carries its arguments as attributes of the same names, so that attention can refuse a mask that is not
-    the layer's and follow a BlockMask to another device. Raises ValueError on wrong arguments.
+    the layer's and follow a BlockMask to another device, and `tokens`, the number of tokens without padding. Raises
+    ValueError on wrong arguments.
     """
     _check_arguments(visible_until, position_ids, window, chunk)
     mask_mod = ancestor = _ancestor_mask_mod(visible_until)
@@ -57,6 +59,7 @@ def visible_until_mask_mod(
 
     mask_mod.visible_until, mask_mod.position_ids = visible_until, position_ids
     mask_mod.window, mask_mod.chunk = window, chunk
+    mask_mod.tokens = visible_until.shape[1]
     return mask_mod
 
 
@@ -94,26 +97,35 @@ def build_block_mask(
     position_ids: Tensor | None = None,
     window: int | None = None,
     chunk: int | None = None,
+    length: int | None = None,
 ) -> BlockMask:
     """The rule as a BlockMask for one pack, in O(S + (S / block_size)^2) time and memory.
 
-    `visible_until` [1, S] as in `visible_until_mask_mod`; S must be a multiple of `block_size`. The index lists, up to
-    their counts, are those of torch's `create_block_mask` (compared with 2.13), which evaluates all S x S pairs. With
-    a window or chunks, a block pair is judged by the least and greatest positions in it: a pair with a visible token is
-    never left out and one with a hidden token is never called full, but a pair may be listed as partial needlessly.
+    `visible_until` [1, T] as in `visible_until_mask_mod`. The mask is made for S tokens: `length`, or else T, rounded
+    up to a multiple of `block_size`. Attention fills up to S with pad tokens, each of which sees itself. The index
+    lists, up to their counts, are those of torch's `create_block_mask` (compared with 2.13), which evaluates all S x S
+    pairs. With a window or chunks, a block pair is judged by the least and greatest positions in it: a pair with a
+    visible token is never left out and one with a hidden token is never called full, but a pair may be listed as
+    partial needlessly.
 
-    Raises ValueError for wrong shapes, a length that is no multiple of the block size, or a `visible_until` that does
-    not lie beyond the token's own index and within the pack.
+    Raises ValueError for wrong shapes, a `length` below T, or a `visible_until` that does not lie beyond the token's
+    own index and within the pack.
     """
+    _check_arguments(visible_until, position_ids, window, chunk)
+    if block_size < 1:
+        raise ValueError(f"block_size={block_size} must be at least 1")
+    tokens = visible_until.shape[1]
+    if length is not None and length < tokens:
+        raise ValueError(f"the pack has {tokens:,} tokens, the mask is to be made for length={length:,}")
+    _check_visible_until(visible_until[0].cpu().numpy())
+    length = -(-(length or tokens) // block_size) * block_size
+    if length > tokens:
+        padding = torch.arange(tokens, length, device=visible_until.device)
+        visible_until = torch.cat([visible_until, (padding + 1).to(visible_until.dtype)[None]], dim=1)
+        position_ids = None if position_ids is None else F.pad(position_ids, (0, length - tokens))
     mask_mod = visible_until_mask_mod(visible_until, position_ids, window, chunk)
-    length = visible_until.shape[1]
-    if block_size < 1 or length % block_size:
-        raise ValueError(
-            f"the pack has {length:,} tokens, which is not a multiple of the block size {block_size}; "
-            "pad the pack to a multiple (pad_to_multiple_of)"
-        )
+    mask_mod.tokens = tokens
     until = visible_until[0].cpu().numpy()
-    _check_visible_until(until)
 
     first = np.arange(0, length, block_size)
     last = first + block_size - 1
@@ -141,6 +153,7 @@ def place_mask_mod(block_mask: BlockMask, device: torch.device | str) -> BlockMa
         old = block_mask.mask_mod
         position_ids = None if old.position_ids is None else old.position_ids.to(device)
         block_mask.mask_mod = visible_until_mask_mod(visible_until.to(device), position_ids, old.window, old.chunk)
+        block_mask.mask_mod.tokens = old.tokens
     return block_mask
 
 

@@ -281,7 +281,9 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
     masks = {}
     for kind in _attention_types(config):
         restricted = dict([found]) if (found := restriction(config, kind)) else {}
-        masks[kind] = build_block_mask(pack.visible_until, block_size, pack.position_ids, **restricted)
+        masks[kind] = build_block_mask(
+            pack.visible_until, block_size, pack.position_ids, **restricted, length=pack.pack_length
+        )
         # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding.
         masks[kind].ndim = 4
     return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -1,13 +1,12 @@
-"""Rows -> packs: several rows laid end to end in one row of a fixed length."""
+"""Rows -> packs: several rows laid end to end in one row of at most so many tokens."""
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
-from flexmask.rendering import Role
 from flexmask.tree import Row
 
 
@@ -16,8 +15,9 @@ class Pack:
     """What one forward pass computes. All tensors have shape [1, S]; the batch dimension is always 1.
 
     `input_ids`, `position_ids`, `previous` int64; `visible_until` int32; `roles` int8; `loss_weights` float32.
-    `previous` and `visible_until` are indices into the pack. A pad token sees only itself, has position 0,
-    `previous` -1 and weight 0. `rows` names the rows, in order; `tokens` counts what is not padding.
+    `previous` and `visible_until` are indices into the pack. `rows` names the rows, in order. There is no padding:
+    S is the sum of the rows' lengths, at most `pack_length`. The mask is made for `pack_length` tokens, so that a
+    compiled kernel finds one shape in a whole run, and attention alone fills up to it.
     """
 
     input_ids: torch.Tensor
@@ -27,7 +27,7 @@ class Pack:
     loss_weights: torch.Tensor
     roles: torch.Tensor
     rows: tuple[str, ...]
-    tokens: int
+    pack_length: int
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
@@ -42,19 +42,16 @@ class Pack:
         return Pack(**moved)
 
 
-def pack(
-    rows: Sequence[Row], pack_length: int, *, pad_token_id: int = 0, pad_to_multiple_of: int | None = None
-) -> list[Pack]:
+def pack(rows: Sequence[Row], pack_length: int) -> list[Pack]:
     """Pack rows by best fit, longest first; deterministic in the order of `rows`.
 
-    Every pack is padded to `pack_length` (one shape, so one compile on GPU), or, where `pad_to_multiple_of` is
-    given, only to the next multiple of it. Raises ValueError naming a row longer than `pack_length`.
+    Raises ValueError naming a row longer than `pack_length`.
     """
     for row in rows:
         if len(row) > pack_length:
             raise ValueError(f"row {row.name} has {len(row):,} tokens, pack_length is {pack_length:,}")
     return [
-        _lay_end_to_end([rows[i] for i in sorted(group)], pack_length, pad_token_id, pad_to_multiple_of)
+        _lay_end_to_end([rows[i] for i in sorted(group)], pack_length)
         for group in _best_fit([len(row) for row in rows], pack_length)
     ]
 
@@ -75,26 +72,19 @@ def _best_fit(lengths: Sequence[int], pack_length: int) -> list[list[int]]:
     return groups
 
 
-def _lay_end_to_end(rows: Sequence[Row], pack_length: int, pad_token_id: int, pad_to_multiple_of: int | None) -> Pack:
-    tokens = sum(len(row) for row in rows)
-    length = pack_length
-    if pad_to_multiple_of is not None:
-        length = min(pack_length, -(-tokens // pad_to_multiple_of) * pad_to_multiple_of)
-    input_ids = np.full(length, pad_token_id, dtype=np.int64)
-    position_ids = np.zeros(length, dtype=np.int64)
-    visible_until = np.arange(1, length + 1, dtype=np.int32)
-    previous = np.full(length, -1, dtype=np.int64)
-    loss_weights = np.zeros(length, dtype=np.float32)
-    roles = np.full(length, Role.PROMPT, dtype=np.int8)
-    start = 0
-    for row in rows:
-        here = slice(start, start + len(row))
-        input_ids[here] = row.input_ids
-        position_ids[here] = row.position_ids
-        visible_until[here] = row.visible_until + start
-        previous[here] = np.where(row.previous >= 0, row.previous + start, -1)
-        loss_weights[here] = row.loss_weights
-        roles[here] = row.roles
-        start = here.stop
-    arrays = (input_ids, position_ids, visible_until, previous, loss_weights, roles)
-    return Pack(*(torch.from_numpy(a)[None] for a in arrays), rows=tuple(row.name for row in rows), tokens=tokens)
+def _lay_end_to_end(rows: Sequence[Row], pack_length: int) -> Pack:
+    starts = np.cumsum([0, *(len(row) for row in rows[:-1])])
+
+    def join(values: Callable[[Row, int], np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([values(*of) for of in zip(rows, starts, strict=True)]))[None]
+
+    return Pack(
+        input_ids=join(lambda row, start: row.input_ids),
+        position_ids=join(lambda row, start: row.position_ids),
+        visible_until=join(lambda row, start: (row.visible_until + start).astype(np.int32)),
+        previous=join(lambda row, start: np.where(row.previous >= 0, row.previous + start, -1)),
+        loss_weights=join(lambda row, start: row.loss_weights),
+        roles=join(lambda row, start: row.roles),
+        rows=tuple(row.name for row in rows),
+        pack_length=pack_length,
+    )

@@ -67,18 +67,21 @@ def visible_segments(row: Row, of: Sequence[Segment]) -> np.ndarray:
 
 def pass_lengths(row: Row) -> np.ndarray:
     """The tokens of each pass of a row, int64 [turns]: what training one pass a turn would compute."""
-    turns = _turn_of_each_token(row)
-    generated = np.flatnonzero(is_generated(row.roles))
-    last = generated[np.r_[np.flatnonzero(np.diff(turns[generated])), len(generated) - 1]]
-    return row.position_ids[last] + 1
+    turns, positions = _turn_of_each_token(row), row.position_ids
+    generated = is_generated(row.roles)
+    return np.array([positions[generated & (turns == turn)].max() + 1 for turn in row.turns], dtype=np.int64)
 
 
 def _turn_of_each_token(row: Row) -> np.ndarray:
-    """The turn that the last generated stretch up to a token belongs to, -1 in front of the first.
+    """The turn that generates a token, -1 where none does.
 
-    A row holds the generated tokens of its turns in order, and each turn's follow a prompt.
+    What a turn generates is a run of tokens along a path, and the prompt in front of it is longer than that of the
+    turn before.
     """
-    generated = is_generated(row.roles)
-    begins = generated.copy()
-    begins[1:] &= ~(generated[:-1] & (row.previous[1:] == np.arange(len(row) - 1)))
-    return np.r_[-1, np.array(row.turns, dtype=np.int64)][np.cumsum(begins)]
+    generated, previous = is_generated(row.roles), row.previous
+    begins = np.flatnonzero(generated & ~((previous >= 0) & generated[previous]))
+    turns = np.full(len(row), -1, dtype=np.int64)
+    turns[begins[np.argsort(row.position_ids[begins])]] = row.turns
+    for token in np.flatnonzero(generated & (turns < 0)).tolist():  # a token stands behind the one it continues
+        turns[token] = turns[previous[token]]
+    return turns

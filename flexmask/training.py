@@ -50,13 +50,13 @@ def prepare_conversation(
 class RunTotals(TrainerCallback, ExportableState):
     """What a training run has spent so far; saved in every checkpoint's trainer state and taken up again from it.
 
-    seconds: wall time of training, interruptions not counted. tokens_computed: without padding. tokens_padded: with.
+    seconds: wall time of training, interruptions not counted. capacity: `pack_length` of every pack.
     Tokens and packs are those of this process.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self.tokens_computed = self.tokens_padded = self.tokens_trained = self.packs = 0
+        self.tokens_computed = self.tokens_trained = self.packs = self.capacity = 0
         self._started: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -70,7 +70,7 @@ class RunTotals(TrainerCallback, ExportableState):
         self._started = None
 
     def state(self) -> dict:
-        names = ("tokens_computed", "tokens_padded", "tokens_trained", "packs")
+        names = ("tokens_computed", "tokens_trained", "packs", "capacity")
         return {"args": {}, "attributes": {"seconds": self._elapsed()} | {name: getattr(self, name) for name in names}}
 
     def _elapsed(self) -> float:
@@ -80,9 +80,9 @@ class RunTotals(TrainerCallback, ExportableState):
 class OnePassCollator:
     """Pack the rows of a batch of conversations: `[rows, rows, ...] -> {"packs": [Pack, ...]}`.
 
-    pack_length: tokens of one forward pass; a multiple of `block_size`.
-    fixed_length: pad every pack to `pack_length`, so that a compiled kernel sees one shape. Default: only where
-        CUDA is available; elsewhere packs end at the next multiple of `block_size`.
+    pack_length: most tokens of one forward pass. The mask is made for so many in every pack, so that a compiled kernel
+        sees one shape; nothing else is padded.
+    block_size: of the mask; attention computes or skips whole blocks.
     one_row_per_pack: no packing, for models whose layers carry state from row to row. `OnePassTrainer` sets it.
     """
 
@@ -91,24 +91,18 @@ class OnePassCollator:
         pack_length: int,
         *,
         block_size: int = 128,
-        pad_token_id: int = 0,
-        fixed_length: bool | None = None,
         one_row_per_pack: bool = False,
     ) -> None:
-        if pack_length <= 0 or pack_length % block_size:
-            raise ValueError(f"pack_length={pack_length:,} must be a positive multiple of block_size={block_size}")
+        if pack_length <= 0:
+            raise ValueError(f"pack_length={pack_length:,} must be positive")
         self.pack_length = pack_length
         self.block_size = block_size
-        self.pad_token_id = pad_token_id
         self.one_row_per_pack = one_row_per_pack
-        self.fixed_length = torch.cuda.is_available() if fixed_length is None else fixed_length
 
     def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, list[Pack]]:
         rows = [row for conversation in conversations for row in conversation]
-        multiple = None if self.fixed_length else self.block_size
         groups = [[row] for row in rows] if self.one_row_per_pack else [rows]
-        settings = dict(pad_token_id=self.pad_token_id, pad_to_multiple_of=multiple)
-        return {"packs": [one for group in groups for one in pack(group, self.pack_length, **settings)]}
+        return {"packs": [one for group in groups for one in pack(group, self.pack_length)]}
 
 
 class OnePassTrainer(Trainer):
@@ -118,7 +112,8 @@ class OnePassTrainer(Trainer):
     `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. The loss of a step is the
     weighted sum of token losses divided by the sum of weights over all its packs, accumulation and processes.
     Beside `loss`, logs `thinking_loss`, `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`,
-    `packing_waste` and `block_sparsity`, each of this process over the interval since the last log.
+    `pack_fill` (the share of `pack_length` that packs fill) and `block_sparsity`, each of this process over the
+    interval since the last log.
 
     A model whose layers carry state is trained on rows that do not branch (layout "per_turn"), one a pack, with a
     warning. Raises UnsupportedModelError for a model that cannot be exact on its rows, NonFiniteLossError before the
@@ -171,7 +166,7 @@ class OnePassTrainer(Trainer):
         """Scalar: weighted token losses over the step's target weight (`num_items_in_batch`)."""
         (one,) = inputs["packs"]
         result = token_losses(model, one.to(self.args.device), self.data_collator.block_size)
-        loss = result.weighted_sum()
+        loss = result.total
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"step {self.state.global_step + 1}: the loss is {loss.item()} in a pack with the rows "
@@ -202,7 +197,7 @@ class OnePassTrainer(Trainer):
         with torch.no_grad():
             for one in self.data_collator(dataset)["packs"]:
                 result = token_losses(model, one.to(self.args.device), self.data_collator.block_size)
-                tally["loss"] += result.weighted_sum().item()
+                tally["loss"] += result.total.item()
                 tally["weight"] += result.weights.sum().item()
                 tally.update(_loss_sums(result))
         model.train(was_training)
@@ -215,13 +210,12 @@ class OnePassTrainer(Trainer):
 
     def floating_point_ops(self, inputs) -> float:
         """6 operations a token and parameter outside the embeddings; attention is not counted."""
-        return 6 * sum(p.tokens for p in inputs["packs"]) * self.model.num_parameters(exclude_embeddings=True)
+        return 6 * sum(len(p) for p in inputs["packs"]) * self.model.num_parameters(exclude_embeddings=True)
 
     def _count(self, one: Pack, result: TokenLosses) -> None:
         self._last_pack = one
-        self.run_totals.packs += 1
         self._interval.update(_loss_sums(result))
-        counts = dict(tokens_computed=one.tokens, tokens_padded=len(one), tokens_trained=len(result.indices))
+        counts = dict(tokens_computed=len(one), tokens_trained=len(result.indices), packs=1, capacity=one.pack_length)
         self._interval.update(counts)
         for name, count in counts.items():
             setattr(self.run_totals, name, getattr(self.run_totals, name) + count)
@@ -233,7 +227,7 @@ class OnePassTrainer(Trainer):
         return _loss_by_role(tally) | {
             "tokens_per_second": tally["tokens_computed"] / seconds,
             "trained_tokens_per_second": tally["tokens_trained"] / seconds,
-            "packing_waste": 1 - tally["tokens_computed"] / tally["tokens_padded"],
+            "pack_fill": tally["tokens_computed"] / tally["capacity"],
             "block_sparsity": build_block_mask(visible_until, self.data_collator.block_size).sparsity() / 100,
         }
 

@@ -4,11 +4,16 @@ Passes that begin with the same tokens share them: merging them by longest commo
 nodes are runs of tokens between two branch points. Written in depth-first order the tree is a row, and every
 subtree is one contiguous stretch of it; that is all the mask rule needs.
 
-       q1 t1 a1 a1' q2 t2 a2        passes  q1 t1 a1  and  q1 a1' q2 t2 a2
-       0  1  1  2   2  2  2         node (0 is the parent of 1 and of 2)
-       0  1  2  1   2  3  4         position_ids
-       7  3  3  7   7  7  7         visible_until
-      -1  0  1  0   3  4  5         previous
+       q1 a1' q2 t2 a2 t1 a1        passes  q1 t1 a1  and  q1 a1' q2 t2 a2
+       0  1   1  1  1  2  2         node (0 is the parent of 1 and of 2)
+       0  1   2  3  4  1  2         position_ids
+       7  5   5  5  5  7  7         visible_until
+      -1  0   1  2  3  0  5         previous
+
+Of the branches of a node the one of the latest pass comes first. So what later turns see (questions and plain copies)
+stands together at the front of the row and the trained answers behind it, the last turn's first: a query sees a few
+long stretches of keys, and blocks are wasted at their ends only. With the branches the other way round, attention
+computes up to 2.5 times as many pairs in blocks of 128 (`make bench`, section packing).
 """
 
 from collections.abc import Sequence
@@ -247,7 +252,7 @@ class _PrefixTree:
     def to_row(self) -> Row:
         nodes: list[_Node] = []
         starts, parents = [], []
-        pending = [(child, -1) for child in reversed(self.root.children)]
+        pending = [(child, -1) for child in self.root.children]  # taken from the end: the latest branch first
         total = 0
         while pending:  # a stack instead of recursion: a conversation of a thousand turns is that deep
             node, parent = pending.pop()
@@ -256,7 +261,7 @@ class _PrefixTree:
             starts.append(total)
             parents.append(parent)
             total += len(node.input_ids)
-            pending.extend((child, index) for child in reversed(node.children))
+            pending.extend((child, index) for child in node.children)
         start = np.array(starts, dtype=np.int32)
         lengths = np.array([len(node.input_ids) for node in nodes], dtype=np.int32)
         return Row(

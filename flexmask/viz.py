@@ -25,7 +25,7 @@ def plot_token_mask(pack: Pack, axes: Axes, tokens: list[str] | None = None, mos
         labelled by role, where there are few enough stretches of one role.
     most: draw at most the first this many tokens; the picture grows with their square.
     """
-    size = min(pack.tokens, most)
+    size = min(len(pack), most)
     visible = dense_mask(pack.visible_until[:, :size].cpu())[0, 0].numpy()
     roles = pack.roles[0, :size].cpu().numpy()
     colors = np.array([to_rgb(ROLE_COLORS[Role(role)]) for role in roles])
@@ -86,7 +86,7 @@ def plot_block_mask(block_mask: BlockMask, axes: Axes) -> None:
 
 def token_texts(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The text of each token of a pack, white space made visible."""
-    texts = [tokenizer.decode([token]) for token in pack.input_ids[0, : pack.tokens].tolist()]
+    texts = [tokenizer.decode([token]) for token in pack.input_ids[0].tolist()]
     return [text.replace("\n", "\u21b5").replace(" ", "\u00b7") for text in texts]
 
 
@@ -94,8 +94,8 @@ def plot_pack(pack: Pack, block_size: int = 128) -> Figure:
     """Token mask and block mask of one pack, side by side."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6.5), layout="constrained")
     plot_token_mask(pack, left)
-    shown = min(pack.tokens, 1024)
-    left.set_title(f"the first {shown:,} of {pack.tokens:,} tokens, {len(set(pack.rows))} conversations in all")
+    shown = min(len(pack), 1024)
+    left.set_title(f"the first {shown:,} of {len(pack):,} tokens, {len(set(pack.rows))} conversations in all")
     block_mask = build_block_mask(pack.visible_until.cpu(), block_size)
     plot_block_mask(block_mask, right)
     right.set_title(f"{block_mask.sparsity():.0f}% of the attention area is not computed")

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import flash_attention_mask
 
 from flexmask import Pack, build_block_mask, lay_out, pack, token_losses
-from flexmask.attention import ATTENTION_NAME
+from flexmask.attention import ATTENTION_NAME, flexmask_attention
 from flexmask.models import attention_masks
 from recipes.config import ArmName, BenchmarkConfig
 from recipes.workloads import Dialogue, passes_of
@@ -32,7 +32,6 @@ class Work:
 
     rows: int  # forward passes for the naive arm, rows laid end to end for a packed one
     tokens_computed: int
-    tokens_padded: int  # with padding
     tokens_trained: int
     visible_pairs: int
     computed_pairs: int  # as far as the kernel's blocks reach; the visible ones where it has no blocks
@@ -69,13 +68,13 @@ _FORWARD_PRODUCTS, _BACKWARD_PRODUCTS = 2, 5
 def predicted_flops(size: Size, work: Work, checkpointing: bool = False) -> dict[str, float]:
     """Floating point operations of forward and backward, by part; element-wise work is not counted.
 
-    A weight costs 2 a token forward and 4 backward; padding is computed like any token, and logits only where a token
-    is trained. With gradient checkpointing the layers' forward runs twice.
+    A weight costs 2 a token forward and 4 backward, and logits only where a token is trained. With gradient
+    checkpointing the layers' forward runs twice.
     """
     layers = 8 if checkpointing else 6
     products = _FORWARD_PRODUCTS * (2 if checkpointing else 1) + _BACKWARD_PRODUCTS
     return {
-        "linear": layers * size.linear_weights * work.tokens_padded,
+        "linear": layers * size.linear_weights * work.tokens_computed,
         "attention": 2 * products * size.attention_width * work.computed_pairs,
         "logits": 6 * size.output_weights * work.tokens_trained,
     }
@@ -162,19 +161,16 @@ def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig, device: torch.device) -> Arm:
-    # One shape for the compiled kernel; where nothing is compiled a pack ends with its last block.
-    multiple = None if device.type == "cuda" else config.block_size
-
     def prepare(dialogues: Sequence[Dialogue]) -> list[Pack]:
         rows = [row for one in dialogues for row in lay_out(passes_of(one), layout, config.pack_length).rows]
-        return pack(rows, config.pack_length, pad_to_multiple_of=multiple)
+        return pack(rows, config.pack_length)
 
     def mask(one: Pack) -> BlockMask:
         return build_block_mask(one.visible_until, config.block_size)
 
     def loss(model: PreTrainedModel, one: Pack) -> Tensor:
         if attention == ATTENTION_NAME:
-            return token_losses(model, one, config.block_size).weighted_sum()
+            return token_losses(model, one, config.block_size).total
         indices = torch.nonzero(one.loss_weights[0] > 0).flatten()
         logits = model(
             input_ids=one.input_ids,
@@ -199,17 +195,15 @@ def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig,
 
 
 def _pack_work(one: Pack, block_mask: BlockMask | None) -> Work:
-    """`block_mask` None: a kernel without blocks, over documents that are chains, and without the padding."""
-    tokens = one.tokens
-    seen = one.visible_until[0, :tokens].long() - torch.arange(tokens, device=one.visible_until.device)
+    """`block_mask` None: a kernel without blocks, over documents that are chains."""
+    seen = one.visible_until[0].long() - torch.arange(len(one), device=one.visible_until.device)
     visible = computed = int(seen.sum())
     if block_mask is not None:
         blocks = int(block_mask.kv_num_blocks.sum() + block_mask.full_kv_num_blocks.sum())
         computed = blocks * block_mask.BLOCK_SIZE[0] * block_mask.BLOCK_SIZE[1]
     return Work(
         rows=len(one.rows),
-        tokens_computed=tokens,
-        tokens_padded=tokens if block_mask is None else len(one),
+        tokens_computed=len(one),
         tokens_trained=int((one.loss_weights > 0).sum()),
         visible_pairs=visible,
         computed_pairs=computed,
@@ -222,21 +216,8 @@ FLASH_ATTENTION = "benchmark_flex_fa4"
 
 def _flash_backend_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
     """FlexAttention with BACKEND=FLASH (torch 2.13), which compiles to FlashAttention 4 in place of Triton."""
-    output = _compiled_flash_backend()(
-        query,
-        key,
-        value,
-        block_mask=attention_mask,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-        kernel_options={"BACKEND": "FLASH"},
-    )
-    return output.transpose(1, 2).contiguous(), None
-
-
-@functools.cache
-def _compiled_flash_backend():
-    return torch.compile(flex_attention, dynamic=False)
+    options = {"BACKEND": "FLASH"}
+    return flexmask_attention(module, query, key, value, attention_mask, scaling=scaling, kernel_options=options)
 
 
 AttentionInterface.register(FLASH_ATTENTION, _flash_backend_attention)
@@ -260,16 +241,16 @@ def _varlen(name: ArmName, config: BenchmarkConfig, device: torch.device) -> Arm
     packed = _packed(name, "per_turn", VARLEN_ATTENTION, config, device)
 
     def documents(one: Pack) -> Documents:
-        starts = torch.nonzero(one.previous[0, : one.tokens] < 0).flatten()
-        borders = torch.cat([starts, starts.new_tensor([one.tokens])]).to(torch.int32)
+        starts = torch.nonzero(one.previous[0] < 0).flatten()
+        borders = torch.cat([starts, starts.new_tensor([len(one)])]).to(torch.int32)
         return Documents(one, borders, int(borders.diff().max()))
 
     def loss(model: PreTrainedModel, item: Documents) -> Tensor:
         one = item.pack
         indices = torch.nonzero(one.loss_weights[0] > 0).flatten()
         logits = model(
-            input_ids=one.input_ids[:, : one.tokens],
-            position_ids=one.position_ids[:, : one.tokens],
+            input_ids=one.input_ids,
+            position_ids=one.position_ids,
             logits_to_keep=one.previous[0, indices],
             use_cache=False,
             borders=item.borders,

@@ -147,7 +147,7 @@ class DuplicationConfig:
     answer_weight: float = 1.0  # loss weight of an answer token
     turns: str = "all"  # assistant turns that are trained: all, or indices and slices ("0,2", "1:", "-1")
     too_long: TooLong = TooLong.error  # a single pass longer than pack_length; drop counts what it leaves out
-    pack_length: int = 2048  # tokens of one forward pass; a multiple of attention.block_size
+    pack_length: int = 2048  # most tokens of one forward pass
 
 
 @dataclass
@@ -377,12 +377,7 @@ _TURN = r"\s*(-?\d+|(-?\d+)?\s*:\s*(-?\d+)?(\s*:\s*(-?0*[1-9]\d*)?)?)\s*"
 
 
 def _duplication(config: TrainConfig) -> Iterator[str]:
-    duplication, block = config.duplication, config.attention.block_size
-    if block > 0 and duplication.pack_length % block:
-        yield (
-            f"duplication.pack_length={duplication.pack_length}: must be a multiple of attention.block_size="
-            f"{block}; the next is {-(-duplication.pack_length // block) * block}"
-        )
+    duplication = config.duplication
     if duplication.thinking_weight == 0 and duplication.answer_weight == 0:
         yield "duplication.thinking_weight and duplication.answer_weight are both 0: nothing would be trained"
     if duplication.turns != "all" and not re.fullmatch(rf"{_TURN}(,{_TURN})*", duplication.turns):
@@ -560,8 +555,6 @@ def _benchmark(config: BenchmarkConfig) -> Iterator[str]:
             yield f"{key}={value}: must be 0 or more"
     if config.seed < 0:
         yield f"seed={config.seed}: must be 0 or more"
-    if config.block_size > 0 and config.pack_length % config.block_size:
-        yield f"pack_length={config.pack_length}: must be a multiple of block_size={config.block_size}"
     if config.shape not in config.shapes:
         yield f"shape={config.shape}: is none of shapes: {', '.join(config.shapes)}"
     for mix in grid.mixes:

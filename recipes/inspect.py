@@ -142,8 +142,8 @@ def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], c
     console.print(
         f"{len(items):,} conversations in layout {layout}: {len(rows):,} rows, the longest of "
         f"{max(map(len, rows)):,} tokens\n"
-        f"{computed:,} tokens computed, {trained:,} trained; packing waste {_waste(config, items):.1%} at "
-        f"{config.trainer.conversations_per_step} conversations a step in packs of {config.duplication.pack_length:,}"
+        f"{computed:,} tokens computed, {trained:,} trained; the {config.trainer.conversations_per_step} conversations "
+        f"of a step are {_packs_a_step(config, items):.1f} packs of at most {config.duplication.pack_length:,} tokens"
     )
     if layout is Layout.one_pass:
         per_turn = sum(int(pass_lengths(row).sum()) for row in rows)
@@ -160,12 +160,12 @@ def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], c
             )
 
 
-def _waste(config: TrainConfig, items: Sequence[tuple[Row, ...]]) -> float:
-    """The share of padding, with conversations taken in their order."""
+def _packs_a_step(config: TrainConfig, items: Sequence[tuple[Row, ...]]) -> float:
+    """How many forward passes a step takes on average, with conversations taken in their order."""
     collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
     size = config.trainer.conversations_per_step
-    packs = [one for start in range(0, len(items), size) for one in collator(items[start : start + size])["packs"]]
-    return 1 - sum(one.tokens for one in packs) / sum(map(len, packs))
+    steps = [collator(items[start : start + size])["packs"] for start in range(0, len(items), size)]
+    return sum(map(len, steps)) / len(steps)
 
 
 def _print_conversation(

@@ -260,7 +260,6 @@ def first_run(
     }
     model.zero_grad(set_to_none=True)  # which leaves those in `gradients` alive
     figures = asdict(work) | {
-        "packing_waste": 1 - work.tokens_computed / work.tokens_padded,
         "loss": loss,
         "peak_memory": peak,
         "graphs_compiled": graphs_compiled() - graphs,

@@ -6,7 +6,7 @@ Times are in seconds, memory in bytes.
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import psutil
@@ -47,13 +47,12 @@ from recipes.workloads import MATHCHATSYNC, draw_dialogues, passes_of, share_len
 # ---- packing and attention area of each mix ----
 
 PACKING_LENGTH, PACKING_TOKENS = 8192, 800_000
-PACKING_BATCHES = (16, 64, 256)  # conversations packed at a time, as an optimizer step does
 AREA_BLOCKS = (32, 64, 128)
 
 
 def packing(config: BenchmarkConfig) -> list[dict]:
-    """Waste of packing dialogues in one pass to a fixed length, all of them together (about 100 packs) and so many at a
-    time; and how many pairs blocks of each size compute for one that is visible.
+    """How well dialogues in one pass fill packs of a fixed length, all of them together (about 100 packs), how much
+    padding the model computes, and how many pairs blocks of each size compute for one that is visible.
 
     Mixes that have no number of turns of their own are taken at 8.
     """
@@ -61,8 +60,7 @@ def packing(config: BenchmarkConfig) -> list[dict]:
     for mix in config.grid.mixes:
         sampler = sampler_of(config, mix, None if mix in DATA_MIXES else 8)
         dialogues = draw_dialogues(sampler, config.seed, 10**9, PACKING_TOKENS)
-        conversations = [lay_out(passes_of(one), "one_pass", PACKING_LENGTH).rows for one in dialogues]
-        rows = [row for one in conversations for row in one]
+        rows = [row for one in dialogues for row in lay_out(passes_of(one), "one_pass", PACKING_LENGTH).rows]
         start = time.perf_counter()
         packs = pack(rows, PACKING_LENGTH)
         seconds = time.perf_counter() - start
@@ -74,8 +72,8 @@ def packing(config: BenchmarkConfig) -> list[dict]:
                 "tokens": sum(map(len, rows)),
                 "packs": len(packs),
                 "fewest_packs": -(-sum(map(len, rows)) // PACKING_LENGTH),
-                "waste": packing_waste(conversations, len(conversations)),
-                "waste_by_batch": {str(batch): packing_waste(conversations, batch) for batch in PACKING_BATCHES},
+                "unfilled": 1 - sum(map(len, rows)) / sum(one.pack_length for one in packs),
+                "padding": 1 - sum(map(len, rows)) / sum(one.input_ids.numel() for one in packs),
                 "pack_seconds": seconds,
                 "computed_over_visible": {
                     str(block): sum(block_pairs(one, block) for one in packs) / visible for block in AREA_BLOCKS
@@ -83,16 +81,6 @@ def packing(config: BenchmarkConfig) -> list[dict]:
             }
         )
     return results
-
-
-def packing_waste(conversations: Sequence[Sequence[Row]], batch: int) -> float:
-    """Share of padding when whole batches of so many conversations are packed, each batch for itself."""
-    used = padded = 0
-    for first in range(0, max(1, len(conversations) - batch + 1), batch):
-        rows = [row for one in conversations[first : first + batch] for row in one]
-        used += sum(map(len, rows))
-        padded += len(pack(rows, PACKING_LENGTH)) * PACKING_LENGTH
-    return 1 - used / padded
 
 
 def block_pairs(one: Pack, block_size: int) -> int:
@@ -116,7 +104,7 @@ def attention(config: BenchmarkConfig) -> dict:
     device, dtype = torch.device(config.device), getattr(torch, config.dtype)
     (dialogue,) = draw_dialogues(lambda rng: [ATTENTION_LENGTHS] * ATTENTION_TURNS, config.seed, 10**9, tokens=0)
     (row,) = lay_out(passes_of(dialogue), "one_pass").rows
-    (one,) = pack([row], -(-len(row) // config.block_size) * config.block_size)
+    (one,) = pack([row], len(row))
     visible_until = one.visible_until.to(device)
     block_mask, mask = build_block_mask(visible_until, config.block_size), dense_mask(visible_until)
     pairs = int((row.position_ids + 1).sum())
@@ -270,12 +258,12 @@ def same_lists(ours: BlockMask, theirs: BlockMask) -> bool:
 
 LOSS_VOCABULARY = 151_936
 LOSS_SHAPE = dict(hidden_size=128, intermediate_size=384, layers=1, heads=2, kv_heads=1, head_dim=64)
-LOSS_ROWS, LOSS_TRAINED = (1024, 4096), (256, 1024)  # tokens
+LOSS_ROWS, LOSS_TRAINED = (2048, 8192), (512, 2048)  # tokens
 
 
 def loss(config: BenchmarkConfig) -> list[dict]:
     """Peak memory of loss and backward at a large vocabulary, by tokens of the row and tokens trained; and of the usual
-    loss, which has logits everywhere, for the shortest row.
+    loss, which has logits everywhere, for the shorter row.
 
     The model is one small layer, and the gradients of its embedding and output weights, which are one tensor and cost
     the same whatever the loss, are left out: nearly all memory is the loss's own.
@@ -287,7 +275,7 @@ def loss(config: BenchmarkConfig) -> list[dict]:
     for tokens in LOSS_ROWS:
         for trained in LOSS_TRAINED:
             one = chain_pack(tokens, trained, config.seed).to(device)
-            losses = {"ours": lambda p=one: token_losses(model, p, config.block_size).weighted_sum()}
+            losses = {"ours": lambda p=one: token_losses(model, p, config.block_size).total}
             if (tokens, trained) == (LOSS_ROWS[0], LOSS_TRAINED[0]):
                 losses["logits_everywhere"] = lambda p=one: usual_loss(model, p)
             for name, forward in losses.items():

@@ -39,14 +39,14 @@ def main(path: Path) -> None:
     long = one_pack(long_passes(), block_size=128)
     block_mask = build_block_mask(long.visible_until)
     plot_block_mask(block_mask, right)
-    right.set_title(f"{TURNS} turns, {long.tokens:,} tokens: {block_mask.sparsity():.0f}% of the area is not computed")
+    right.set_title(f"{TURNS} turns, {len(long):,} tokens: {block_mask.sparsity():.0f}% of the area is not computed")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     print(path)
 
 
 def one_pack(passes: list[Pass], block_size: int) -> Pack:
-    collator = OnePassCollator(8192, block_size=block_size, fixed_length=False)
+    collator = OnePassCollator(8192, block_size=block_size)
     (pack,) = collator([lay_out(passes, "one_pass").rows])["packs"]
     return pack
 

@@ -73,11 +73,7 @@ def train(config: TrainConfig) -> dict:
     # it is the same sum, and right for layers that carry state as well.
     heldout_layout = "per_turn" if stateful_layers(model) else "one_pass"
     heldout_rows = prepare(data.heldout, tokenizer, config, heldout_layout)
-    collator = OnePassCollator(
-        config.duplication.pack_length,
-        block_size=config.attention.block_size,
-        pad_token_id=tokenizer.pad_token_id or 0,
-    )
+    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
     print(
         f"{len(rows.items):,} conversations in layout {config.duplication.layout}, "
         f"{model.num_parameters():,} parameters; left out: {len(data.dropped)} invalid conversations, "
@@ -128,7 +124,7 @@ def training_result(trainer, config: TrainConfig) -> dict:
         "train_seconds": round(totals.seconds, 2),
         "tokens_computed": totals.tokens_computed,
         "tokens_trained": totals.tokens_trained,
-        "packing_waste": 1 - totals.tokens_computed / totals.tokens_padded,
+        "pack_fill": totals.tokens_computed / totals.capacity,
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "device": device_name(trainer.args.device),

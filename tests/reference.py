@@ -3,6 +3,7 @@
 Each pass alone, stock attention of transformers, the ordinary causal shift.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -36,3 +37,15 @@ def worst_gradient_difference(left, right) -> float:
     return max(
         ((left[name] - right[name]).abs().max() / left[name].abs().max().clamp_min(1e-30)).item() for name in left
     )
+
+
+def path_of(one_pass_of_a_turn, row) -> np.ndarray:
+    """Indices in a row of the tokens of one of its passes, [T], by walking down the nodes by their first token."""
+    path, node = [], -1
+    while len(path) < len(one_pass_of_a_turn):
+        token = one_pass_of_a_turn.input_ids[len(path)]
+        (node,) = [n for n in np.flatnonzero(row.node_parent == node) if row.input_ids[row.node_start[n]] == token]
+        path += range(row.node_start[node], row.node_end[node])
+    path = np.array(path[: len(one_pass_of_a_turn)])
+    assert np.array_equal(row.input_ids[path], one_pass_of_a_turn.input_ids)
+    return path

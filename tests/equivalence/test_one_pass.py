@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from factories import TINY_MODELS, chatml_tokenizer, random_conversation, random_passes
-from reference import gradients, pass_token_losses, per_turn_loss, worst_gradient_difference
+from reference import gradients, pass_token_losses, path_of, per_turn_loss, worst_gradient_difference
 
 from flexmask import lay_out, pack, prepare_model, render_passes, token_losses
 
@@ -20,7 +20,7 @@ VOCAB = len(chatml_tokenizer())
 
 def one_pass_loss(model, packs):
     prepare_model(model)
-    return sum(token_losses(model, p, BLOCK).weighted_sum() for p in packs)
+    return sum(token_losses(model, p, BLOCK).total for p in packs)
 
 
 def passes_of(seed: int, **rendering):
@@ -29,7 +29,7 @@ def passes_of(seed: int, **rendering):
 
 def packed(conversations, layout="one_pass", pack_length=1536):
     rows = [row for passes in conversations for row in lay_out(passes, layout, pack_length).rows]
-    return pack(rows, pack_length, pad_to_multiple_of=BLOCK)
+    return pack(rows, pack_length)
 
 
 def assert_equal_training(model, conversations, packs, loss_tolerance, gradient_tolerance):
@@ -85,12 +85,18 @@ def test_layout_per_turn_is_the_same_sum(seed):
 def test_each_trained_token_has_the_loss_of_its_own_pass(family, seed):
     model = TINY_MODELS[family](VOCAB, torch.float64, seed)
     passes = passes_of(500 + seed)
-    expected = torch.cat([pass_token_losses(model, p)[torch.from_numpy(p.loss_weights[1:] > 0)] for p in passes])
-    (one,) = packed([passes])
+    expected = [pass_token_losses(model, p) for p in passes]
+    (row,) = lay_out(passes, "one_pass").rows
+    (one,) = pack([row], len(row))
     prepare_model(model)
     result = token_losses(model, one, BLOCK)
-    # Depth-first order writes the trained tokens of turn 0, then of turn 1, and so on: the order of the passes.
-    torch.testing.assert_close(result.losses, expected, rtol=1e-12, atol=1e-12)
+    losses = torch.full((len(row),), torch.nan, dtype=torch.float64).index_put((result.indices,), result.losses)
+    compared = []
+    for p, of_pass in zip(passes, expected, strict=True):
+        trained = torch.from_numpy(path_of(p, row)[1:][p.loss_weights[1:] > 0])
+        torch.testing.assert_close(losses[trained], of_pass[p.loss_weights[1:] > 0], rtol=1e-12, atol=1e-12)
+        compared += trained.tolist()
+    assert sorted(compared) == result.indices.tolist()
 
 
 def test_layout_last_turn_trains_the_last_pass_only():

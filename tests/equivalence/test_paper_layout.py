@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from factories import TINY_MODELS
+from reference import path_of
 from torch.nn import functional as F
 
 from flexmask import Pass, Role, lay_out, pack, prepare_model, token_losses
@@ -31,8 +32,11 @@ def our_losses(model, turns):
         weights = (np.arange(len(ids)) >= len(prompt)).astype(np.float32)
         passes.append(Pass("paper", turn, len(prompt), ids, np.array(roles, dtype=np.int8), weights))
         history = np.concatenate([prompt, answer])
-    (one,) = pack(lay_out(passes, "one_pass").rows, 1024, pad_to_multiple_of=16)
-    return token_losses(prepare_model(model), one, 16).losses
+    (row,) = lay_out(passes, "one_pass").rows
+    (one,) = pack([row], 1024)
+    result = token_losses(prepare_model(model), one, 16)
+    losses = torch.zeros(len(row), dtype=torch.float64).index_put((result.indices,), result.losses)
+    return torch.cat([losses[path_of(p, row)[p.prompt_length :]] for p in passes])
 
 
 def paper_row(turns):

@@ -102,6 +102,23 @@ def test_block_mask_lists_equal_torch():
     assert min(partial, full, skipped) > 100  # the packs hold all three kinds
 
 
+@pytest.mark.parametrize("restriction", RESTRICTIONS, ids=str)
+def test_a_mask_longer_than_its_pack(restriction):
+    """Any number of tokens, any greater length: the pack's pairs are unchanged and padding sees itself alone."""
+    for seed in range(40):
+        tokens = 30 + seed
+        visible_until, position_ids, parents = random_pack(seed, tokens)
+        ours = build_block_mask(visible_until, 16, **restricted(position_ids, restriction), length=tokens + 3 * seed)
+        length = -(-(tokens + 3 * seed) // 16) * 16
+        assert ours.seq_lengths == (length, length) and ours.mask_mod.tokens == tokens
+        expected = torch.eye(length, dtype=torch.bool)
+        expected[:tokens, :tokens] = ancestor_mask(parents, **restriction)
+        assert torch.equal(create_mask(ours.mask_mod, 1, 1, length, length, device="cpu")[0, 0], expected)
+        torchs = create_block_mask(ours.mask_mod, None, None, length, length, device="cpu", BLOCK_SIZE=16)
+        if not restriction:  # others may list a block needlessly
+            assert all(listed_blocks(ours, side) == listed_blocks(torchs, side) for side in LISTS)
+
+
 @pytest.mark.parametrize("argument", ["window", "chunk"])
 def test_blocks_with_a_window_or_chunks_are_sound(argument):
     """Fails if a block with a visible pair is skipped, or one with a hidden pair is called full."""
@@ -172,8 +189,8 @@ def test_mask_mod_names_what_it_is_and_follows_its_block_mask():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"block_size": 48}, r"64 tokens, which is not a multiple of the block size 48"),
-        ({"block_size": 0}, r"block size 0"),
+        ({"length": 63}, r"64 tokens, the mask is to be made for length=63"),
+        ({"block_size": 0}, r"block_size=0 must be at least 1"),
         ({"visible_until": torch.ones(64, dtype=torch.int32)}, r"shape \[1, S\], got torch.int32 of shape \[64\]"),
         ({"visible_until": torch.ones(2, 64, dtype=torch.int32)}, r"of shape \[2, 64\]"),
         ({"visible_until": torch.ones(1, 64)}, r"must be integers"),

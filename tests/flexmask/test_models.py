@@ -185,16 +185,16 @@ def test_positions_beyond_a_table_are_refused(config):
 # Breaks if the balancing loss enters the total: it would then depend on the layout and on how rows are packed.
 def test_the_routers_balancing_loss_is_switched_off_with_a_message():
     model = FAMILIES["Qwen3-MoE"].build(torch.float64)
-    without = token_losses(prepare_model(model), one_pack(), 16).weighted_sum()
+    without = token_losses(prepare_model(model), one_pack(), 16).total
     model.config.output_router_logits = True
     with pytest.warns(UserWarning, match=r"output_router_logits is switched off.*router_aux_loss_coef=0.001"):
         prepare_model(model)
     assert model.config.output_router_logits is False
-    assert token_losses(model, one_pack(), 16).weighted_sum() == without
+    assert token_losses(model, one_pack(), 16).total == without
 
 
 def one_pack():
-    return pack(lay_out(random_passes(3), "one_pass").rows, 512, pad_to_multiple_of=16)[0]
+    return pack(lay_out(random_passes(3), "one_pass").rows, 512)[0]
 
 
 def test_layers_with_a_window_get_a_mask_with_that_window():

@@ -28,21 +28,21 @@ def test_two_turns_by_hand():
     shown = [(s.role, s.turn) for s in segments(row)]
     assert shown == [
         (Role.PROMPT, None),
-        (Role.THINKING, 0),
-        (Role.ANSWER, 0),
         (Role.COPY, None),
         (Role.PROMPT, None),
         (Role.THINKING, 1),
         (Role.ANSWER, 1),
+        (Role.THINKING, 0),
+        (Role.ANSWER, 0),
     ]
     assert visible_segments(row, segments(row)).astype(int).tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0, 0],
-        [1, 0, 0, 1, 1, 0, 0],
-        [1, 0, 0, 1, 1, 1, 0],
-        [1, 0, 0, 1, 1, 1, 1],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 0, 0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 0, 1, 1],
     ]
 
 

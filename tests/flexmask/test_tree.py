@@ -27,14 +27,14 @@ def path_to(row, index):
 # The example in the design and in the module's docstring, written by hand.
 def test_two_turns_by_hand():
     (row,) = one_pass([make_pass("q", "t", "a"), make_pass("qaQ", "T", "A", 1)])
-    assert "".join(map(chr, row.input_ids)) == "qtaaQTA"
-    assert row.node_start.tolist() == [0, 1, 3]
-    assert row.node_end.tolist() == [1, 3, 7]
+    assert "".join(map(chr, row.input_ids)) == "qaQTAta"
+    assert row.node_start.tolist() == [0, 1, 5]
+    assert row.node_end.tolist() == [1, 5, 7]
     assert row.node_parent.tolist() == [-1, 0, 0]
-    assert row.position_ids.tolist() == [0, 1, 2, 1, 2, 3, 4]
-    assert row.visible_until.tolist() == [7, 3, 3, 7, 7, 7, 7]
-    assert row.previous.tolist() == [-1, 0, 1, 0, 3, 4, 5]
-    assert row.loss_weights.tolist() == [0, 1, 1, 0, 0, 1, 1]
+    assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 1, 2]
+    assert row.visible_until.tolist() == [7, 5, 5, 5, 5, 7, 7]
+    assert row.previous.tolist() == [-1, 0, 1, 2, 3, 0, 5]
+    assert row.loss_weights.tolist() == [0, 0, 0, 1, 1, 1, 1]
 
 
 # A turn without thinking still carries loss, and its answer is not written twice.

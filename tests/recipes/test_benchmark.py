@@ -74,7 +74,6 @@ def tiny_dialogues(config, turns=3):
         ("mixes.balanced.answer=0", "mixes.balanced="),
         ("grid.mixes=[blended]", "grid.mixes: blended is neither one of mixes"),
         ("shape=huge", "shape=huge: is none of shapes: small, qwen3_0_6b, qwen3_4b"),
-        ("pack_length=1000", "pack_length=1000: must be a multiple of block_size=128"),
         ("arms=[one_pass]", "arms: per_turn_packed must be among them"),
         ("device=tpu", "device"),
         ("sections=[grids]", "sections"),
@@ -198,10 +197,10 @@ def test_predicted_flops_are_those_that_torch_counts():
 
 def test_needed_flops_leave_out_what_nobody_needs():
     size = Size(linear_weights=10, attention_width=4, output_weights=20)
-    work = Work(1, tokens_computed=8, tokens_padded=16, tokens_trained=5, visible_pairs=30, computed_pairs=64)
-    assert arms.predicted_flops(size, work) == {"linear": 960, "attention": 14 * 4 * 64, "logits": 600}
+    work = Work(1, tokens_computed=8, tokens_trained=5, visible_pairs=30, computed_pairs=64)
+    assert arms.predicted_flops(size, work) == {"linear": 480, "attention": 14 * 4 * 64, "logits": 600}
     assert arms.predicted_flops(size, work, checkpointing=True) == {
-        "linear": 1280,
+        "linear": 640,
         "attention": 18 * 4 * 64,
         "logits": 600,
     }
@@ -422,7 +421,6 @@ def test_varlen_arm_gives_each_pass_to_the_flash_attn_package(monkeypatch):
     config = compose_benchmark(TINY)
     figures = check_gpu_arm(arms._varlen(ArmName.per_turn_varlen, config, CPU), config)
     assert arms.varlen_kernel()[0] == "flash_attn"
-    assert figures["tokens_padded"] == figures["tokens_computed"]
     assert figures["computed_pairs"] == figures["visible_pairs"]
 
 
@@ -484,14 +482,6 @@ def test_create_block_mask_is_left_out_where_memory_is_short(monkeypatch):
     )
 
 
-def test_packing_waste_by_hand(monkeypatch):
-    monkeypatch.setattr(parts, "PACKING_LENGTH", 10)
-    rows = [lay_out(workloads.passes_of(dialogue((length - 2, 1, 1))), "one_pass").rows for length in (6, 4, 7, 3)]
-    assert parts.packing_waste(rows, 4) == 0  # 6 + 4, 7 + 3
-    assert parts.packing_waste([rows[0], rows[2], rows[1], rows[3]], 2) == pytest.approx(1 - 20 / 30)  # 6, 7, 4 + 3
-    assert parts.packing_waste(rows, 3) == pytest.approx(1 - 17 / 20)  # the last batch is not whole
-
-
 @pytest.fixture
 def small_sections(monkeypatch):
     for name, value in {
@@ -523,7 +513,7 @@ def test_a_whole_run(small_sections, tmp_path, capsys):
     ]
     for cell in result["grid"]:
         arm = cell["arms"]["one_pass"]
-        assert arm["tokens_computed"] == cell["distinct_prefixes"] <= arm["tokens_padded"]
+        assert arm["tokens_computed"] == cell["distinct_prefixes"]
         assert arm["measured_ratio"] == arm["predicted_ratio"] == 1 and len(arm["all_seconds"]) == 2
         assert arm["seconds"] == pytest.approx(arm["forward_seconds"] + arm["backward_seconds"], rel=0.5)
         packed = cell["arms"]["per_turn_packed"]
@@ -534,6 +524,7 @@ def test_a_whole_run(small_sections, tmp_path, capsys):
     peaks = {(one["loss"], one["row_tokens"], one["trained_tokens"]): one["peak_memory"] for one in result["loss"]}
     assert peaks["ours", 256, 16] < 1.5 * peaks["ours", 128, 16]
     assert peaks["logits_everywhere", 128, 16] > 1.5 * peaks["ours", 128, 16]
+    assert all(mix["padding"] == 0 < mix["unfilled"] < 1 for mix in result["packing"])
     assert result["recompiles"]["graphs_compiled"] == 1
     assert {row["target"]: row["met"] for row in result["targets"]}["graphs compiled for 4 packs = 1"] == "yes"
     text = (tmp_path / "benchmark.md").read_text()

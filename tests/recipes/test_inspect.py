@@ -47,10 +47,10 @@ def test_a_conversation_by_name(file, columns):
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     # number, role, turn, tokens, positions, trained, hidden from
-    assert ["1", "thinking", "0", "10", "16-25", "all", "3-6"] in [line[:7] for line in lines]
-    assert ["2", "trained", "answer", "0", "3", "26-28", "all", "3-6"] in [line[:8] for line in lines]
-    assert ["3", "plain", "copy", "2", "16-17", "no"] in [line[:6] for line in lines]
-    assert ["plain", "copy", "3", "■", "·", "·", "■"] in lines
+    assert ["1", "plain", "copy", "2", "16-17", "no", "5-6"] in [line[:7] for line in lines]
+    assert ["3", "thinking", "1", "9", "34-42", "all", "5-6"] in [line[:7] for line in lines]
+    assert ["6", "trained", "answer", "0", "3", "26-28", "all"] in [line[:7] for line in lines]
+    assert ["thinking", "5", "■", "·", "·", "·", "·", "■"] in lines
     assert "can be trained exactly" in done.stdout and "no warnings" in done.stdout
     assert re.search(r"2 conversations in layout one_pass: 2 rows", done.stdout)
 

@@ -77,7 +77,7 @@ def test_the_metrics_name_everything_worth_watching(whole):
     first = json.loads((whole[0] / "metrics.jsonl").read_text().splitlines()[0])
     assert {
         "step", "loss", "thinking_loss", "answer_loss", "tokens_per_second", "trained_tokens_per_second",
-        "block_sparsity", "packing_waste", "learning_rate", "grad_norm",
+        "block_sparsity", "pack_fill", "learning_rate", "grad_norm",
     } <= first.keys()  # fmt: skip
 
 
@@ -151,8 +151,8 @@ def test_what_cannot_be_resumed_is_said(whole, tmp_path):
         ("trainer.steps=many", "trainer.steps"),
         ("duplication=onepass", "onepass"),
         (
-            "duplication.pack_length=1000",
-            "duplication.pack_length=1000: must be a multiple of attention.block_size=128",
+            "duplication.pack_length=0",
+            "duplication.pack_length=0: must be at least 1",
         ),
     ],
 )

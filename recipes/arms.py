@@ -344,7 +344,7 @@ def _naive(name: ArmName, device: torch.device) -> Arm:
     def work(item: Plain) -> Work:
         tokens = item.input_ids.shape[1]
         pairs = tokens * (tokens + 1) // 2
-        return Work(1, tokens, tokens, len(item.targets), pairs, pairs)
+        return Work(1, tokens, len(item.targets), pairs, pairs)
 
     return Arm(name, True, "sdpa", prepare, functools.partial(Plain.to, device=device), lambda item: None, loss, work)
 
@@ -381,7 +381,7 @@ def _paper(name: ArmName, config: BenchmarkConfig, device: torch.device) -> Arm:
 
     def work(item: Plain) -> Work:
         tokens = item.input_ids.shape[1]
-        return Work(1, tokens, tokens, len(item.targets), int(paper_mask(item).sum()), tokens**2)
+        return Work(1, tokens, len(item.targets), int(paper_mask(item).sum()), tokens**2)
 
     return Arm(name, True, "sdpa", prepare, functools.partial(Plain.to, device=device), paper_mask, loss, work)
 

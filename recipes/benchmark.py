@@ -200,7 +200,7 @@ def grid_table(cells: Sequence[dict]) -> str:
         )
     text = (
         "Speed-up of one pass over packed per-turn by the operations that are needed (tokens, visible pairs), by those "
-        "that are computed (padding, blocks), and measured; then how many times one pass each other arm takes."
+        "that are computed (whole blocks), and measured; then how many times one pass each other arm takes."
     )
     return f"{text}\n\n{markdown([*header, *others], rows)}"
 

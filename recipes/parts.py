@@ -197,7 +197,7 @@ def mask(config: BenchmarkConfig) -> dict:
         dialogues = draw_dialogues(statistical_lengths(MATHCHATSYNC), config.seed, 1000, tokens)
         rows = [row for one in dialogues for row in lay_out(passes_of(one), "one_pass").rows]
         visible_until = pack(rows, tokens)[0].visible_until.to(device)
-        build = lambda: build_block_mask(visible_until, config.block_size)  # noqa: B023, E731
+        build = lambda: build_block_mask(visible_until, config.block_size, length=tokens)  # noqa: B023, E731
         times = interleaved_seconds({"build": build}, 5, device)["build"]
         tracemalloc.start()
         _, peak = peak_memory(build, device)
@@ -367,9 +367,11 @@ def recompiles(config: BenchmarkConfig) -> dict:
         sampler = share_lengths(rng.random(3) + 0.1, turn_tokens, int(rng.integers(1, 6)))
         dialogues = draw_dialogues(sampler, number, 1000, length)
         rows = [row for one in dialogues for row in lay_out(passes_of(one), "one_pass", length).rows]
-        block_mask = build_block_mask(pack(rows, length)[0].visible_until.to(device), config.block_size)
+        one = pack(rows, length)[0]
+        block_mask = build_block_mask(one.visible_until.to(device), config.block_size, length=length)
+        tokens = len(one) if cuda else length
         query, key, value = (
-            torch.randn(1, heads, length, 64, device=device, dtype=dtype, requires_grad=cuda) for heads in (2, 1, 1)
+            torch.randn(1, heads, tokens, 64, device=device, dtype=dtype, requires_grad=cuda) for heads in (2, 1, 1)
         )
         if cuda:
             flexmask_attention(layer, query, key, value, block_mask)[0].sum().backward()

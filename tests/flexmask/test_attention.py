@@ -188,6 +188,19 @@ def test_sinks_from_the_log_sum_exp(monkeypatch):
     assert_close([ours], [reference(*tensors, torch.ones(16, 16), 0.4, None, sinks)], 1e-12)
 
 
+def test_kernel_options_reach_flex_attention(monkeypatch):
+    given = []
+
+    def flex(query, key, value, kernel_options, **_):
+        given.append(kernel_options)
+        return value
+
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex)
+    block_mask = build_block_mask(torch.full((1, 16), 16), 16)
+    attention._compiled_attention(*inputs(0, 16, 1, 1), block_mask, 0.4, None, None, kernel_options={"BACKEND": "X"})
+    assert given == [{"BACKEND": "X"}]
+
+
 def test_memory_is_linear_in_the_sequence():
     """8,192 tokens in forward and backward. Fails if any step makes a tensor as large as one head's S x S scores."""
     length = 8192

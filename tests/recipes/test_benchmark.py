@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexmask import build_block_mask, lay_out, pack
-from flexmask.cpu_attention import block_sparse_attention
+from flexmask.attention import flexmask_attention
 from recipes import arms, benchmark, measure, parts, workloads
 from recipes.arms import Size, Work
 from recipes.config import ArmName, ConfigError, compose_benchmark
@@ -165,11 +165,11 @@ def test_a_file_gives_its_own_lengths(tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("one_pass", Work(1, 9, 12, 5, 35, 6 * 16)),
-        ("per_turn_packed", Work(2, 11, 12, 5, 10 + 28, 4 * 16)),  # the passes begin with a block each
-        ("per_turn_naive", Work(2, 11, 11, 5, 10 + 28, 10 + 28)),
-        ("paper_dense", Work(1, 10, 10, 5, 35 + 5, 100)),  # a copy of a2 too, which sees 5 tokens
-        ("keep_thinking", Work(1, 8, 8, 5, 36, 3 * 16)),
+        ("one_pass", Work(1, 9, 5, 35, 6 * 16)),
+        ("per_turn_packed", Work(2, 11, 5, 10 + 28, 4 * 16)),  # the passes begin with a block each
+        ("per_turn_naive", Work(2, 11, 5, 10 + 28, 10 + 28)),
+        ("paper_dense", Work(1, 10, 5, 35 + 5, 100)),  # a copy of a2 too, which sees 5 tokens
+        ("keep_thinking", Work(1, 8, 5, 36, 3 * 16)),
     ],
 )
 def test_work_by_hand(name, expected):
@@ -440,12 +440,11 @@ def test_varlen_arm_gives_each_pass_to_torch(monkeypatch):
 def test_flash_backend_arm_asks_for_that_backend(monkeypatch):
     calls = []
 
-    def flex(query, key, value, *, block_mask, scale, enable_gqa, kernel_options):
+    def attention(*args, kernel_options, **kwargs):
         calls.append(kernel_options)
-        assert enable_gqa
-        return block_sparse_attention(query, key, value, block_mask, scale).transpose(1, 2)
+        return flexmask_attention(*args, **kwargs)
 
-    monkeypatch.setattr(arms, "_compiled_flash_backend", lambda: flex)
+    monkeypatch.setattr(arms, "flexmask_attention", attention)
     config = compose_benchmark(TINY)
     check_gpu_arm(arms._packed(ArmName.one_pass_flash, "one_pass", arms.FLASH_ATTENTION, config, CPU), config)
     assert calls and all(options == {"BACKEND": "FLASH"} for options in calls)

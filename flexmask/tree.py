@@ -12,8 +12,8 @@ subtree is one contiguous stretch of it; that is all the mask rule needs.
 
 Of the branches of a node the one of the latest pass comes first. So what later turns see (questions and plain copies)
 stands together at the front of the row and the trained answers behind it, the last turn's first: a query sees a few
-long stretches of keys, and blocks are wasted at their ends only. With the branches the other way round, attention
-computes up to 2.5 times as many pairs in blocks of 128 (`make bench`, section packing).
+long stretches of keys, and blocks are wasted at their ends only. With the branches the other way round every earlier
+turn is a hole, and attention in blocks computes about twice as many pairs over a long conversation.
 """
 
 from collections.abc import Sequence

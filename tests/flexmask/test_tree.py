@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from factories import chatml_tokenizer, random_conversation, random_passes
 
-from flexmask import Pass, Role, keep_thinking, lay_out, one_pass, per_turn, render_passes
+from flexmask import Pass, Role, build_block_mask, keep_thinking, lay_out, one_pass, per_turn, render_passes
 from flexmask.tree import LAYOUTS
 
 
@@ -142,3 +143,41 @@ def test_a_thousand_turns_do_not_overflow_anything():
         history += "qa"
     (row,) = one_pass(passes)
     assert len(row) == 999 * 4 + 3
+
+
+def earliest_first(row):
+    """visible_until of the same tree in the other depth-first order: each branch right behind what it continues."""
+    until = []
+
+    def write(node):
+        start = len(until)
+        tokens = int(row.node_end[node] - row.node_start[node])
+        until.extend([0] * tokens)
+        for child in reversed(np.flatnonzero(row.node_parent == node)):
+            write(child)
+        until[start : start + tokens] = [len(until)] * tokens
+
+    for root in np.flatnonzero(row.node_parent < 0):
+        write(root)
+    return np.array(until, dtype=np.int32)
+
+
+# Breaks if a row puts the earliest branch first: then every earlier turn is a hole in what a query sees.
+def test_the_latest_branch_first_costs_half_the_blocks():
+    rng, history, passes = np.random.default_rng(0), np.empty(0, dtype=np.int64), []
+    for turn in range(24):
+        question, thinking, answer = (rng.integers(0, 10**6, size) for size in (20, 80, 30))
+        prompt = np.concatenate([history, question])
+        ids = np.concatenate([prompt, thinking, answer])
+        roles = np.repeat([Role.PROMPT, Role.THINKING, Role.ANSWER], [len(prompt), 80, 30]).astype(np.int8)
+        passes.append(Pass("long", turn, len(prompt), ids, roles, (roles != Role.PROMPT).astype(np.float32)))
+        history = np.concatenate([prompt, answer])
+    (row,) = one_pass(passes)
+
+    def computed(visible_until):
+        mask = build_block_mask(torch.from_numpy(visible_until)[None])
+        return int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum()) * 128**2
+
+    visible = int((row.position_ids + 1).sum())
+    assert computed(row.visible_until) < 1.6 * visible
+    assert computed(earliest_first(row)) > 1.9 * computed(row.visible_until)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -74,6 +75,10 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
 
     def widen(module, _):
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        # Some code casts to the dtype of the norm that it calls next (Nemotron-H), or computes a convolution itself.
+        for child in module.children():
+            convolution = isinstance(child, nn.Conv1d)
+            tensors += [p for p in child.parameters(recurse=False) if convolution or p.ndim == 1]
         held[module] = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in _HALF]
         for tensor, data in held[module]:
             tensor.data = data.float()
@@ -96,7 +101,7 @@ def _difference(model: PreTrainedModel, block_size: int) -> float:
     if takes_block_masks(model):
         groups = [[row for conversation in passes for row in one_pass(conversation)]]
         passes = [conversation[::-1] for conversation in passes]  # the order of a row's branches
-    else:  # layers that carry state: as they will be run, one pass a row and one row a pack
+    else:  # state that does not branch: as it will be run, one pass a row and one row a pack
         groups = [[row] for conversation in passes for row in per_turn(conversation)]
     packs = [pack(rows, sum(map(len, rows)))[0] for rows in groups]
     ours = torch.cat([token_losses(model, one.to(model.device), block_size).losses for one in packs])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from flexmask.models import UnsupportedModelError, attention_masks, takes_block_masks
 from flexmask.packing import Pack
 from flexmask.rendering import Role
+from flexmask.state_branches import StateBranches, expected_calls
 
 # Of the logits of one chunk in float32; with log-probabilities and gradients there are three times as many bytes. Each
 # chunk adds once to the gradient of the head, which has as many columns as the logits: at 151,936 tokens of vocabulary
@@ -49,10 +51,11 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     """Run the model over a pack and return the loss of every trained token, and their weighted sum with gradients.
 
     `model` is a prepared model (`prepare_model`) or a wrapper of one, as DistributedDataParallel is; the pack must lie
-    on its device. A model that was left its own attention, because its layers carry state, takes packs of a single
-    chain. Whatever the model does to its logits (scaling, soft-capping) is done: its own forward makes them.
-    Raises UnsupportedModelError for a pack that is no chain where it must be, and for a model that makes no logits from
-    the states of its decoder alone.
+    on its device. A model that was left its own attention, because the state of its layers does not branch, takes
+    packs of a single chain. Whatever the model does to its logits (scaling, soft-capping) is done: its own forward
+    makes them.
+    Raises UnsupportedModelError for a pack that is no chain where it must be, for a layer whose state has not branched,
+    and for a model that makes no logits from the states of its decoder alone.
     """
     indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
@@ -62,11 +65,15 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
             position_ids=pack.position_ids,
             attention_mask=attention_masks(inner.config, pack, block_size),
         )
+        if calls := expected_calls(inner):
+            inputs["state_branches"] = StateBranches(pack.previous)
     else:
         _check_chain(inner, pack)
         inputs = dict(input_ids=pack.input_ids)
     head = _Head(inner)
     states = head.states(model, inputs)[pack.previous[0, indices]]
+    if branches := inputs.get("state_branches"):
+        _check_branched(inner, branches.calls, calls)
     weights = pack.loss_weights[0, indices]
     total, losses = _ChunkedLoss.apply(states, head, pack.input_ids[0, indices], weights, *head.parameters)
     return TokenLosses(losses, weights.to(losses.dtype), pack.roles[0, indices], indices, total)
@@ -210,6 +217,17 @@ def _check_chain(model: PreTrainedModel, pack: Pack) -> None:
     if not (pack.visible_until == len(pack)).all():
         raise UnsupportedModelError(
             f"{type(model).__name__} runs with its own attention, which would let branches and packed rows see each "
-            f"other (pack with {', '.join(sorted(set(pack.rows)))}): call prepare_model first, or, for layers that "
-            'carry state, use layout="per_turn" and one row a pack'
+            f"other (pack with {', '.join(sorted(set(pack.rows)))}): call prepare_model first, or, for layers "
+            'whose state does not branch, use layout="per_turn" and one row a pack'
+        )
+
+
+def _check_branched(model: PreTrainedModel, calls: int, expected: int) -> None:
+    """Whatever else may replace a layer's code, or keep the argument from it, never trains with state that leaks."""
+    if calls != expected:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: state branched in {calls} of the {expected} functions of its layers, so branches "
+            "leak into each other: call prepare_model first; if that was done, something in the installed transformers "
+            f"{transformers.__version__} stands between the model and its layers' functions; where that is a "
+            "kernel for whole layers, load the model with use_kernels=False"
         )

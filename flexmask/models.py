@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+import transformers
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
@@ -15,6 +16,7 @@ from flexmask.alibi import has_alibi_route, is_routed, route_alibi
 from flexmask.attention import ATTENTION_NAME
 from flexmask.masks import build_block_mask
 from flexmask.packing import Pack
+from flexmask.state_branches import is_covered, moved, route_states
 
 # Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models...
 _STATEFUL = re.compile(
@@ -29,9 +31,11 @@ _RESTRICTIONS = {
     "full_attention": None,
     "sliding_attention": ("window", "sliding_window"),
     "chunked_attention": ("chunk", "attention_chunk_size"),
+    "hybrid": None,
 }
-# Entries of layer_types that are no attention (Nemotron-H) and take no mask.
-_WITHOUT_ATTENTION = {"mlp", "moe"}
+# Entries of layer_types that are no attention and take no mask: feed-forward (Nemotron-H), and state that branches.
+_STATE = {"linear_attention", "conv"}
+_WITHOUT_ATTENTION = {"mlp", "moe"} | _STATE
 
 
 class UnsupportedModelError(ValueError):
@@ -39,18 +43,19 @@ class UnsupportedModelError(ValueError):
 
 
 def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedModel:
-    """Check that a model can be trained exactly and route its attention through `flexmask.attention`; returns it.
+    """Check that a model can be trained exactly and route its attention through `flexmask.attention`, and layers that
+    carry state through `flexmask.state_branches`; returns it.
 
-    chains: every pack will be a single row that never branches, as layout "per_turn" makes them. Layers that carry
-    state are then exact too; such a model keeps its own attention.
+    chains: every pack will be a single row that never branches, as layout "per_turn" makes them. Layers whose state
+    does not branch are then exact too; such a model keeps its own attention.
 
     The load-balancing loss of experts is switched off with a warning where the config asks for it
     (`output_router_logits`): it is no sum over passes, so no two layouts or packs would agree on it, and context
     tokens would count in it. Dropout outside of attention is left on with a warning that names its settings.
 
     Costs one forward pass over three tokens, which shows the windows that the model's own code has (not on the meta
-    device). Raises UnsupportedModelError naming the layers that carry state (linear attention, state space,
-    convolution), a layer type without a mask rule, attention that transformers does not route through its
+    device). Raises UnsupportedModelError naming the layers whose state does not branch (`branching_layers` has those
+    whose state does), a layer type without a mask rule, attention that transformers does not route through its
     AttentionInterface, or a window or chunk in the config that the model does not have; ValueError naming the setting
     for dropout on attention or noise on routers.
     """
@@ -63,7 +68,7 @@ def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedMod
             f"{getattr(text, 'router_aux_loss_coef', None)}) is no sum over passes and is not trained",
             stacklevel=2,
         )
-    if stateful_layers(model):
+    if unbranched_layers(model):
         return model
     if random_settings(text):
         raise ValueError(
@@ -85,6 +90,7 @@ def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedMod
             f"{type(model).__name__} does not route its attention through transformers' AttentionInterface, so no "
             "block mask reaches it; train it elsewhere one pass at a time"
         )
+    route_states(model.get_submodule(path) for path in _stateful_paths(model))
     if model.device.type != "meta":
         _check_windows(model)
     return model
@@ -161,12 +167,13 @@ def takes_block_masks(model: PreTrainedModel) -> bool:
 def check_model(model: PreTrainedModel, chains: bool = False) -> None:
     """Raise UnsupportedModelError if masking cannot hide one branch of a row from another (see `prepare_model`)."""
     name = type(model).__name__
-    if layers := stateful_layers(model):
+    if layers := unbranched_layers(model):
         if not chains:
             raise UnsupportedModelError(
                 f"{name}: {_few(layers)} carry state from token to token, so no attention mask keeps one branch or "
-                "packed row from leaking into the next, and the loss would be wrong. Train this model one pass a turn "
-                'instead: duplication=per_turn (in the library layout="per_turn"), one row a pack'
+                f"packed row from leaking into the next, and the loss would be wrong{_why_unbranched(model)}. Train "
+                'this model one pass a turn instead: duplication=per_turn (in the library layout="per_turn"), one row '
+                "a pack"
             )
         return
     known = _RESTRICTIONS.keys() | _WITHOUT_ATTENTION
@@ -184,17 +191,50 @@ def stateful_layers(model: PreTrainedModel) -> list[str]:
     Found by what modules are: a convolution over tokens, the parameters of a recurrence, or a class name. What all
     three miss, `flexmask.exactness.check_exact` finds by trying.
     """
+    return [_named(model, path) for path in _stateful_paths(model)]
+
+
+def branching_layers(model: PreTrainedModel) -> list[str]:
+    """Those of the stateful layers whose state branches with the tree (`flexmask.state_branches`)."""
+    return [_named(model, path) for path in _stateful_paths(model) if _branches(model.get_submodule(path))]
+
+
+def unbranched_layers(model: PreTrainedModel) -> list[str]:
+    """Those of the stateful layers whose state does not branch: such a model runs one row a pack, one pass a turn."""
+    return [_named(model, path) for path in _stateful_paths(model) if not _branches(model.get_submodule(path))]
+
+
+def _branches(layer: nn.Module) -> bool:
+    return is_covered(layer) and moved(layer) is None
+
+
+def _why_unbranched(model: PreTrainedModel) -> str:
+    """What of the installed transformers keeps the state of a covered layer from branching."""
+    covered = [layer for layer in map(model.get_submodule, _stateful_paths(model)) if is_covered(layer)]
+    changes = dict.fromkeys(found for found in map(moved, covered) if found)
+    if not changes:
+        return ""
+    return f" (their state would branch, but not in the installed transformers {transformers.__version__}, where " + (
+        "; ".join(changes) + ")"
+    )
+
+
+def _named(model: PreTrainedModel, path: str) -> str:
+    return f"{path} ({type(model.get_submodule(path)).__name__})"
+
+
+def _stateful_paths(model: PreTrainedModel) -> list[str]:
     family = type(model).__name__.removesuffix("ForCausalLM")
     # A family named after its recurrence (Kimi Linear, xLSTM) has the word in all its classes: what is behind it
     # counts, unless nothing else tells the layers apart.
-    return _stateful_layers(model, family) or _stateful_layers(model, "")
+    return _stateful_modules(model, family) or _stateful_modules(model, "")
 
 
-def _stateful_layers(model: PreTrainedModel, family: str) -> list[str]:
+def _stateful_modules(model: PreTrainedModel, family: str) -> list[str]:
     # Towers for images and sound have convolutions of their own, which tokens of text never enter.
     decoder = model.get_decoder()
     searched = set((decoder if isinstance(decoder, PreTrainedModel) else model).modules())
-    found = {}
+    found: list[str] = []
     for path, module in model.named_modules():
         if module not in searched:
             continue
@@ -207,8 +247,8 @@ def _stateful_layers(model: PreTrainedModel, family: str) -> list[str]:
         ):
             continue
         if not any(owner == other or owner.startswith(f"{other}.") for other in found):
-            found[owner] = f"{owner} ({type(model.get_submodule(owner)).__name__})"
-    return list(found.values())
+            found.append(owner)
+    return found
 
 
 # Settings under which transformers' models (5.23) drop attention, or add noise to routers, at random ...
@@ -262,7 +302,9 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
 
 
 def _attention_types(config: PreTrainedConfig) -> list[str]:
-    return sorted(set(layer_types(config)) - _WITHOUT_ATTENTION)
+    # A layer of type "hybrid" has full attention beside or behind its state (Falcon-H1, Zamba2).
+    kinds = {"full_attention" if kind == "hybrid" else kind for kind in layer_types(config)}
+    return sorted(kinds - _WITHOUT_ATTENTION)
 
 
 def restriction(config: PreTrainedConfig, kind: str) -> tuple[str, int] | None:
@@ -286,7 +328,9 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
         )
         # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding.
         masks[kind].ndim = 4
-    return masks if len(masks) > 1 else next(iter(masks.values()))
+    if len(masks) == 1:
+        return next(iter(masks.values()))
+    return masks | {kind: None for kind in _STATE.intersection(layer_types(config))}
 
 
 # Models with a table of positions and nothing beyond it, by model_type (transformers 5.23).

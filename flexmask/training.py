@@ -22,7 +22,7 @@ from flexmask.conversation import Conversation
 from flexmask.exactness import check_exact
 from flexmask.loss import TokenLosses, token_losses
 from flexmask.masks import build_block_mask
-from flexmask.models import UnsupportedModelError, prepare_model, stateful_layers
+from flexmask.models import UnsupportedModelError, prepare_model, unbranched_layers
 from flexmask.packing import Pack, pack
 from flexmask.rendering import render_conversation
 from flexmask.tree import LaidOut, Row, lay_out
@@ -83,7 +83,7 @@ class OnePassCollator:
     pack_length: most tokens of one forward pass. The mask is made for so many in every pack, so that a compiled kernel
         sees one shape; nothing else is padded.
     block_size: of the mask; attention computes or skips whole blocks.
-    one_row_per_pack: no packing, for models whose layers carry state from row to row. `OnePassTrainer` sets it.
+    one_row_per_pack: no packing, for layers whose state runs on from row to row. `OnePassTrainer` sets it.
     """
 
     def __init__(
@@ -115,15 +115,15 @@ class OnePassTrainer(Trainer):
     `pack_fill` (the share of `pack_length` that packs fill) and `block_sparsity`, each of this process over the
     interval since the last log.
 
-    A model whose layers carry state is trained on rows that do not branch (layout "per_turn"), one a pack, with a
-    warning. Raises UnsupportedModelError for a model that cannot be exact on its rows, NonFiniteLossError before the
-    optimizer steps.
+    A model with layers whose state does not branch with the tree (`flexmask.models.unbranched_layers`) is trained on
+    rows that do not branch either (layout "per_turn"), one a pack, with a warning. Raises UnsupportedModelError for a
+    model that cannot be exact on its rows, NonFiniteLossError before the optimizer steps.
     """
 
     def __init__(self, model: PreTrainedModel, args, data_collator: OnePassCollator, **kwargs: Any) -> None:
         _check_settings(args, kwargs.get("train_dataset"))
         args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
-        if layers := stateful_layers(model):
+        if layers := unbranched_layers(model):
             _check_chains(type(model).__name__, layers, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
             data_collator.one_row_per_pack = True
             warnings.warn(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 def pass_token_losses(model, one_pass_of_a_turn) -> torch.Tensor:
     """Cross-entropy of tokens 1 ... T-1 of a pass, [T - 1], each predicted from the token before it."""
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
-    ids = torch.from_numpy(one_pass_of_a_turn.input_ids)[None]
+    ids = torch.from_numpy(one_pass_of_a_turn.input_ids)[None].to(model.device)
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
 
@@ -20,7 +20,7 @@ def per_turn_loss(model, passes) -> torch.Tensor:
     """Sum over passes of weighted token losses."""
     total = 0.0
     for p in passes:
-        weights = torch.from_numpy(p.loss_weights[1:]).to(model.dtype)
+        weights = torch.from_numpy(p.loss_weights[1:]).to(model.device, model.dtype)
         total = total + (pass_token_losses(model, p) * weights).sum()
     return total
 

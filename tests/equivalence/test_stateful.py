@@ -1,4 +1,4 @@
-"""Layers that carry state: refused in one pass by name, exact as one pass a turn and one row a pack."""
+"""Layers whose state does not branch: refused in one pass by name, exact as one pass a turn and one row a pack."""
 
 import json
 import warnings
@@ -7,7 +7,7 @@ import pytest
 import torch
 from factories import chatml_tokenizer, random_conversation, random_passes
 from reference import gradients, per_turn_loss, worst_gradient_difference
-from stateful_families import STATEFUL
+from stateful_families import UNBRANCHED
 from transformers import TrainingArguments
 
 from flexmask import (
@@ -21,7 +21,7 @@ from flexmask import (
     token_losses,
 )
 from flexmask.exactness import check_exact
-from flexmask.models import stateful_layers
+from flexmask.models import branching_layers, stateful_layers
 
 BLOCK = 16
 LOSS, GRADIENT = 1e-12, 1e-11
@@ -34,10 +34,11 @@ def loss_of(model, packs):
 
 
 # Breaks if one kind of stateful layer goes unseen: its model would train with branches leaking into each other.
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", UNBRANCHED)
 def test_refused_in_one_pass_by_name(name):
-    model = STATEFUL[name].build(torch.float32)
+    model = UNBRANCHED[name].build(torch.float32)
     layers = stateful_layers(model)
+    assert branching_layers(model) == []
     with pytest.raises(UnsupportedModelError, match="carry state from token to token.*duplication=per_turn") as refusal:
         prepare_model(model)
     assert layers[0] in str(refusal.value)
@@ -45,9 +46,9 @@ def test_refused_in_one_pass_by_name(name):
     assert not any(word in layer for layer in layers for word in ("mlp", "Mlp", "MLP", "q_proj", "norm"))
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", UNBRANCHED)
 def test_exact_per_turn(name, record_property):
-    model = STATEFUL[name].build(torch.float64)
+    model = UNBRANCHED[name].build(torch.float64)
     reference = per_turn_loss(model, PASSES)
     reference_gradients = gradients(model, reference)
     prepare_model(model, chains=True)
@@ -61,7 +62,7 @@ def test_exact_per_turn(name, record_property):
                 kind="model",
                 family=name,
                 model_class=type(model).__name__,
-                attention=STATEFUL[name].attention,
+                attention=UNBRANCHED[name].attention,
                 verdict="per turn",
                 loss_difference=loss_difference,
                 gradient_difference=gradient_difference,
@@ -74,9 +75,9 @@ def test_exact_per_turn(name, record_property):
 
 
 # The reason for the refusal: without it, state leaks from row to row and the loss is another.
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", UNBRANCHED)
 def test_packing_would_leak(name):
-    model = STATEFUL[name].build(torch.float64)
+    model = UNBRANCHED[name].build(torch.float64)
     exact = per_turn_loss(model, PASSES).item()
     (one,) = pack(ROWS, 512)
     indices = torch.nonzero(one.loss_weights[0] > 0).flatten()
@@ -87,9 +88,9 @@ def test_packing_would_leak(name):
         token_losses(prepare_model(model, chains=True), one, BLOCK)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", UNBRANCHED)
 def test_the_check_before_training_passes(name):
-    check_exact(prepare_model(STATEFUL[name].build(torch.float32), chains=True), BLOCK)
+    check_exact(prepare_model(UNBRANCHED[name].build(torch.float32), chains=True), BLOCK)
 
 
 def conversations(layout):
@@ -98,7 +99,7 @@ def conversations(layout):
 
 
 def trainer(tmp_path, dataset, **more):
-    config = STATEFUL["LFM2"].config()
+    config = UNBRANCHED["MiniMax"].config()
     config.vocab_size = len(chatml_tokenizer())
     torch.manual_seed(0)
     from transformers import AutoModelForCausalLM
@@ -119,7 +120,9 @@ def test_the_trainer_refuses_a_row_that_branches_and_offers_per_turn(tmp_path):
 
 def test_the_trainer_runs_one_row_a_pack_and_says_so(tmp_path):
     rows = conversations("per_turn")
-    with pytest.warns(UserWarning, match=r"1 layers carry state .*Lfm2ShortConv.*every row is a pack of its own"):
+    with pytest.warns(
+        UserWarning, match=r"1 layers carry state .*MiniMaxLightningAttention.*every row is a pack of its own"
+    ):
         one = trainer(tmp_path, rows)
     one.train()
     assert one.run_totals.packs == sum(len(rows[i]) for i in range(4))

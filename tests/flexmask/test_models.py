@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 from factories import chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
 from families import FAMILIES
-from stateful_families import STATEFUL
+from stateful_families import BRANCHING
 from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
@@ -39,8 +39,8 @@ def test_layers_without_attention_need_no_mask_rule():
 # The name of gpt-oss holds "ssm", and Kimi Linear's attention the words "linear attention".
 def test_names_that_only_look_stateful():
     assert stateful_layers(FAMILIES["gpt-oss"].build(torch.float32)) == []
-    layers = stateful_layers(STATEFUL["Kimi Linear"].build(torch.float32))
-    assert layers == ["model.layers.0.self_attn (KimiLinearDeltaAttention)"]
+    layers = stateful_layers(BRANCHING["Kimi Linear"].build(torch.float32))
+    assert layers == [f"model.layers.{i}.self_attn (KimiLinearDeltaAttention)" for i in (0, 2)]
 
 
 # Voxtral's audio tower has convolutions, which text does not enter; the same layer in the decoder carries state.

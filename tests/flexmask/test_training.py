@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from factories import chatml_tokenizer, in_double, random_conversation, tiny_qwen3
+from families import Family
 from reference import gradients, per_turn_loss
+from stateful_families import BRANCHING
 from transformers import TrainerCallback, TrainingArguments
 
 from flexmask import NonFiniteLossError, OnePassCollator, OnePassTrainer, prepare_conversation, render_passes
@@ -24,7 +26,26 @@ def rows_in(layout, pack_length=1024):
     return [prepare_conversation(c, tokenizer, layout=layout, pack_length=pack_length).rows for c in CONVERSATIONS]
 
 
-def make_trainer(tmp_path, *, layout="one_pass", pack_length=1024, dtype=torch.float64, callbacks=None, **arguments):
+def tiny_hybrid(vocab, dtype):
+    """A model whose layers carry state, which branches with the tree."""
+    config = BRANCHING["Qwen3.5"].config()
+    config.vocab_size = vocab
+    return Family("", lambda: config).build(dtype)
+
+
+MODELS = {"attention": tiny_qwen3, "hybrid": tiny_hybrid}
+
+
+def make_trainer(
+    tmp_path,
+    *,
+    model="attention",
+    layout="one_pass",
+    pack_length=1024,
+    dtype=torch.float64,
+    callbacks=None,
+    **arguments,
+):
     arguments = {
         "per_device_train_batch_size": BATCH,
         "max_steps": STEPS,
@@ -38,7 +59,7 @@ def make_trainer(tmp_path, *, layout="one_pass", pack_length=1024, dtype=torch.f
         "logging_nan_inf_filter": False,
     } | arguments
     return OnePassTrainer(
-        tiny_qwen3(VOCAB, dtype),
+        MODELS[model](VOCAB, dtype),
         TrainingArguments(output_dir=str(tmp_path), **arguments),
         OnePassCollator(pack_length, block_size=16),
         train_dataset=rows_in(layout, pack_length),
@@ -66,16 +87,21 @@ def assert_same_run(left, right, tolerance=1e-6):
 
 # Breaks if a step's normalisation counts packs, rows or copies instead of the target weight of its conversations.
 @pytest.mark.parametrize(
-    "other",
+    ("model", "other"),
     [
-        {"layout": "per_turn"},
-        {"pack_length": 512},
-        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+        ("attention", {"layout": "per_turn"}),
+        ("attention", {"pack_length": 512}),
+        ("attention", {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}),
+        ("hybrid", {"layout": "per_turn", "pack_length": 512}),
     ],
-    ids=["per_turn", "pack_length", "accumulation"],
+    ids=["per_turn", "pack_length", "accumulation", "hybrid"],
 )
-def test_the_same_run_whatever_the_layout_pack_length_or_accumulation(tmp_path, other):
-    assert_same_run(trained(make_trainer(tmp_path)), trained(make_trainer(tmp_path, **other)))
+def test_the_same_run_whatever_the_layout_pack_length_or_accumulation(tmp_path, model, other):
+    left, right = make_trainer(tmp_path, model=model), make_trainer(tmp_path, model=model, **other)
+    assert_same_run(trained(left), trained(right))
+    if "layout" in other:
+        # Rows of a turn share packs as well, whether layers carry state or not.
+        assert right.run_totals.packs < sum(len(rows) for rows in right.train_dataset) / 2
 
 
 # Breaks if a rank divides by its own weight, or gradients are averaged where they should be summed.
@@ -91,8 +117,10 @@ def test_the_same_run_on_two_processes(tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    losses, parameters = torch.load(tmp_path / "result.pt", weights_only=False)
-    assert_same_run(trained(make_trainer(tmp_path)), (losses, {n: p.detach() for n, p in parameters.items()}))
+    for model in MODELS:
+        losses, parameters = torch.load(tmp_path / f"{model}.pt", weights_only=False)
+        parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+        assert_same_run(trained(make_trainer(tmp_path, model=model)), (losses, parameters))
 
 
 def test_another_layout_is_another_run(tmp_path):

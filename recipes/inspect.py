@@ -30,7 +30,7 @@ from flexmask import Conversation, LaidOut, OnePassCollator, Role, Row, Unsuppor
 from flexmask.models import check_model, layer_types, restriction
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
 from recipes.config import Layout, TrainConfig, compose
-from recipes.models import load_tokenizer, weightless_model
+from recipes.models import branching_note, load_tokenizer, weightless_model
 from recipes.preparation import PreparedData, load_data, prepare, settings_of
 
 MOST_SEGMENTS_IN_A_MATRIX = 40
@@ -108,6 +108,8 @@ def _print_model(config: TrainConfig, vocab_size: int, chains: bool, notes: list
     try:
         check_model(model, chains)
         console.print("[green]can be trained exactly[/] (training tries it on a small row before it starts)")
+        if note := branching_note(model):
+            console.print(note)
     except UnsupportedModelError as error:
         console.print("[red]refused[/]: see the warnings")
         notes.append(str(error))

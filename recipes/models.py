@@ -16,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from flexmask.models import check_model, random_settings
+from flexmask.models import branching_layers, check_model, random_settings
 from recipes.config import ModelConfig, ModelKind
 from recipes.tiny import build_model, build_tokenizer
 
@@ -79,6 +79,13 @@ def weightless_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
     shape = _reachable(config, AutoConfig.from_pretrained)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(shape)
+
+
+def branching_note(model: PreTrainedModel) -> str:
+    """One line on the layers whose state branches with the tree; empty where there are none."""
+    layers = branching_layers(model)
+    kinds = ", ".join(sorted({layer.partition(" ")[2].strip("()") for layer in layers}))
+    return f"state branches with the tree in {len(layers)} layers ({kinds})" if layers else ""
 
 
 def _reachable(config: ModelConfig, load, **arguments):

@@ -51,9 +51,9 @@ def train(config: TrainConfig) -> dict:
     from transformers.utils.logging import disable_progress_bar
 
     from flexmask import OnePassCollator, OnePassTrainer
-    from flexmask.models import stateful_layers
+    from flexmask.models import unbranched_layers
     from recipes.evaluate import evaluate_chats
-    from recipes.models import load_model, load_tokenizer
+    from recipes.models import branching_note, load_model, load_tokenizer
     from recipes.preparation import load_data, prepare
     from recipes.reporting import Reporter
     from recipes.trainer import ReportingCallback, report_chats, report_mask, training_arguments
@@ -70,8 +70,8 @@ def train(config: TrainConfig) -> dict:
     rows = prepare(data.train, tokenizer, config, config.duplication.layout)
     model = load_model(config.model, len(tokenizer), config.seed, chains=not rows.branching)
     # Held-out loss is always measured on what inference shows, whatever the layout that was trained; as one pass a turn
-    # it is the same sum, and right for layers that carry state as well.
-    heldout_layout = "per_turn" if stateful_layers(model) else "one_pass"
+    # it is the same sum, and right for layers whose state does not branch as well.
+    heldout_layout = "per_turn" if unbranched_layers(model) else "one_pass"
     heldout_rows = prepare(data.heldout, tokenizer, config, heldout_layout)
     collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
     print(
@@ -80,6 +80,7 @@ def train(config: TrainConfig) -> dict:
         f"{rows.dropped_turns} turns longer than a pack, {rows.without_rows} conversations with nothing to train"
         + (f"; {rows.slow_turns} turns rendered the slow way" if rows.slow_turns else "")
         + ("; no row branches, so nothing is duplicated" if not rows.branching else "")
+        + (f"; {note}" if (note := branching_note(model)) else "")
     )
 
     with Reporter(config, resumed_from=done) as reporter:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from factories import chatml_tokenizer
-from stateful_families import STATEFUL
+from stateful_families import BRANCHING, UNBRANCHED
 
 ROOT = Path(__file__).parents[2]
 CONVERSATION = {
@@ -68,12 +68,16 @@ def test_a_conversation_that_is_not_there(file, wanted):
 
 
 def test_warnings_of_template_model_and_settings(file, tmp_path):
-    """A stateful model, and a template that keeps no thinking: refused, declared, said."""
+    """Models with layers that carry state, and a template that keeps no thinking: refused, declared, said."""
     folder = tmp_path / "model"
-    config = STATEFUL["LFM2"].config()
-    config.vocab_size = len(chatml_tokenizer())
-    config.save_pretrained(folder)
     tokenizer = chatml_tokenizer()
+
+    def save(family):
+        config = family.config()
+        config.vocab_size = len(tokenizer)
+        config.save_pretrained(folder)
+
+    save(BRANCHING["LFM2"])
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -91,12 +95,14 @@ def test_warnings_of_template_model_and_settings(file, tmp_path):
     assert "the chat template renders no thinking; it is trained as '<think>" in output
     assert "(1 of 2 conversations)" in output
     assert "all x 0.5" in output
+    assert "can be trained exactly" in output and "state branches with the tree in 2 layers (Lfm2ShortConv)" in output
+    save(UNBRANCHED["MiniMax"])
     done = run(
         *of(file, "1", "model=hub", f"model.name_or_path={folder}", f"model.chat_template={tmp_path}/template.jinja")
     )
     output = " ".join(done.stdout.split())
     assert "refused: see the warnings" in output
-    assert "layers.0.conv (Lfm2ShortConv) carry state from token to token" in output
+    assert "layers.0.self_attn (MiniMaxLightningAttention) carry state from token to token" in output
 
 
 def test_a_data_set_without_a_turn_to_train(file):

@@ -45,7 +45,7 @@ sweep: $(STAMP) ## train every layout on two seeds, then one table and one plot 
 	@$(BIN)/python -m recipes.train sweep=$(SWEEP) hydra.sweep.dir=$(SWEEP_DIR) $(ARGS)
 	@$(BIN)/python -m recipes.compare $(SWEEP_DIR)
 
-picture: $(STAMP) ## draw the README's mask picture into docs/images
+picture: $(STAMP) ## draw the documentation's pictures into docs/images
 	@$(BIN)/python -m recipes.picture $(ARGS)
 
 notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/notebooks

@@ -298,6 +298,29 @@ def recompiles_table(result: dict) -> str:
     )
 
 
+def state_table(results: Sequence[dict]) -> str:
+    layouts = {"one_pass": "one pass", "per_turn": "per turn"}
+    header = [
+        "layers",
+        *(f"{what}, {layout}" for what in ("tokens", "steps", "seconds") for layout in layouts.values()),
+    ]
+    rows = [
+        [
+            one["layers"],
+            *(f"{one['tokens'][layout]:,}" for layout in layouts),
+            *(one["steps"][layout] if one["steps"] else "none" for layout in layouts),
+            *(f"{one['seconds'][layout]:.3f}" for layout in layouts),
+            f"{one['ratio']:.2f}x",
+        ]
+        for one in results
+    ]
+    text = (
+        "Models with three layers that carry state and one of full attention: tokens computed, calls of a layer's "
+        "recurrence that wait for each other, forward and backward, and how many times one pass packed per-turn takes."
+    )
+    return f"{text}\n\n{markdown([*header, 'ratio'], rows)}"
+
+
 TABLES = {
     Section.grid: grid_table,
     Section.packing: packing_table,
@@ -306,6 +329,7 @@ TABLES = {
     Section.loss: loss_table,
     Section.preparation: preparation_table,
     Section.recompiles: recompiles_table,
+    Section.state: state_table,
 }
 
 
@@ -352,6 +376,8 @@ def _targets(result: dict) -> Iterator[tuple[str, float, str, float, str]]:
             yield "create_block_mask over build_block_mask", mask["create_block_mask"]["ratio"], ">=", 500, ""
     if recompiles := result.get("recompiles"):
         yield f"graphs compiled for {recompiles['packs']} packs", recompiles["graphs_compiled"], "=", 1, ""
+    for one in result.get("state", []):
+        yield f"state: one pass over packed per-turn, {one['layers']}", one["ratio"], ">=", 1, ""
 
 
 # ---- plots ----

@@ -416,6 +416,7 @@ class Section(StrEnum):
     loss = "loss"
     preparation = "preparation"
     recompiles = "recompiles"
+    state = "state"
 
 
 class ArmName(StrEnum):

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flexmask import build_block_mask, lay_out, pack
 from flexmask.attention import flexmask_attention
+from flexmask.state_branches import StateBranches
 from recipes import arms, benchmark, measure, parts, workloads
 from recipes.arms import Size, Work
 from recipes.config import ArmName, ConfigError, compose_benchmark
@@ -481,6 +482,21 @@ def test_create_block_mask_is_left_out_where_memory_is_short(monkeypatch):
     )
 
 
+class FromNodeInFront(StateBranches):
+    """Rows are kept apart, but within a row a node starts from the node in front of it and not from its parent."""
+
+    def __init__(self, previous):
+        super().__init__(torch.where(previous < 0, -1, torch.arange(-1, previous.shape[1] - 1)))
+
+
+@pytest.mark.parametrize("layers", parts.STATE_MODELS)
+def test_state_section_refuses_state_that_leaks_between_branches(layers, small_sections, monkeypatch):
+    monkeypatch.setattr(parts, "STATE_MODELS", {layers: parts.STATE_MODELS[layers]})
+    monkeypatch.setattr("flexmask.loss.StateBranches", FromNodeInFront)
+    with pytest.raises(measure.InexactError, match=f"one_pass, {layers}: .* do not train the same"):
+        parts.state(compose_benchmark(TINY))
+
+
 @pytest.fixture
 def small_sections(monkeypatch):
     for name, value in {
@@ -493,6 +509,8 @@ def small_sections(monkeypatch):
         "PREPARED_TURNS": (2, 3),
         "COMPILED_PACKS": 4,
         "COMPILED_LENGTH_ON_CPU": 128,
+        "STATE_TURNS": 3,
+        "STATE_SHARE": 2,
     }.items():
         monkeypatch.setattr(parts, name, value)
 
@@ -526,8 +544,16 @@ def test_a_whole_run(small_sections, tmp_path, capsys):
     assert all(mix["padding"] == 0 < mix["unfilled"] < 1 for mix in result["packing"])
     assert result["recompiles"]["graphs_compiled"] == 1
     assert {row["target"]: row["met"] for row in result["targets"]}["graphs compiled for 4 packs = 1"] == "yes"
+    assert [one["layers"] for one in result["state"]] == list(parts.STATE_MODELS)
+    for one in result["state"]:
+        assert one["dialogues"] > 1
+        assert one["tokens"]["one_pass"] == one["distinct_prefixes"] < one["tokens"]["per_turn"]
+        assert one["loss_difference"] < 1e-6 and one["gradient_difference"] < 1e-4
+        assert one["ratio"] == one["seconds"]["per_turn"] / one["seconds"]["one_pass"]
+    # A dialogue's trunk is one node a turn, whatever the number of dialogues; passes of their own wait for nothing.
+    assert [one["steps"] for one in result["state"]] == [{"one_pass": 3, "per_turn": 1}] * 2 + [None]
     text = (tmp_path / "benchmark.md").read_text()
-    assert all(f"## {section}" in text for section in ("grid", "packing", "attention", "mask", "targets"))
+    assert all(f"## {section}" in text for section in ("grid", "packing", "attention", "mask", "state", "targets"))
 
 
 @pytest.mark.parametrize(("value", "sign", "verdict"), [(2.1, "<=", "NO"), (2, "<=", "yes"), (0.9, ">=", "NO")])

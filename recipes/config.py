@@ -417,6 +417,7 @@ class Section(StrEnum):
     preparation = "preparation"
     recompiles = "recompiles"
     state = "state"
+    state = "state"
 
 
 class ArmName(StrEnum):

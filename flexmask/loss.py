@@ -6,12 +6,15 @@ computed. So the memory of the loss depends neither on the length of the row nor
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -70,65 +73,133 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     else:
         _check_chain(inner, pack)
         inputs = dict(input_ids=pack.input_ids)
-    head = _Head(inner)
-    states = head.states(model, inputs)[pack.previous[0, indices]]
+    targets, weights = pack.input_ids[0, indices], pack.loss_weights[0, indices]
+    with _loss_in_place_of_logits(inner, pack.previous[0, indices], targets, weights):
+        found = model(**inputs, use_cache=False)
     if branches := inputs.get("state_branches"):
         _check_branched(inner, branches.calls, calls)
-    weights = pack.loss_weights[0, indices]
-    total, losses = _ChunkedLoss.apply(states, head, pack.input_ids[0, indices], weights, *head.parameters)
-    return TokenLosses(losses, weights.to(losses.dtype), pack.roles[0, indices], indices, total)
+    losses = found["losses"]
+    return TokenLosses(losses, weights.to(losses.dtype), pack.roles[0, indices], indices, found["total"])
+
+
+@contextlib.contextmanager
+def _loss_in_place_of_logits(
+    model: PreTrainedModel, previous: Tensor, targets: Tensor, weights: Tensor
+) -> Iterator[None]:
+    """`model` returns {"total": scalar, "losses": [N]} for the tokens that stand behind `previous` [N].
+
+    The loss is made inside the model's own call: there a wrapper that shards parameters has them whole, and what it
+    does to outputs (DistributedDataParallel's static graph, FSDP's hooks for backward) it does to the loss. Hooks of
+    the model itself do not get to see logits.
+    """
+    forward = model.forward
+
+    def loss_forward(**inputs) -> dict[str, Tensor]:
+        head = _Head(model, forward)
+        states = head.states(inputs)[previous]
+        if not _whole(model, head.parameters):
+            # Sharded apart from the model: whoever shards them follows each call of the head until backward.
+            losses = F.cross_entropy(head(states), targets, reduction="none")
+            return {"total": (losses * weights.to(losses.dtype)).sum(), "losses": losses.detach()}
+        enabled = torch.is_grad_enabled()
+        total, losses = _ChunkedLoss.apply(states, head, targets, weights, enabled, *head.parameters)
+        return {"total": total, "losses": losses}
+
+    with _replaced(vars(model), "forward", loss_forward):
+        yield
+
+
+def _whole(model: nn.Module, parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether these are all the parameters of the head, and each is there as a plain tensor."""
+    fully_sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    return not fully_sharded and not any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in parameters)
 
 
 class _Head:
     """What a causal language model does behind its decoder, apart from it: states [N, D] -> logits [N, V].
 
     Not `model.lm_head` alone: what a model does to its logits stands in its `forward` (transformers 5.23), so that
-    `forward` runs, with a decoder that answers with the states it is given.
+    `forward` runs, with a decoder that answers with the states it is given. The decoder is the outermost module around
+    the embeddings that `forward` calls.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, forward: Callable) -> None:
+        self.model, self.forward = model, forward
         embeddings = model.get_input_embeddings()
-        self.decoder = next(child for child in model.children() if embeddings in set(child.modules()))
-        others = [child for child in model.children() if child is not self.decoder]
+        path = next(name for name, module in model.named_modules() if module is embeddings).split(".")
+        self._around = [".".join(path[:depth]) for depth in range(1, len(path))]
+        others = [child for name, child in model.named_children() if name != path[0]]
+        self._owners = [model, *(module for child in others for module in child.modules())]
         owned = [*model.parameters(recurse=False), *(p for child in others for p in child.parameters())]
         self.parameters = list(dict.fromkeys(p for p in owned if p.requires_grad))
-        self._output = None
 
-    def states(self, model: nn.Module, inputs: dict) -> Tensor:
-        """Last hidden states [S, D] of the decoder, where `model` is the model or a wrapper around it."""
-        found = []
+    def states(self, inputs: dict) -> Tensor:
+        """Last hidden states [S, D]."""
+        outputs: dict[str, list] = {path: [] for path in self._around}
 
-        def keep(module: nn.Module, arguments: tuple, output) -> None:
-            found.append(output)
+        def keep(path: str, module: nn.Module, arguments: tuple, output) -> None:
+            outputs[path].append(output)
 
-        handle = self.decoder.register_forward_hook(keep)
+        handles = [
+            self.model.get_submodule(path).register_forward_hook(functools.partial(keep, path)) for path in outputs
+        ]
         try:
             none = inputs["input_ids"].new_empty(0)
-            rows = model(**inputs, logits_to_keep=none, use_cache=False).logits.shape[1]
+            rows = self.forward(**inputs, logits_to_keep=none).logits.shape[1]
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         name = type(self.model).__name__
-        if len(found) != 1:
-            raise UnsupportedModelError(f"{name} ran its {type(self.decoder).__name__} {len(found)} times, not once")
+        self._decoder = next((path for path, found in outputs.items() if found), None)
+        if self._decoder is None or len(outputs[self._decoder]) != 1:
+            calls = {path: len(found) for path, found in outputs.items()}
+            raise UnsupportedModelError(f"{name}: no module around its embeddings is called once: {calls}")
         if rows:
             raise UnsupportedModelError(
                 f"{name} returned {rows:,} rows of logits where none were asked for: it does not take logits_to_keep, "
                 "as causal language models of transformers 5 do"
             )
-        (self._output,) = found
+        (self._output,) = outputs[self._decoder]
         return self._output[0][0]
 
     def __call__(self, states: Tensor) -> Tensor:
-        with _answering(self.decoder, _with_states(self._output, states[None])):
+        parent, _, attribute = self._decoder.rpartition(".")
+        siblings = self.model.get_submodule(parent)._modules
+        answer = _Answer(siblings[attribute], _with_states(self._output, states[None]))
+        with _replaced(siblings, attribute, answer):
             # The decoder does not look at them. Some models take the device or the batch size from them.
             ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
-            logits = self.model.forward(input_ids=ids, use_cache=False).logits[0]
+            logits = self.forward(input_ids=ids, use_cache=False).logits[0]
         if len(logits) != len(states):
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}.forward made {len(logits):,} rows of logits from {len(states):,} states"
             )
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    @contextlib.contextmanager
+    def with_parameters(self, aliases: Sequence[Tensor]) -> Iterator[None]:
+        """The head computes with `aliases` of `parameters`, on which no hook of theirs runs."""
+        alias_of = dict(zip(self.parameters, aliases, strict=True))
+        with contextlib.ExitStack() as stack:
+            for owner in self._owners:
+                for name, parameter in list(owner._parameters.items()):
+                    if parameter in alias_of:
+                        stack.enter_context(_replaced(owner._parameters, name, alias_of[parameter]))
+            yield
+
+
+class _Answer(nn.Module):
+    """In place of a decoder: returns `output` whatever it is called with, and has all else from the decoder."""
+
+    def __init__(self, decoder: nn.Module, output) -> None:
+        super().__init__()
+        self.__dict__.update(_decoder=decoder, _output=output)  # not as its child
+
+    def forward(self, *args, **kwargs):
+        return self._output
+
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["_decoder"], name)
 
 
 def _with_states(output, states: Tensor):
@@ -139,47 +210,49 @@ def _with_states(output, states: Tensor):
 
 
 @contextlib.contextmanager
-def _answering(decoder: nn.Module, output) -> Iterator[None]:
-    """`decoder.forward` returns `output`, whatever it is called with."""
-    own = vars(decoder).get("forward")
-    decoder.forward = lambda *args, **kwargs: output
+def _replaced(values: dict, name: str, value) -> Iterator[None]:
+    """`values[name]` is `value`, and afterwards what it was, or not there."""
+    missing = object()
+    before = values.get(name, missing)
+    values[name] = value
     try:
         yield
     finally:
-        if own is None:
-            del decoder.forward
+        if before is missing:
+            del values[name]
         else:
-            decoder.forward = own
+            values[name] = before
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """(states [N, D], head, targets [N], weights [N], *parameters of the head) -> weighted sum, losses [N].
+    """(states [N, D], head, targets [N], weights [N], whether gradients are wanted, *parameters of the head)
+    -> weighted sum, losses [N].
 
     The sum is linear in what comes from above, so its gradients are known in forward: no logits are kept for backward,
     and none are computed twice.
     """
 
     @staticmethod
-    def forward(ctx, states, head, targets, weights, *parameters):
-        need = [*ctx.needs_input_grad[:1], *ctx.needs_input_grad[4:]]
+    def forward(ctx, states, head, targets, weights, enabled, *parameters):
+        need = [enabled and needed for needed in (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])]
+        aliases = [parameter.detach().requires_grad_(enabled) for parameter in parameters]
         grad_states = torch.empty_like(states) if need[0] else None
         grads: list[Tensor | None] = [None] * len(parameters)
         total, losses = 0, []
-        for start, end in _chunks(len(states), states, head):
-            with torch.set_grad_enabled(any(need)):
-                chunk = states[start:end].detach().requires_grad_(need[0])
-                loss = F.cross_entropy(head(chunk), targets[start:end], reduction="none")
-                weighted = (loss * weights[start:end].to(loss.dtype)).sum()
-            total = total + weighted.detach()
-            losses.append(loss.detach())
-            if any(need):
-                wanted = [x for x, needed in zip((chunk, *parameters), need, strict=True) if needed]
-                found = iter(_gradients(weighted, wanted))
-                if need[0]:
-                    grad_states[start:end] = next(found)
-                for i in range(len(parameters)):
-                    if need[1 + i]:
-                        grads[i] = _sum(grads[i], next(found))
+        with head.with_parameters(aliases):
+            for start, end in _chunks(len(states), states, head):
+                with torch.set_grad_enabled(any(need)):
+                    chunk = states[start:end].detach().requires_grad_(need[0])
+                    loss = F.cross_entropy(head(chunk), targets[start:end], reduction="none")
+                    weighted = (loss * weights[start:end].to(loss.dtype)).sum()
+                total = total + weighted.detach()
+                losses.append(loss.detach())
+                if any(need):
+                    wanted = [chunk, *aliases] if need[0] else aliases
+                    found = list(_gradients(weighted, wanted))
+                    if need[0]:
+                        grad_states[start:end] = found.pop(0)
+                    grads = [_sum(grad, more) for grad, more in zip(grads, found, strict=True)]
         losses = torch.cat(losses)
         ctx.save_for_backward(grad_states, *grads)
         ctx.mark_non_differentiable(losses)
@@ -189,7 +262,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_total, _):
         grad_states, *grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
-        return grad_states, None, None, None, *grads
+        return grad_states, None, None, None, None, *grads
 
 
 def _chunks(length: int, states: Tensor, head: Callable) -> list[tuple[int, int]]:

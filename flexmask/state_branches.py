@@ -8,21 +8,23 @@ each node starts where its parent ended, a root from nothing, so neither branche
     convolution   one call; before each node stand the kernel - 1 tokens that precede it on its path, here the last
                   tokens of q1, and zeros before a root:
                       0 0 q1   q1 q1 a1' q2 t2 a2   q1 q1 t1 a1        (kernel of 3)
-    recurrence    one call a level, for the nodes that others continue; then the leaves, which nobody waits for:
+    recurrence    level by level for the nodes that others continue; then the leaves, which nobody waits for:
                       q1, from zero;   then a1' q2 t2 a2 and t1 a1 side by side, both from the final state of q1
 
-A node that is shorter than its batch ends in tokens that leave the state alone, so final states are exact. The number
-of calls that wait for each other is the depth of the deepest tree, whatever the number of nodes or rows.
+Nodes of like length run as one batch, and a node that is shorter than its batch ends in tokens that leave the state
+alone, so final states are exact. The number of calls that wait for each other is the depth of the deepest tree,
+whatever the number of nodes or rows.
 
 The seam (transformers 5.23): layers hand every argument of the model's forward that they do not know down to
 module-level functions, which are the fast kernels where those are installed (flash-linear-attention, mamba-ssm,
 causal-conv1d, hub kernels) and PyTorch code elsewhere. `route_states` puts a function in front of each of them that
-looks for the argument `state_branches`: with it, it calls the function behind once a level, as above; without it, in
+looks for the argument `state_branches`: with it, it calls the function behind as drawn above; without it, in
 generation or in another model of the process, it calls that function as it is. The argument travels with every call
 of a layer, so gradient checkpointing meets it again in backward.
 """
 
 import inspect
+import itertools
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,7 +58,7 @@ COVERED = {
     "Lfm3ShortConv": _SHORT_CONVOLUTION,
 }
 
-# Leaves of like length share a batch, the longest at most so much longer than the shortest; those of at most so many
+# Nodes of like length share a batch, the longest at most so much longer than the shortest; those of at most so many
 # tokens share one whatever their length. Padding costs more than another call, except where there is little to compute:
 # on CPU (8 turns, four rows) a factor of 1.25 in place of 2 takes a tenth off a step of a Gated DeltaNet model.
 _PADDING, _SHORT = 1.25, 64
@@ -122,7 +124,6 @@ class StateBranches:
         order = order[np.argsort(depth[order], kind="stable")]
         ends = np.cumsum(np.bincount(depth[order])) if len(order) else []
         state = np.zeros(len(parent), dtype=np.int64)
-        state[order] = 1 + np.arange(len(order))
         first_slot, total = np.empty(len(parent), dtype=np.int64), 0
 
         def batch(nodes: np.ndarray, parents: np.ndarray | None) -> _Batch:
@@ -132,10 +133,13 @@ class StateBranches:
             total += longest * len(nodes)
             return _Batch(len(nodes), longest, None if parents is None else self._tensor(parents))
 
-        self._levels, above, start = [], 0, 0
+        self._levels: list[list[_Batch]] = []
+        above = start = 0
         for end in ends:
-            nodes = order[start:end]
-            self._levels.append(batch(nodes, state[parent[nodes]] - 1 - above if start else None))
+            groups = [order[start:end][group] for group in _of_like_length(length[order[start:end]])]
+            state[np.concatenate(groups)] = 1 + np.arange(start, end)
+            parents = [state[parent[nodes]] - 1 - above if start else None for nodes in groups]
+            self._levels.append([batch(*of) for of in zip(groups, parents, strict=True)])
             above, start = start, end
         leaves = np.flatnonzero(~continued)
         parents = np.where(parent[leaves] >= 0, state[parent[leaves]], 0)
@@ -145,6 +149,7 @@ class StateBranches:
         token_of_node = np.arange(len(self)) - self._start[node_of]
         self._slots, self._slot_count = self._tensor(first_slot[node_of] + token_of_node), total
 
+    @torch.compiler.disable  # numpy, on what is data to a compiler
     def convolution(self, kernel: int) -> tuple[Tensor, Tensor]:
         """int64: the tokens to lay end to end so that each node has its kernel - 1 ancestors in front (T: a zero), and
         [T] where in that line each token of the pack is."""
@@ -165,7 +170,8 @@ class StateBranches:
         """`run(inputs, initial states or None, whether final states are wanted) -> (output, final states)` over every
         batch of nodes, for inputs [1, T, ...]; zeros in all of them must leave a state alone. Returns [1, T, ...]."""
         self._check_length(inputs[0].shape[:2])
-        sizes = [batch.nodes * batch.length for batch in [*self._levels, *self._leaves]]
+        batches = [*itertools.chain.from_iterable(self._levels), *self._leaves]
+        sizes = [batch.nodes * batch.length for batch in batches]
         laid_out = [
             x.new_zeros(self._slot_count, *x.shape[2:]).index_copy(0, self._slots, x[0]).split(sizes) for x in inputs
         ]
@@ -179,8 +185,9 @@ class StateBranches:
             outputs.append(output.flatten(0, 1))
             return final
 
-        for batch in self._levels:
-            finals.append(run_batch(batch, finals[-1] if finals else None, True))
+        for level in self._levels:
+            above = finals[-1] if finals else None
+            finals.append(torch.cat([run_batch(batch, above, True) for batch in level]))
         states = torch.cat([torch.zeros_like(finals[0][:1]), *finals]) if finals else None
         for batch in self._leaves:
             run_batch(batch, states, False)

@@ -166,7 +166,7 @@ def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig,
         return pack(rows, config.pack_length)
 
     def mask(one: Pack) -> BlockMask:
-        return build_block_mask(one.visible_until, config.block_size)
+        return build_block_mask(one.visible_until, config.block_size, length=one.pack_length)
 
     def loss(model: PreTrainedModel, one: Pack) -> Tensor:
         if attention == ATTENTION_NAME:
@@ -189,7 +189,7 @@ def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig,
         to=lambda one: one.to(device),
         mask=mask,
         loss=loss,
-        work=lambda one: _pack_work(one, mask(one)),
+        work=lambda one: _pack_work(one, build_block_mask(one.visible_until, config.block_size)),
         foreign=attention != ATTENTION_NAME,
     )
 

@@ -417,7 +417,6 @@ class Section(StrEnum):
     preparation = "preparation"
     recompiles = "recompiles"
     state = "state"
-    state = "state"
 
 
 class ArmName(StrEnum):

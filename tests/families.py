@@ -167,6 +167,22 @@ FAMILIES = {
         ),
     ),
     "GPT-NeoX": Family("full, partial rotary", lambda: hf.GPTNeoXConfig(**SIZES, **TOKENS)),
+    "OPT": Family(
+        "full, learned positions, embeddings of another size",
+        lambda: hf.OPTConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            word_embed_proj_dim=16,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            dropout=0.0,
+            attention_dropout=0.0,
+            enable_bias=False,  # a bias of keys has no gradient but rounding
+            **TOKENS,
+        ),
+    ),
     "GPT-2": Family(
         "full, learned positions",
         lambda: hf.GPT2Config(

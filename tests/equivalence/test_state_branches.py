@@ -218,6 +218,18 @@ def test_gradient_checkpointing(name):
         assert torch.equal(gradient, other[key]), key
 
 
+# Breaks if the plan of a pack is made where the compiler reads along.
+@pytest.mark.parametrize("name", KINDS)
+def test_compiled_as_a_whole(name):
+    model = prepare_model(BRANCHING[name].build(torch.float32))
+    (one,) = LAYOUTS["packed"]
+    expected = token_losses(model, one, BLOCK).losses
+    torch.compiler.reset()
+    found = token_losses(torch.compile(model, backend="aot_eager"), one, BLOCK)
+    torch.testing.assert_close(found.losses, expected)
+    found.total.backward()
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_bfloat16(name):
     loss, _ = in_training(name)

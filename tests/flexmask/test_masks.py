@@ -171,14 +171,14 @@ def test_building_takes_no_square_memory():
 
 
 def test_mask_mod_names_what_it_is_and_follows_its_block_mask():
-    visible_until, position_ids, _ = random_pack(3, 64)
+    visible_until, position_ids, _ = random_pack(3, 60)
     assert build_block_mask(visible_until, 16).mask_mod.window is None
     block_mask = build_block_mask(visible_until, 16, position_ids, 5)
     moved = block_mask.to("meta")
     # torch leaves the mask_mod behind: the reason for place_mask_mod, and for this test to notice when that changes.
     assert moved.kv_indices.device.type == "meta" and moved.mask_mod is block_mask.mask_mod
     place_mask_mod(moved, "meta")
-    assert moved.mask_mod.window == 5
+    assert moved.mask_mod.window == 5 and moved.mask_mod.tokens == 60
     assert moved.mask_mod.visible_until.device.type == moved.mask_mod.position_ids.device.type == "meta"
     assert block_mask.mask_mod.visible_until.device.type == "cpu"
     foreign = create_block_mask(lambda b, h, q, k: q >= k, None, None, 64, 64, device="cpu", BLOCK_SIZE=16)

@@ -8,7 +8,7 @@ import torch
 from factories import in_double
 from random_trees import random_parents
 
-from flexmask.state_branches import _SEAM, COVERED, StateBranches, _of_like_length
+from flexmask.state_branches import _SEAM, COVERED, StateBranches, _of_like_length, is_covered, moved
 
 # A model of each kind whose functions are called; the others have the same ones.
 HOMES = {
@@ -87,7 +87,24 @@ def long_nodes():
     return [*trunk, 69, *range(200, 270), 69, *range(271, 280), 199, 280, 281, -1, *range(283, 300)]
 
 
-TREES = {f"random {seed}": random_parents(seed, 60) for seed in range(12)} | {"long nodes": long_nodes()}
+# Three rows whose roots, and the nodes behind them, are of three lengths, so that levels run in several batches; leaves
+# and inner nodes hang on each.
+def unlike_levels():
+    parents = []
+    for sizes in ((3, 150), (170, 4), (90, 100)):
+        root = len(parents)
+        parents += [-1, *range(root, root + sizes[0] - 1)]
+        branch = len(parents)
+        parents += [branch - 1, *range(branch, branch + sizes[1] - 1)]  # continued below
+        end = len(parents) - 1
+        parents += [end, end, end + 2, branch - 1]
+    return parents
+
+
+TREES = {f"random {seed}": random_parents(seed, 60) for seed in range(12)} | {
+    "long nodes": long_nodes(),
+    "unlike levels": unlike_levels(),
+}
 
 
 # Breaks if a node starts from any state but its parent's last, if padding decays or adds to a state, if the zero state
@@ -113,6 +130,7 @@ def test_the_trees_have_what_is_hard():
         lengths |= set(np.diff(branches._start, append=len(parents)).tolist())
         depths.add(branches.steps)
     assert {1, 2, 3} <= lengths and max(lengths) > 64 and max(depths) >= 8
+    assert [len(level) for level in StateBranches(torch.tensor([unlike_levels()]))._levels] == [3, 3]
     # A parent that is not the token in front, as depth-first order allows.
     assert any(0 <= p < i - 1 for parents in TREES.values() for i, p in enumerate(parents))
 
@@ -133,13 +151,44 @@ def test_leaves_of_like_length_share_a_batch():
     assert [group.tolist() for group in _of_like_length(length)] == [[1, 3], [4], [6, 5], [2, 0, 7]]
 
 
+# Breaks if one long conversation pads the short ones that share its pack, at any depth: memory would be its square.
+def test_padding_is_bounded_whatever_shares_a_pack():
+    rng, parents = np.random.default_rng(0), []
+    for row in range(60):
+        for turn in range(3):
+            longest = 3000 if row == 7 else 30
+            last = len(parents) - 1 if turn else -1
+            parents += [last, *range(len(parents), len(parents) + rng.integers(1, longest))]
+            branch = len(parents)
+            parents += [branch - 1, *range(branch, branch + rng.integers(0, longest))]
+            parents += [branch - 1]
+    branches = StateBranches(torch.tensor([parents]))
+    assert len(branches._levels) >= 3 and len(branches) <= branches._slot_count < 3 * len(branches)
+
+
 def test_a_pack_of_another_length_is_named():
+    with pytest.raises(ValueError, match=r"input has shape \[1, 7\], but state_branches is of a pack \[1, 3\]"):
+        varying, call = inputs("causal_conv1d_fn", 7)
+        over_tree("causal_conv1d_fn", varying, call, StateBranches(torch.tensor([[-1, 0, 0]])))
     varying, call = inputs("mamba2_chunk_scan", 7)
     with pytest.raises(ValueError, match=r"input has shape \[1, 7\], but state_branches is of a pack \[1, 3\]"):
         over_tree("mamba2_chunk_scan", varying, call, StateBranches(torch.tensor([[-1, 0, 0]])))
     with pytest.raises(ValueError, match="use_cache=False"):
         function = _SEAM["chunk_kimi_delta_attention"][0]
         function(None, None, *[torch.zeros(1, 1, 1, 1)] * 3, g=None, beta=None, output_final_state=True)
+    with pytest.raises(ValueError, match="use_cache=False"):
+        more = dict(chunk_size=1, dt_bias=None, dt_softplus=True, dt_limit=None, return_final_states=True)
+        _SEAM["mamba2_chunk_scan"][0](None, None, *[torch.zeros(1, 1, 1, 1)] * 5, **more)
+
+
+# Breaks if sharding, which puts a class of its own in front of a layer's (FSDP2), hides the layer.
+def test_a_layer_under_another_class_is_covered():
+    from stateful_families import BRANCHING
+
+    modules = list(BRANCHING["LFM2"].build(torch.float32).modules())
+    (layer,) = [module for module in modules if type(module).__name__ == "Lfm2ShortConv"][:1]
+    layer.__class__ = type("FSDPLfm2ShortConv", (type(layer),), {})
+    assert is_covered(layer) and moved(layer) is None
 
 
 # Breaks if a class is renamed and its entry stays: its layers would be refused, and nobody would know why.

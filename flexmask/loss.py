@@ -6,7 +6,6 @@ computed. So the memory of the loss depends neither on the length of the row nor
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from flexmask.head import Head, replaced
 from flexmask.models import UnsupportedModelError, attention_masks, takes_block_masks
 from flexmask.packing import Pack
 from flexmask.rendering import Role
@@ -95,7 +95,7 @@ def _loss_in_place_of_logits(
     forward = model.forward
 
     def loss_forward(**inputs) -> dict[str, Tensor]:
-        head = _Head(model, forward)
+        head = Head(model, forward)
         states = head.states(inputs)[previous]
         if not _whole(model, head.parameters):
             # Sharded apart from the model: whoever shards them follows each call of the head until backward.
@@ -105,7 +105,7 @@ def _loss_in_place_of_logits(
         total, losses = _ChunkedLoss.apply(states, head, targets, weights, enabled, *head.parameters)
         return {"total": total, "losses": losses}
 
-    with _replaced(vars(model), "forward", loss_forward):
+    with replaced(vars(model), "forward", loss_forward):
         yield
 
 
@@ -113,115 +113,6 @@ def _whole(model: nn.Module, parameters: Sequence[nn.Parameter]) -> bool:
     """Whether these are all the parameters of the head, and each is there as a plain tensor."""
     fully_sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     return not fully_sharded and not any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in parameters)
-
-
-class _Head:
-    """What a causal language model does behind its decoder, apart from it: states [N, D] -> logits [N, V].
-
-    Not `model.lm_head` alone: what a model does to its logits stands in its `forward` (transformers 5.23), so that
-    `forward` runs, with a decoder that answers with the states it is given. The decoder is the outermost module around
-    the embeddings that `forward` calls.
-    """
-
-    def __init__(self, model: PreTrainedModel, forward: Callable) -> None:
-        self.model, self.forward = model, forward
-        embeddings = model.get_input_embeddings()
-        path = next(name for name, module in model.named_modules() if module is embeddings).split(".")
-        self._around = [".".join(path[:depth]) for depth in range(1, len(path))]
-        others = [child for name, child in model.named_children() if name != path[0]]
-        self._owners = [model, *(module for child in others for module in child.modules())]
-        owned = [*model.parameters(recurse=False), *(p for child in others for p in child.parameters())]
-        self.parameters = list(dict.fromkeys(p for p in owned if p.requires_grad))
-
-    def states(self, inputs: dict) -> Tensor:
-        """Last hidden states [S, D]."""
-        outputs: dict[str, list] = {path: [] for path in self._around}
-
-        def keep(path: str, module: nn.Module, arguments: tuple, output) -> None:
-            outputs[path].append(output)
-
-        handles = [
-            self.model.get_submodule(path).register_forward_hook(functools.partial(keep, path)) for path in outputs
-        ]
-        try:
-            none = inputs["input_ids"].new_empty(0)
-            rows = self.forward(**inputs, logits_to_keep=none).logits.shape[1]
-        finally:
-            for handle in handles:
-                handle.remove()
-        name = type(self.model).__name__
-        self._decoder = next((path for path, found in outputs.items() if found), None)
-        if self._decoder is None or len(outputs[self._decoder]) != 1:
-            calls = {path: len(found) for path, found in outputs.items()}
-            raise UnsupportedModelError(f"{name}: no module around its embeddings is called once: {calls}")
-        if rows:
-            raise UnsupportedModelError(
-                f"{name} returned {rows:,} rows of logits where none were asked for: it does not take logits_to_keep, "
-                "as causal language models of transformers 5 do"
-            )
-        (self._output,) = outputs[self._decoder]
-        return self._output[0][0]
-
-    def __call__(self, states: Tensor) -> Tensor:
-        parent, _, attribute = self._decoder.rpartition(".")
-        siblings = self.model.get_submodule(parent)._modules
-        answer = _Answer(siblings[attribute], _with_states(self._output, states[None]))
-        with _replaced(siblings, attribute, answer):
-            # The decoder does not look at them. Some models take the device or the batch size from them.
-            ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
-            logits = self.forward(input_ids=ids, use_cache=False).logits[0]
-        if len(logits) != len(states):
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__}.forward made {len(logits):,} rows of logits from {len(states):,} states"
-            )
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-    @contextlib.contextmanager
-    def with_parameters(self, aliases: Sequence[Tensor]) -> Iterator[None]:
-        """The head computes with `aliases` of `parameters`, on which no hook of theirs runs."""
-        alias_of = dict(zip(self.parameters, aliases, strict=True))
-        with contextlib.ExitStack() as stack:
-            for owner in self._owners:
-                for name, parameter in list(owner._parameters.items()):
-                    if parameter in alias_of:
-                        stack.enter_context(_replaced(owner._parameters, name, alias_of[parameter]))
-            yield
-
-
-class _Answer(nn.Module):
-    """In place of a decoder: returns `output` whatever it is called with, and has all else from the decoder."""
-
-    def __init__(self, decoder: nn.Module, output) -> None:
-        super().__init__()
-        self.__dict__.update(_decoder=decoder, _output=output)  # not as its child
-
-    def forward(self, *args, **kwargs):
-        return self._output
-
-    def __getattr__(self, name: str):
-        return getattr(self.__dict__["_decoder"], name)
-
-
-def _with_states(output, states: Tensor):
-    """A decoder's output with other states, which stand first in it."""
-    if isinstance(output, tuple):
-        return (states, *output[1:])
-    return type(output)(**{**output, next(iter(output)): states})
-
-
-@contextlib.contextmanager
-def _replaced(values: dict, name: str, value) -> Iterator[None]:
-    """`values[name]` is `value`, and afterwards what it was, or not there."""
-    missing = object()
-    before = values.get(name, missing)
-    values[name] = value
-    try:
-        yield
-    finally:
-        if before is missing:
-            del values[name]
-        else:
-            values[name] = before
 
 
 class _ChunkedLoss(torch.autograd.Function):

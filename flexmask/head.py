@@ -1,0 +1,122 @@
+"""What a causal language model makes of its decoder's states, apart from the decoder."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flexmask.models import UnsupportedModelError
+
+
+class Head:
+    """The head of a model: states [N, D] -> logits [N, V], in float32 where they come in half precision.
+
+    forward: the model's own; `model.forward` may be replaced meanwhile. parameters: those of the head that are trained.
+
+    Not `model.lm_head` alone: what a model does to its logits stands in its `forward` (transformers 5.23), so that
+    `forward` runs, with a decoder that answers with the states it is given. The decoder is the outermost module around
+    the embeddings that `forward` calls.
+    """
+
+    def __init__(self, model: PreTrainedModel, forward: Callable) -> None:
+        self.model, self.forward = model, forward
+        embeddings = model.get_input_embeddings()
+        path = next(name for name, module in model.named_modules() if module is embeddings).split(".")
+        self._around = [".".join(path[:depth]) for depth in range(1, len(path))]
+        others = [child for name, child in model.named_children() if name != path[0]]
+        self._owners = [model, *(module for child in others for module in child.modules())]
+        owned = [*model.parameters(recurse=False), *(p for child in others for p in child.parameters())]
+        self.parameters = list(dict.fromkeys(p for p in owned if p.requires_grad))
+
+    def states(self, inputs: dict) -> Tensor:
+        """Last hidden states [S, D]."""
+        outputs: dict[str, list] = {path: [] for path in self._around}
+
+        def keep(path: str, module: nn.Module, arguments: tuple, output) -> None:
+            outputs[path].append(output)
+
+        handles = [
+            self.model.get_submodule(path).register_forward_hook(functools.partial(keep, path)) for path in outputs
+        ]
+        try:
+            none = inputs["input_ids"].new_empty(0)
+            rows = self.forward(**inputs, logits_to_keep=none).logits.shape[1]
+        finally:
+            for handle in handles:
+                handle.remove()
+        name = type(self.model).__name__
+        self._decoder = next((path for path, found in outputs.items() if found), None)
+        if self._decoder is None or len(outputs[self._decoder]) != 1:
+            calls = {path: len(found) for path, found in outputs.items()}
+            raise UnsupportedModelError(f"{name}: no module around its embeddings is called once: {calls}")
+        if rows:
+            raise UnsupportedModelError(
+                f"{name} returned {rows:,} rows of logits where none were asked for: it does not take logits_to_keep, "
+                "as causal language models of transformers 5 do"
+            )
+        (self._output,) = outputs[self._decoder]
+        return self._output[0][0]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        parent, _, attribute = self._decoder.rpartition(".")
+        siblings = self.model.get_submodule(parent)._modules
+        answer = _Answer(siblings[attribute], _with_states(self._output, states[None]))
+        with replaced(siblings, attribute, answer):
+            # The decoder does not look at them. Some models take the device or the batch size from them.
+            ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+            logits = self.forward(input_ids=ids, use_cache=False).logits[0]
+        if len(logits) != len(states):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}.forward made {len(logits):,} rows of logits from {len(states):,} states"
+            )
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    @contextlib.contextmanager
+    def with_parameters(self, aliases: Sequence[Tensor]) -> Iterator[None]:
+        """The head computes with `aliases` of `parameters`, on which no hook of theirs runs."""
+        alias_of = dict(zip(self.parameters, aliases, strict=True))
+        with contextlib.ExitStack() as stack:
+            for owner in self._owners:
+                for name, parameter in list(owner._parameters.items()):
+                    if parameter in alias_of:
+                        stack.enter_context(replaced(owner._parameters, name, alias_of[parameter]))
+            yield
+
+
+class _Answer(nn.Module):
+    """In place of a decoder: returns `output` whatever it is called with, and has all else from the decoder."""
+
+    def __init__(self, decoder: nn.Module, output) -> None:
+        super().__init__()
+        self.__dict__.update(_decoder=decoder, _output=output)  # not as its child
+
+    def forward(self, *args, **kwargs):
+        return self._output
+
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["_decoder"], name)
+
+
+def _with_states(output, states: Tensor):
+    """A decoder's output with other states, which stand first in it."""
+    if isinstance(output, tuple):
+        return (states, *output[1:])
+    return type(output)(**{**output, next(iter(output)): states})
+
+
+@contextlib.contextmanager
+def replaced(values: dict, name: str, value) -> Iterator[None]:
+    """`values[name]` is `value`, and afterwards what it was, or not there."""
+    missing = object()
+    before = values.get(name, missing)
+    values[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del values[name]
+        else:
+            values[name] = before

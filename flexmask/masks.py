@@ -117,15 +117,16 @@ def build_block_mask(
     tokens = visible_until.shape[1]
     if length is not None and length < tokens:
         raise ValueError(f"the pack has {tokens:,} tokens, the mask is to be made for length={length:,}")
-    _check_visible_until(visible_until[0].cpu().numpy())
+    until = visible_until[0].cpu().numpy()
+    _check_visible_until(until)
     length = -(-(length or tokens) // block_size) * block_size
     if length > tokens:
-        padding = torch.arange(tokens, length, device=visible_until.device)
-        visible_until = torch.cat([visible_until, (padding + 1).to(visible_until.dtype)[None]], dim=1)
+        padding = np.arange(tokens + 1, length + 1, dtype=until.dtype)
+        until = np.concatenate([until, padding])
+        visible_until = torch.cat([visible_until, torch.from_numpy(padding).to(visible_until.device)[None]], dim=1)
         position_ids = None if position_ids is None else F.pad(position_ids, (0, length - tokens))
     mask_mod = visible_until_mask_mod(visible_until, position_ids, window, chunk)
     mask_mod.tokens = tokens
-    until = visible_until[0].cpu().numpy()
 
     first = np.arange(0, length, block_size)
     last = first + block_size - 1

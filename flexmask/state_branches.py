@@ -23,6 +23,7 @@ generation or in another model of the process, it calls that function as it is. 
 of a layer, so gradient checkpointing meets it again in backward.
 """
 
+import functools
 import inspect
 import itertools
 import sys
@@ -360,19 +361,24 @@ def expected_calls(model: nn.Module) -> int:
 
 
 def _functions(layer: nn.Module) -> tuple[str, ...]:
-    return next((COVERED[kind.__name__] for kind in _kinds(layer)), ())
+    return _functions_of(type(layer))
+
+
+@functools.cache  # each pass asks for all modules of a model
+def _functions_of(kind: type) -> tuple[str, ...]:
+    return next((COVERED[one.__name__] for one in _kinds(kind)), ())
 
 
 def _home(layer: nn.Module) -> types.ModuleType:
     """The module of transformers in which the layer looks its functions up."""
-    return sys.modules[next(_kinds(layer)).__module__]
+    return sys.modules[next(_kinds(type(layer))).__module__]
 
 
-def _kinds(layer: nn.Module) -> Iterator[type]:
+def _kinds(kind: type) -> Iterator[type]:
     # Sharding puts classes of its own in front of a layer's; model code from elsewhere may reuse a name.
-    for kind in type(layer).__mro__:
-        if kind.__name__ in COVERED and kind.__module__.startswith("transformers.models."):
-            yield kind
+    for one in kind.__mro__:
+        if one.__name__ in COVERED and one.__module__.startswith("transformers.models."):
+            yield one
 
 
 def _in_front_of(function: Callable, branched: Callable) -> Callable:

@@ -3,6 +3,8 @@
 Each pass alone, stock attention of transformers, the ordinary causal shift.
 """
 
+import json
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -37,6 +39,25 @@ def worst_gradient_difference(left, right) -> float:
     return max(
         ((left[name] - right[name]).abs().max() / left[name].abs().max().clamp_min(1e-30)).item() for name in left
     )
+
+
+def record_model(record_property, name, family, model, verdict, differences, why=None) -> None:
+    """What tests/support.py writes of a model that a test has compared; differences: of the loss, of the gradients."""
+    record = dict(
+        kind="model",
+        family=name,
+        model_class=type(model).__name__,
+        attention=family.attention,
+        verdict=verdict,
+        loss_difference=differences[0],
+        gradient_difference=differences[1],
+    )
+    record_property("support", json.dumps(record | ({} if why is None else {"why": class_of(why)})))
+
+
+def class_of(layer: str) -> str:
+    """The class in "path (class)"."""
+    return layer.partition(" ")[2].strip("()")
 
 
 def path_of(one_pass_of_a_turn, row) -> np.ndarray:

@@ -1,13 +1,12 @@
 """One pass equals per-turn training for every family of `families.py`: in loss and in every gradient."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
 from factories import random_passes, random_weights
 from families import FAMILIES, HEADS, SIZES, VOCAB
-from reference import gradients, per_turn_loss, worst_gradient_difference
+from reference import gradients, per_turn_loss, record_model, worst_gradient_difference
 from transformers import AutoModelForCausalLM, HunYuanDenseV1Config, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask import UnsupportedModelError, lay_out, loss, pack, per_turn, prepare_model, token_losses
@@ -45,20 +44,8 @@ def test_one_pass_equals_per_turn(name, record_property):
     mine = one_pass_loss(model)
     loss_difference = abs(mine.item() / reference.item() - 1)
     gradient_difference = worst_gradient_difference(reference_gradients, gradients(model, mine))
-    record_property(
-        "support",
-        json.dumps(
-            dict(
-                kind="model",
-                family=name,
-                model_class=type(model).__name__,
-                attention=FAMILIES[name].attention,
-                verdict="exact",
-                loss_difference=loss_difference,
-                gradient_difference=gradient_difference,
-            )
-        ),
-    )
+    differences = (loss_difference, gradient_difference)
+    record_model(record_property, name, FAMILIES[name], model, "exact", differences)
     assert loss_difference <= LOSS
     assert gradient_difference <= GRADIENT
 

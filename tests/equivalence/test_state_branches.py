@@ -1,7 +1,6 @@
 """Layers that carry state, in one pass: equal to one pass a turn in loss and every gradient, packed or not."""
 
 import functools
-import json
 import sys
 import warnings
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from factories import random_passes, random_weights
-from reference import gradients, per_turn_loss, worst_gradient_difference
+from reference import gradients, per_turn_loss, record_model, worst_gradient_difference
 from stateful_families import BRANCHING
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
@@ -101,20 +100,9 @@ def test_one_pass_equals_per_turn(name, layout, record_property):
     loss_difference = abs(mine.item() / reference - 1)
     gradient_difference = worst_gradient_difference(reference_gradients, gradients(model, mine))
     if layout == "packed":
-        record_property(
-            "support",
-            json.dumps(
-                dict(
-                    kind="model",
-                    family=name,
-                    model_class=type(model).__name__,
-                    attention=BRANCHING[name].attention,
-                    verdict="state branches",
-                    loss_difference=loss_difference,
-                    gradient_difference=gradient_difference,
-                    why=branching_layers(model)[0].partition(" ")[2].strip("()"),
-                )
-            ),
+        differences = (loss_difference, gradient_difference)
+        record_model(
+            record_property, name, BRANCHING[name], model, "state branches", differences, branching_layers(model)[0]
         )
     assert loss_difference <= LOSS
     assert gradient_difference <= GRADIENT

@@ -1,12 +1,11 @@
 """Layers whose state does not branch: refused in one pass by name, exact as one pass a turn and one row a pack."""
 
-import json
 import warnings
 
 import pytest
 import torch
 from factories import chatml_tokenizer, random_conversation, random_passes
-from reference import gradients, per_turn_loss, worst_gradient_difference
+from reference import gradients, per_turn_loss, record_model, worst_gradient_difference
 from stateful_families import UNBRANCHED
 from transformers import TrainingArguments
 
@@ -55,21 +54,8 @@ def test_exact_per_turn(name, record_property):
     mine = loss_of(model, OnePassCollator(512, block_size=BLOCK, one_row_per_pack=True)([ROWS])["packs"])
     loss_difference = abs(mine.item() / reference.item() - 1)
     gradient_difference = worst_gradient_difference(reference_gradients, gradients(model, mine))
-    record_property(
-        "support",
-        json.dumps(
-            dict(
-                kind="model",
-                family=name,
-                model_class=type(model).__name__,
-                attention=UNBRANCHED[name].attention,
-                verdict="per turn",
-                loss_difference=loss_difference,
-                gradient_difference=gradient_difference,
-                why=stateful_layers(model)[0].partition(" ")[2].strip("()"),
-            )
-        ),
-    )
+    differences = (loss_difference, gradient_difference)
+    record_model(record_property, name, UNBRANCHED[name], model, "per turn", differences, stateful_layers(model)[0])
     assert loss_difference <= LOSS
     assert gradient_difference <= GRADIENT
 

@@ -20,7 +20,7 @@ from transformers.masking_utils import flash_attention_mask
 from flexmask import Pack, build_block_mask, lay_out, pack, token_losses
 from flexmask.attention import ATTENTION_NAME, flexmask_attention
 from flexmask.models import attention_masks
-from recipes.config import ArmName, BenchmarkConfig
+from recipes.benchmark_config import ArmName, BenchmarkConfig
 from recipes.workloads import Dialogue, passes_of
 
 # ---- what is counted ----

@@ -22,7 +22,8 @@ import hydra
 import matplotlib
 from omegaconf import DictConfig
 
-from recipes.config import CONF_DIR, BenchmarkConfig, Section, to_benchmark
+from recipes.benchmark_config import BenchmarkConfig, Section, to_benchmark
+from recipes.config import CONF_DIR
 from recipes.train import device_name, git_commit, write_json
 
 matplotlib.use("Agg")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask import prepare_model
 from recipes.arms import Arm, ArmError, Size, Work, make_arms, needed_flops, predicted_flops
-from recipes.config import DATA_MIXES, REQUIRED_ARMS, ArmName, BenchmarkConfig, ShapeConfig
+from recipes.benchmark_config import DATA_MIXES, REQUIRED_ARMS, ArmName, BenchmarkConfig, ShapeConfig
 from recipes.workloads import (
     GSM8K_SOCRATIC,
     MATHCHATSYNC,

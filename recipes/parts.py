@@ -34,7 +34,7 @@ from flexmask import (
 from flexmask.attention import flexmask_attention
 from flexmask.state_branches import StateBranches
 from recipes import tutoring
-from recipes.config import DATA_MIXES, BenchmarkConfig, ShapeConfig
+from recipes.benchmark_config import DATA_MIXES, BenchmarkConfig, ShapeConfig
 from recipes.measure import (
     InexactError,
     build_model,

@@ -22,7 +22,8 @@ from flexmask.attention import flexmask_attention
 from flexmask.state_branches import StateBranches
 from recipes import arms, benchmark, measure, parts, workloads
 from recipes.arms import Size, Work
-from recipes.config import ArmName, ConfigError, compose_benchmark
+from recipes.benchmark_config import ArmName, compose_benchmark
+from recipes.config import ConfigError
 from recipes.workloads import Dialogue, Turn
 
 TINY = [

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from flexmask.loss import token_losses
-from flexmask.models import UnsupportedModelError, takes_block_masks, trying
+from flexmask.models import UnsupportedModelError, takes_block_masks, trying, unwrapped
 from flexmask.packing import pack
 from flexmask.rendering import Pass, Role
 from flexmask.tree import one_pass, per_turn
@@ -27,7 +27,7 @@ _HALF = (torch.bfloat16, torch.float16)
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
-def check_exact(model: PreTrainedModel, block_size: int = 128) -> None:
+def check_exact(model: nn.Module, block_size: int = 128) -> None:
     """Compare token losses of a packed two-turn row with those of its passes, run alone under plain causal attention.
 
     `model` is a prepared model (`prepare_model`). Costs five forward passes over fewer than 100 tokens; a model in half
@@ -38,17 +38,18 @@ def check_exact(model: PreTrainedModel, block_size: int = 128) -> None:
         difference, dtype = _largest_difference(model, block_size)
     if not difference <= _TOLERANCE[dtype]:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: one pass is not exact for this model: a token's loss differs by {difference:.2g} "
-            "from that of its own pass, so something besides masked attention and positions connects its tokens; "
-            "train it elsewhere one unpacked pass at a time"
+            f"{type(unwrapped(model)).__name__}: one pass is not exact for this model: a token's loss differs by "
+            f"{difference:.2g} from that of its own pass, so something besides masked attention and positions connects "
+            "its tokens; train it elsewhere one unpacked pass at a time"
         )
 
 
-def _largest_difference(model: PreTrainedModel, block_size: int) -> tuple[float, torch.dtype]:
+def _largest_difference(model: nn.Module, block_size: int) -> tuple[float, torch.dtype]:
     """Between the losses of a token in its row and in its pass, and the dtype that both were computed in."""
+    inner = unwrapped(model)
     # Quantized layers compute in half precision whatever they are given.
-    if model.dtype not in _HALF or getattr(model, "hf_quantizer", None) is not None:
-        return _difference(model, block_size), model.dtype
+    if inner.dtype not in _HALF or getattr(inner, "hf_quantizer", None) is not None:
+        return _difference(model, block_size), inner.dtype
     try:
         with _in_float32(model):
             return _difference(model, block_size), torch.float32
@@ -58,15 +59,15 @@ def _largest_difference(model: PreTrainedModel, block_size: int) -> tuple[float,
         # Some code takes half precision only, and FlexAttention's float32 kernels need twice the shared memory.
         difference = _difference(model, block_size)
         warnings.warn(
-            f"{type(model).__name__} was tried in {model.dtype} only, where rounding hides a small leak between turns, "
+            f"{type(inner).__name__} was tried in {inner.dtype} only, where rounding hides a small leak between turns, "
             f"because float32 fails with {type(error).__name__}: {error}",
             stacklevel=3,
         )
-        return difference, model.dtype
+        return difference, inner.dtype
 
 
 @contextlib.contextmanager
-def _in_float32(model: PreTrainedModel) -> Iterator[None]:
+def _in_float32(model: nn.Module) -> Iterator[None]:
     """Every module finds its own half-precision tensors in float32 while it runs, and gets the same ones back.
 
     A float32 copy of a large model might not fit beside it; that of its largest module does.
@@ -96,28 +97,31 @@ def _in_float32(model: PreTrainedModel) -> Iterator[None]:
             handle.remove()
 
 
-def _difference(model: PreTrainedModel, block_size: int) -> float:
-    passes = _two_conversations(_vocabulary(model))
+def _difference(model: nn.Module, block_size: int) -> float:
+    passes = _two_conversations(_vocabulary(unwrapped(model)))
+    device = unwrapped(model).device
     if takes_block_masks(model):
         groups = [[row for conversation in passes for row in one_pass(conversation)]]
         passes = [conversation[::-1] for conversation in passes]  # the order of a row's branches
     else:  # state that does not branch: as it will be run, one pass a row and one row a pack
         groups = [[row] for conversation in passes for row in per_turn(conversation)]
     packs = [pack(rows, sum(map(len, rows)))[0] for rows in groups]
-    ours = torch.cat([token_losses(model, one.to(model.device), block_size).losses for one in packs])
-    alone = torch.cat([_alone(model, p) for conversation in passes for p in conversation])
+    ours = torch.cat([token_losses(model, one.to(device), block_size).losses for one in packs])
+    alone = torch.cat([_alone(model, p, device) for conversation in passes for p in conversation])
     return (ours - alone).abs().max().item()
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
     """How many tokens have both an embedding and a logit: some models (speech, images) have more of one."""
-    rows, head = model.get_input_embeddings().num_embeddings, model.get_output_embeddings()
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # Adapters of peft wrap either.
+    rows = next(module.num_embeddings for module in embeddings.modules() if hasattr(module, "num_embeddings"))
     return min(rows, getattr(head, "out_features", rows))
 
 
-def _alone(model: PreTrainedModel, p: Pass) -> torch.Tensor:
+def _alone(model: nn.Module, p: Pass, device: torch.device) -> torch.Tensor:
     """Losses of the trained tokens of one pass, with the masks and positions that transformers makes itself."""
-    ids = torch.from_numpy(p.input_ids).to(model.device)
+    ids = torch.from_numpy(p.input_ids).to(device)
     logits = model(input_ids=ids[None], use_cache=False).logits[0]
     return F.cross_entropy(logits[p.prompt_length - 1 : -1].float(), ids[p.prompt_length :], reduction="none")
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from flexmask.head import Head, replaced
-from flexmask.models import UnsupportedModelError, attention_masks, takes_block_masks
+from flexmask.models import UnsupportedModelError, attention_masks, takes_block_masks, unwrapped
 from flexmask.packing import Pack
 from flexmask.rendering import Role
 from flexmask.state_branches import StateBranches, expected_calls
@@ -53,15 +53,14 @@ class TokenLosses:
 def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLosses:
     """Run the model over a pack and return the loss of every trained token, and their weighted sum with gradients.
 
-    `model` is a prepared model (`prepare_model`) or a wrapper of one, as DistributedDataParallel is; the pack must lie
-    on its device. A model that was left its own attention, because the state of its layers does not branch, takes
-    packs of a single chain. Whatever the model does to its logits (scaling, soft-capping) is done: its own forward
-    makes them.
+    `model` is a prepared model (`prepare_model`), in whatever wraps it; the pack must lie on its device. A model that
+    was left its own attention, because the state of its layers does not branch, takes packs of a single chain. Whatever
+    the model does to its logits (scaling, soft-capping) is done: its own forward makes them.
     Raises UnsupportedModelError for a pack that is no chain where it must be, for a layer whose state has not branched,
     and for a model that makes no logits from the states of its decoder alone.
     """
     indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    inner = unwrapped(model)
     if takes_block_masks(inner):
         inputs = dict(
             input_ids=pack.input_ids,

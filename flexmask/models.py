@@ -4,6 +4,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import transformers
@@ -16,6 +17,7 @@ from flexmask.alibi import has_alibi_route, is_routed, route_alibi
 from flexmask.attention import ATTENTION_NAME
 from flexmask.masks import build_block_mask
 from flexmask.packing import Pack
+from flexmask.randomness import random_settings, shared_draws, warn_of_shared_draws
 from flexmask.state_branches import is_covered, moved, route_states
 
 # Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models...
@@ -38,14 +40,32 @@ _STATE = {"linear_attention", "conv"}
 _WITHOUT_ATTENTION = {"mlp", "moe"} | _STATE
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 class UnsupportedModelError(ValueError):
     """The model has layers, or the pack positions, that an attention mask cannot make exact."""
 
 
-def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedModel:
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers inside whatever wraps it: peft, DistributedDataParallel, torch.compile.
+
+    Raises UnsupportedModelError when there is none.
+    """
+    found = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} neither is nor holds a model of transformers; give one that "
+            "AutoModelForCausalLM.from_pretrained loads"
+        )
+    return found
+
+
+def prepare_model(model: Model, chains: bool = False) -> Model:
     """Check that a model can be trained exactly and route its attention through `flexmask.attention`, and layers that
     carry state through `flexmask.state_branches`; returns it.
 
+    model: a causal language model of transformers, or whatever wraps one (`unwrapped`).
     chains: every pack will be a single row that never branches, as layout "per_turn" makes them. Layers whose state
     does not branch are then exact too; such a model keeps its own attention.
 
@@ -59,8 +79,9 @@ def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedMod
     AttentionInterface, or a window or chunk in the config that the model does not have; ValueError naming the setting
     for dropout on attention or noise on routers.
     """
+    inner = unwrapped(model)
     check_model(model, chains)
-    text = model.config.get_text_config()
+    text = inner.config.get_text_config()
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False
         warnings.warn(
@@ -68,36 +89,31 @@ def prepare_model(model: PreTrainedModel, chains: bool = False) -> PreTrainedMod
             f"{getattr(text, 'router_aux_loss_coef', None)}) is no sum over passes and is not trained",
             stacklevel=2,
         )
-    if unbranched_layers(model):
+    if unbranched_layers(inner):
         return model
     if random_settings(text):
         raise ValueError(
-            f"{type(model).__name__}: {', '.join(random_settings(text))}: attention and routing must not be random for "
+            f"{type(inner).__name__}: {', '.join(random_settings(text))}: attention and routing must not be random for "
             "one pass to be that of its turns; set it to 0 in the model's config"
         )
-    if dropout := [setting for setting in _positive_settings(text) if _OTHER_DROPOUT.search(setting)]:
-        warnings.warn(
-            f"{type(model).__name__}: {', '.join(dropout)}: turns of one pass share one draw of this dropout in their "
-            "common context, where one pass a turn draws for each; to have the same loss, build the model with 0",
-            stacklevel=2,
-        )
-    if has_alibi_route(model):
-        route_alibi(model)
+    warn_of_shared_draws(type(inner).__name__, shared_draws(inner), stacklevel=2)
+    if has_alibi_route(inner):
+        route_alibi(inner)
     else:
-        model.set_attn_implementation(ATTENTION_NAME)
-    if not takes_block_masks(model):
+        inner.set_attn_implementation(ATTENTION_NAME)
+    if not takes_block_masks(inner):
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not route its attention through transformers' AttentionInterface, so no "
+            f"{type(inner).__name__} does not route its attention through transformers' AttentionInterface, so no "
             "block mask reaches it; train it elsewhere one pass at a time"
         )
-    route_states(model.get_submodule(path) for path in _stateful_paths(model))
-    if model.device.type != "meta":
-        _check_windows(model)
+    route_states(inner.get_submodule(path) for path in _stateful_paths(inner))
+    if inner.device.type != "meta":
+        _check_windows(inner)
     return model
 
 
 @contextlib.contextmanager
-def trying(model: PreTrainedModel) -> Iterator[None]:
+def trying(model: nn.Module) -> Iterator[None]:
     """To run a model inside and see whether it suits: without gradients, in evaluation mode, which ends with the block.
 
     What the model raises becomes UnsupportedModelError, except for want of memory.
@@ -111,8 +127,8 @@ def trying(model: PreTrainedModel) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"{type(model).__name__} fails over a few tokens of text: {type(error).__name__}: {error}; if no key of "
-            "its config.json explains that, train it elsewhere one unpacked pass at a time"
+            f"{type(unwrapped(model)).__name__} fails over a few tokens of text: {type(error).__name__}: {error}; if no key "
+            "of its config.json explains that, train it elsewhere one unpacked pass at a time"
         ) from error
     finally:
         for module, training in modes:
@@ -159,13 +175,15 @@ def _mask_sizes(model: PreTrainedModel) -> set[int | None]:
     return sizes
 
 
-def takes_block_masks(model: PreTrainedModel) -> bool:
+def takes_block_masks(model: nn.Module) -> bool:
     """Whether `prepare_model` has routed the model's attention through `flexmask.attention`."""
+    model = unwrapped(model)
     return model.config._attn_implementation == ATTENTION_NAME or is_routed(model)
 
 
-def check_model(model: PreTrainedModel, chains: bool = False) -> None:
+def check_model(model: nn.Module, chains: bool = False) -> None:
     """Raise UnsupportedModelError if masking cannot hide one branch of a row from another (see `prepare_model`)."""
+    model = unwrapped(model)
     name = type(model).__name__
     if layers := unbranched_layers(model):
         if not chains:
@@ -185,22 +203,25 @@ def check_model(model: PreTrainedModel, chains: bool = False) -> None:
         )
 
 
-def stateful_layers(model: PreTrainedModel) -> list[str]:
+def stateful_layers(model: nn.Module) -> list[str]:
     """The layers that carry a state from token to token outside attention, each as "path (class)".
 
     Found by what modules are: a convolution over tokens, the parameters of a recurrence, or a class name. What all
     three miss, `flexmask.exactness.check_exact` finds by trying.
     """
+    model = unwrapped(model)
     return [_named(model, path) for path in _stateful_paths(model)]
 
 
-def branching_layers(model: PreTrainedModel) -> list[str]:
+def branching_layers(model: nn.Module) -> list[str]:
     """Those of the stateful layers whose state branches with the tree (`flexmask.state_branches`)."""
+    model = unwrapped(model)
     return [_named(model, path) for path in _stateful_paths(model) if _branches(model.get_submodule(path))]
 
 
-def unbranched_layers(model: PreTrainedModel) -> list[str]:
+def unbranched_layers(model: nn.Module) -> list[str]:
     """Those of the stateful layers whose state does not branch: such a model runs one row a pack, one pass a turn."""
+    model = unwrapped(model)
     return [_named(model, path) for path in _stateful_paths(model) if not _branches(model.get_submodule(path))]
 
 
@@ -249,37 +270,6 @@ def _stateful_modules(model: PreTrainedModel, family: str) -> list[str]:
         if not any(owner == other or owner.startswith(f"{other}.") for other in found):
             found.append(owner)
     return found
-
-
-# Settings under which transformers' models (5.23) drop attention, or add noise to routers, at random ...
-_RANDOM = (
-    "attention_dropout",
-    "attn_pdrop",
-    "attention_probs_dropout_prob",
-    "router_jitter_noise",
-    "input_jitter_noise",
-    "moe_jitter_eps",
-)
-# ... other dropout, except in heads for classification ...
-_OTHER_DROPOUT = re.compile(r"^(?!.*(classif|summary)).*drop")
-# ... and the parts of a config that hold settings of a decoder's layers (DBRX).
-_NESTED = ("attn_config", "ffn_config")
-
-
-def random_settings(config: PreTrainedConfig) -> list[str]:
-    """Those of a config's settings that make attention or routing random, each as "key=value".
-
-    The key of a setting in a nested config is its path ("ffn_config.moe_jitter_eps").
-    """
-    return [s for s in _positive_settings(config) if s.partition("=")[0].rpartition(".")[2] in _RANDOM]
-
-
-def _positive_settings(config: PreTrainedConfig) -> Iterator[str]:
-    for key, value in vars(config).items():
-        if isinstance(value, float) and value > 0:
-            yield f"{key}={value}"
-        elif key in _NESTED and isinstance(value, PreTrainedConfig):
-            yield from (f"{key}.{setting}" for setting in _positive_settings(value))
 
 
 def _few(layers: list[str]) -> str:

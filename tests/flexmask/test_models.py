@@ -14,7 +14,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
 from flexmask.attention import ATTENTION_NAME
 from flexmask.exactness import check_exact
-from flexmask.models import attention_masks, check_model, random_settings, stateful_layers
+from flexmask.models import attention_masks, check_model, stateful_layers
+from flexmask.randomness import random_settings
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}

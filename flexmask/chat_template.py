@@ -53,8 +53,9 @@ def today() -> datetime.date:
 class ChatTemplate:
     """A tokenizer's chat template with everything that decides what it writes for one conversation.
 
-    template_kwargs: arguments of the template. thinking_format: how thinking is generated where the template does not
-    render it (see `render_passes`). date: what the template reads as the current date; None is `today()`.
+    template_kwargs: arguments of the template; the conversation's own win. thinking_format: how thinking is generated
+    where the template does not render it (see `render_passes`). date: what the template reads as the current date; None
+    is `today()`.
     Raises ValueError for a tokenizer without a template.
     """
 
@@ -75,7 +76,7 @@ class ChatTemplate:
             )
         self.tools = list(conversation.tools) if conversation.tools else None
         self.source = _dated(tokenizer.get_chat_template(None, tools=self.tools), date or today())
-        self.kwargs = template_kwargs or {}
+        self.kwargs = {**(template_kwargs or {}), **(conversation.template_kwargs or {})}
         self.reads_thinking = reads_thinking(self.source)
         self.special = special_pattern(tokenizer)
         self.content_in_parts = _content_in_parts(tokenizer, self.source)

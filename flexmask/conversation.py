@@ -29,9 +29,21 @@ MESSAGE_KEYS = {
     "assistant": {"role", "content", "name", "reasoning_content", "tool_calls", "train"},
     "tool": {"role", "content", "name", "tool_call_id"},
 }
-# Keys of a record that change what the template renders and that a Conversation cannot carry. Any other key
-# beside the messages (an id, a source, a score) describes the conversation and is left alone.
+# Keys of a record that change what the template renders and that are not read from it. Any other key beside the
+# messages (an id, a source, a score) describes the conversation and is left alone.
 UNSUPPORTED_RECORD_KEYS = ("functions", "documents", "images", "videos", "audios", "chat_template_kwargs")
+# Arguments of `apply_chat_template` that are no arguments of the template, or that the conversation itself holds.
+RENDERING_ARGUMENTS = (
+    "conversation",
+    "messages",
+    "tools",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "return_tensors",
+    "return_dict",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Conversation:
         tools, and may have `train: false` to stay out of the loss. No assistant text contains `<think>` or
         `</think>`.
     tools: the function schemas that the template shows, or None.
+    template_kwargs: arguments of the chat template for this conversation (`{"enable_thinking": False}`), over those
+        of the run; or None.
 
     Raises ValueError naming the conversation, the message index (from 0), the value found and what to do.
     """
@@ -51,6 +65,7 @@ class Conversation:
     name: str
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -65,6 +80,7 @@ class Conversation:
         if all(message["role"] != "assistant" for message in self.messages):
             roles = ", ".join(message["role"] for message in self.messages)
             raise ValueError(f"{self.name}: no assistant message to learn from (roles: {roles}); remove it")
+        check_template_kwargs(self.template_kwargs, f"{self.name}: template_kwargs")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], name: str) -> Conversation:
@@ -96,6 +112,19 @@ class Conversation:
                 raise ValueError(f"{name}: both 'system' and a first system message; keep one")
             messages.insert(0, {"role": "system", "content": system})
         return cls(name=name, messages=tuple(messages), tools=_tools(record.get("tools"), name))
+
+
+def check_template_kwargs(kwargs: Any, where: str) -> None:
+    """Raise ValueError unless `kwargs` is None or maps names to values, none of them an argument that rendering sets
+    itself."""
+    if kwargs is None:
+        return
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise ValueError(
+            f'{where} is {_shown(kwargs)}, not names with values, for instance {{"enable_thinking": false}}'
+        )
+    if taken := [key for key in RENDERING_ARGUMENTS if key in kwargs]:
+        raise ValueError(f"{where} has {taken[0]!r}, which rendering sets itself; remove it")
 
 
 def _messages(record: Mapping[str, Any], name: str) -> Sequence[Any]:

@@ -85,12 +85,14 @@ class Row:
 class LaidOut:
     """Rows of one conversation, and the turns whose pass is longer than a pack and was dropped.
 
-    `slow_turns` counts turns that could not be rendered in linear time (see `RenderedConversation`).
+    `slow_turns` counts turns that could not be rendered in linear time (see `RenderedConversation`). `ends` are the
+    token ids that end the passes in `rows`, sorted: where the model learns to stop (`flexmask.end_of_turn`).
     """
 
     rows: tuple[Row, ...]
     dropped_turns: tuple[int, ...]
     slow_turns: int = 0
+    ends: tuple[int, ...] = ()
 
 
 def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None, too_long: str = "error") -> LaidOut:
@@ -119,7 +121,8 @@ def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None,
             f'{pack_length:,}; raise pack_length, or set too_long to "drop" to leave such turns out and count them'
         )
     rows = per_turn(fitting) if layout == "per_turn" else one_pass(fitting, pack_length)
-    return LaidOut(tuple(rows), tuple(p.turn for p in dropped))
+    ends = sorted({int(p.input_ids[-1]) for p in fitting})
+    return LaidOut(tuple(rows), tuple(p.turn for p in dropped), ends=tuple(ends))
 
 
 def one_pass(passes: Sequence[Pass], pack_length: int | None = None) -> list[Row]:

@@ -24,7 +24,8 @@ from omegaconf import DictConfig
 
 from recipes.benchmark_config import BenchmarkConfig, Section, to_benchmark
 from recipes.config import CONF_DIR
-from recipes.train import device_name, git_commit, write_json
+from recipes.environment import device_name, git_commit
+from recipes.run_folder import write_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -24,8 +24,11 @@ _SETTINGS = {
 _ARGUMENT = re.compile(rf"(?<![\w.])({'|'.join(_SETTINGS)})=")
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal, and has: `signal` is its number, the message says how to go on."""
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal, and has: `signal` is its number, the message says how to go on.
+
+    Like KeyboardInterrupt no Exception, so that no library on the way takes it for an error of its own.
+    """
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)

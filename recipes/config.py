@@ -11,7 +11,7 @@ A recipe is `@hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, get_args
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -23,7 +23,8 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.config_rules import ConfigError, validate
-from recipes.schema import TrainConfig
+from recipes.overrides import CONF_DIR, checked_overrides
+from recipes.schema import SourceConfig, TrainConfig
 
 CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 
@@ -45,6 +46,7 @@ def to_dataclass(composed: DictConfig, given: Sequence[str] = ()) -> TrainConfig
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: has no value; give one with {error.full_key}=...") from None
     assert isinstance(config, TrainConfig)  # what the schema makes of every composition
+    config.data.sources = {name: _source(name, values) for name, values in config.data.sources.items()}
     chosen = {key for key in ("steps", "epochs") if any(one.startswith(f"trainer.{key}=") for one in given)}
     if len(chosen) == 1:
         setattr(config.trainer, *({"steps", "epochs"} - chosen), None)
@@ -59,13 +61,19 @@ def unknown_keys(node: DictConfig, schema: type, prefix: str) -> Iterator[str]:
         if key not in known:
             yield f"{prefix}{key}"
             continue
-        kind = known[key]
-        schema_inside = next((one for one in (kind, *get_args(kind)) if is_dataclass(one)), None)
-        if schema_inside is None or not OmegaConf.is_dict(node._get_node(key)) or node[key] is None:
-            continue
-        named = node[key] if get_origin(kind) is dict else {None: node[key]}
-        for name, inside in named.items():
-            yield from unknown_keys(inside, schema_inside, f"{prefix}{key}." + (f"{name}." if name else ""))
+        nested = [kind for kind in (known[key], *get_args(known[key])) if is_dataclass(kind)]
+        if nested and OmegaConf.is_dict(node._get_node(key)) and node[key] is not None:
+            yield from unknown_keys(node[key], nested[0], f"{prefix}{key}.")
+
+
+def _source(name: str, values: Any) -> SourceConfig:
+    """An entry of data.sources, which Hydra (1.3) cannot fill in on the command line when its type is a dataclass."""
+    if isinstance(values, SourceConfig):
+        return values
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(SourceConfig, OmegaConf.create(values)))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"data.sources.{name}: {str(error).splitlines()[0]}") from error
 
 
 def compose(overrides: Sequence[str] = (), output_dir: str | Path = "runs/composed") -> TrainConfig:
@@ -74,7 +82,7 @@ def compose(overrides: Sequence[str] = (), output_dir: str | Path = "runs/compos
     Raises hydra.errors.HydraException (a misspelt key, a wrong type) or ConfigError.
     """
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
-        composed = hydra_compose("config", overrides=[*overrides, f"output_dir='{output_dir}'"])
+        composed = hydra_compose("config", overrides=[*checked_overrides(overrides), f"output_dir='{output_dir}'"])
         return to_dataclass(composed, overrides)
 
 

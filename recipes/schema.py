@@ -139,7 +139,7 @@ class DataConfig:
     hub_id: str | None = None
     hub_config: str | None = None
     split: str = "train"  # of the hub's data
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # by name; only with kind=mix
+    sources: dict[str, Any] = field(default_factory=dict)  # SourceConfig by name; only with kind=mix
     train_conversations: int | None = None  # null: all that are not held out
     heldout_conversations: int | None = None  # never trained; null: 5 percent, at most 200
     seed: int = 0  # of generation and of the held-out choice; not of the run
@@ -174,8 +174,10 @@ class TrainerConfig:
     conversations_per_step: int = MISSING  # over all processes
     learning_rate: float = MISSING  # the highest
     schedule: str = MISSING  # a name of transformers' SchedulerType: linear, cosine, constant_with_warmup, ...
+    schedule_args: dict[str, Any] = field(default_factory=dict)  # of that schedule: {min_lr: 1e-6}
     warmup_steps: float = MISSING  # below 1: that share of all steps
     optimizer: str = "auto"  # a name of transformers' OptimizerNames: adafactor, adamw_8bit, ...; auto: AdamW
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # of that optimizer, as transformers' optim_args
     adam_beta1: float = MISSING
     adam_beta2: float = MISSING
     weight_decay: float = MISSING

@@ -1,28 +1,39 @@
 """The configuration as the Trainer takes it, and what a run reports while it trains."""
 
 import os
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import matplotlib
 import matplotlib.pyplot as plt
-from transformers import TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 
 from flexmask import OnePassCollator, Pack
 from flexmask.viz import plot_pack
 from recipes.chat import ChatResult
-from recipes.config import TrainConfig
+from recipes.models import resolve_precision
+from recipes.progress import duration, progress
 from recipes.reporting import Reporter
+from recipes.run_folder import CHECKPOINTS
+from recipes.schema import MixedPrecision, TrainConfig
 
 matplotlib.use("Agg")
 PRINTED = {"loss": "loss", "thinking_loss": "thinking", "answer_loss": "answer"}
 SAMPLE_CHATS = 20
 
 
-def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArguments:
+def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     """`trainer` as transformers' TrainingArguments; batch sizes count conversations.
 
-    Raises ValueError under several processes, each of which would write the same run folder.
+    Raises ValueError for a name that the installed transformers does not have, for a logger or an optimizer whose
+    package is not installed, and under several processes, each of which would write the same run folder.
     """
     trainer = config.trainer
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -30,48 +41,138 @@ def training_arguments(config: TrainConfig, checkpoints: Path) -> TrainingArgume
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this recipe runs in one process; under torchrun use OnePassTrainer"
             " in a script of your own"
         )
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=trainer.steps,
+    _check_loggers(trainer.report_to)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    settings = dict(
+        output_dir=str(folder / CHECKPOINTS),
+        max_steps=trainer.steps or -1,
+        num_train_epochs=trainer.epochs or 0,
         per_device_train_batch_size=trainer.conversations_per_step,
         learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.schedule,
+        lr_scheduler_type=_named("trainer.schedule", trainer.schedule, SchedulerType),
+        lr_scheduler_kwargs=trainer.schedule_args or None,
         warmup_steps=trainer.warmup_steps,
         adam_beta1=trainer.adam_beta1,
         adam_beta2=trainer.adam_beta2,
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
-        bf16=trainer.mixed_precision == "bf16",
+        bf16=resolve_precision(config).mixed_precision is MixedPrecision.bf16,
+        torch_compile=trainer.torch_compile,
+        neftune_noise_alpha=trainer.neftune_noise_alpha,
         activation_checkpointing=config.model.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=trainer.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # a loss that is not finite stops the run; it is never smoothed over
         save_strategy="steps" if trainer.save_every else "no",
-        save_steps=trainer.save_every or trainer.steps,
+        save_steps=trainer.save_every or 1,
         save_total_limit=trainer.keep_checkpoints,
+        eval_strategy="steps" if trainer.evaluate_every else "no",
+        eval_steps=trainer.evaluate_every or None,
+        load_best_model_at_end=trainer.keep_best,
+        metric_for_best_model="eval_loss" if trainer.evaluate_every else None,
+        greater_is_better=False if trainer.evaluate_every else None,
         seed=config.seed,
         dataloader_pin_memory=False,  # a batch holds packs, which move as a whole
         disable_tqdm=True,
-        report_to=[],
+        report_to=list(trainer.report_to),
     )
+    if trainer.optimizer != "auto":
+        settings["optim"] = _named("trainer.optimizer", trainer.optimizer, OptimizerNames)
+        settings["optim_args"] = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
+    arguments = TrainingArguments(**settings)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError) as error:  # of a package that is not installed
+        raise ValueError(f"trainer.optimizer={trainer.optimizer}: {error}") from error
+    return arguments
+
+
+def without_heldout(arguments: TrainingArguments, config: TrainConfig) -> TrainingArguments:
+    """The same arguments for a run that holds no conversation out. Raises ValueError where settings need some."""
+    if config.trainer.keep_best or config.trainer.early_stopping:
+        raise ValueError(
+            f"trainer.keep_best={config.trainer.keep_best}, trainer.early_stopping={config.trainer.early_stopping}: go "
+            "by the held-out loss, and no conversation is held out; give data.heldout_conversations=<number>"
+        )
+    return replace(arguments, eval_strategy=IntervalStrategy.NO, metric_for_best_model=None, greater_is_better=None)
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    for name in names:
+        if name == "wandb":
+            raise ValueError("trainer.report_to=[wandb]: wandb has settings of its own here; choose wandb=online")
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"trainer.report_to=[{name}]: transformers has {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
+            )
+        if name not in get_available_reporting_integrations():
+            raise ValueError(f"trainer.report_to=[{name}]: its Python package is not installed; pip install {name}")
+
+
+def _named(key: str, value: str, names: type) -> str:
+    known = [str(one.value) for one in names]
+    if value not in known:
+        raise ValueError(f"{key}={value}: the installed transformers has no such name; it has {', '.join(known)}")
+    return value
+
+
+def early_stopping(config: TrainConfig) -> list[TrainerCallback]:
+    patience = config.trainer.early_stopping
+    return [EarlyStoppingCallback(patience)] if patience else []
 
 
 class ReportingCallback(TrainerCallback):
-    """Passes the Trainer's logs on: to the Reporter, and a line each to the terminal."""
+    """Passes the Trainer's logs on: to the Reporter, and a line each to the terminal, with a bar below them.
+
+    A context manager, so that the bar is gone whatever ends the training.
+    """
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
+        self._bar = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._started, self._first = time.monotonic(), state.global_step
+        self._advance = self._bar.enter_context(progress(state.max_steps, "training"))
+        self._advance(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self._advance()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._bar.close()
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if not state.is_world_process_zero:
             return
-        values = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
+        # transformers says "eval" of the data set that a user knows as held out.
+        values = {
+            name.replace("eval_", "heldout_", 1): value
+            for name, value in logs.items()
+            if isinstance(value, (int, float))
+        }
         self.reporter.log(state.global_step, values)
+        where = f"step {state.global_step:>5}/{state.max_steps}"
         if "loss" in logs:
-            losses = ", ".join(f"{label} {logs[name]:.3f}" for name, label in PRINTED.items() if name in logs)
-            speed = f"{logs['tokens_per_second']:,.0f} tokens/s"
-            print(f"step {state.global_step:>5}/{state.max_steps}  {losses}  {speed}", flush=True)
+            print(f"{where}  {_losses(logs)}  {logs['tokens_per_second']:,.0f} tokens/s{self._left(state)}", flush=True)
+        elif "eval_loss" in logs:
+            print(f"{where}  held out: {_losses(logs, 'eval_')}", flush=True)
+
+    def _left(self, state) -> str:
+        done, left = state.global_step - self._first, state.max_steps - state.global_step
+        return f", {duration((time.monotonic() - self._started) / done * left)} left" if done and left else ""
+
+
+def _losses(logs: dict[str, float], prefix: str = "") -> str:
+    found = {label: logs[prefix + name] for name, label in PRINTED.items() if prefix + name in logs}
+    return ", ".join(f"{label} {value:.3f}" for label, value in found.items())
 
 
 def report_mask(reporter: Reporter, pack: Pack, collator: OnePassCollator) -> None:

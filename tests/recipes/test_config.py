@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_origin
 
 import hydra
 import pytest
@@ -16,18 +16,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from flexmask.rendering import select_turns
-from recipes import config as configuration
-from recipes.config import (
-    CONF_DIR,
-    ConfigError,
-    Layout,
-    TrainConfig,
-    compose,
-    load_run_config,
-    save_run_config,
-    to_dataclass,
-    validate,
-)
+from recipes import config_rules
+from recipes.config import CONF_DIR, compose, load_run_config, save_run_config, to_dataclass
+from recipes.config_rules import ConfigError, validate
+from recipes.overrides import checked_overrides
+from recipes.schema import Layout, SourceConfig, TrainConfig
 
 CONF = Path(CONF_DIR)
 DEFAULT = compose()
@@ -61,6 +54,7 @@ def test_every_file_composes_and_its_values_arrive(file, tmp_path):
     given_here = yaml.safe_load(text)
     given_here.pop("defaults", None)
     given_here.pop("hydra", None)
+    given_here.pop("output_dir", None)  # of a sweep; `compose` has given one
     prefix = "" if "@package _global_" in text else f"{file.parent}."
     for key, value in leaves(given_here, prefix).items():
         if not any(override.startswith(key + "=") for override in extra):
@@ -89,6 +83,61 @@ def test_a_sweep_is_a_file():
         composed = hydra.compose("config", ["sweep=layouts"], return_hydra_config=True)
     assert composed.hydra.mode.name == "MULTIRUN"
     assert composed.hydra.sweeper.params == {"duplication": "one_pass,per_turn,keep_thinking", "seed": "0,1"}
+
+
+# The length that a file gives must not stand against the one of the command line, nor win over it.
+def test_the_length_on_the_command_line_takes_the_place_of_the_files():
+    assert (compose(["trainer.epochs=2"]).trainer.steps, compose(["trainer.epochs=2"]).trainer.epochs) == (None, 2)
+    assert compose(["trainer=finetune", "trainer.steps=7"]).trainer.epochs is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.stepz=1"], "trainer.stepz: no such setting; did you mean trainer.steps?"),
+        (["steps=1"], "steps: no such setting; did you mean trainer.steps?"),
+        (["kind=1"], "did you mean adapter.kind or data.kind or model.kind?"),
+        (["adaptor=lora"], "adaptor: no such setting; did you mean adapter?"),
+        (["nothing.like.it=1"], "nothing.like.it: no such setting; recipes/schema.py lists them"),
+    ],
+)
+def test_a_misspelt_key_gets_the_right_one_as_advice(words, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        checked_overrides(words)
+
+
+def test_other_words_reach_hydra():
+    words = ["hydra.sweep.dir=a", "~experiment", "trainer=finetune", "seed=1,2", "--multirun", "not an override"]
+    assert checked_overrides(words) == words
+
+
+# As one types them: hydra 1.3 wants a plus for keys of the user's choice, and refuses the braces without one.
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.template_kwargs={enable_thinking:false,effort:{level:2}}"],
+        ["data.template_kwargs.enable_thinking=false", "+data.template_kwargs.effort.level=2"],
+    ],
+)
+def test_settings_with_keys_of_the_users_choice(words):
+    assert compose(words).data.template_kwargs == {"enable_thinking": False, "effort": {"level": 2}}
+
+
+def test_sources_of_a_mix():
+    sources = compose(
+        [
+            "data.kind=mix",
+            "data.sources={a:{hub_id:some/data,weight:0.5,template_kwargs:{x:1}}}",
+            "data.sources.b.hub_id=c",
+        ]
+    ).data.sources
+    assert sources == {
+        "a": SourceConfig(hub_id="some/data", weight=0.5, template_kwargs={"x": 1}),
+        "b": SourceConfig(hub_id="c"),
+    }
+    for values, message in (("{hub:x}", "'hub'"), ("{kind:recs}", "recs"), ("7", "data.sources.a")):
+        with pytest.raises(ConfigError, match=f"data.sources.a.*{message}|{message}"):
+            compose(["data.kind=mix", f"data.sources={{a:{values}}}"])
 
 
 @pytest.mark.parametrize(
@@ -137,10 +186,23 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         (["duplication.pack_length=0"], "duplication.pack_length=0: must be at least 1"),
         (["duplication.turns=first"], 'duplication.turns="first": write all'),
         (["trainer.steps=600", "trainer.warmup_steps=601"], "trainer.warmup_steps=601: is more than trainer.steps="),
+        (["trainer.epochs=1", "trainer.steps=2"], "trainer.epochs=1.0 and trainer.steps=2: a run has one length"),
+        (["trainer.steps=null"], "trainer.epochs and trainer.steps: have no value"),
+        (["trainer.keep_best=true"], "trainer.keep_best=True.*give trainer.evaluate_every"),
+        (["trainer.early_stopping=2"], "trainer.early_stopping=2: both go by .* give trainer.evaluate_every"),
         (
-            ["data.heldout_conversations=200", "evaluation.conversations=201"],
-            "evaluation.conversations=201: only .*heldout_conversations=200",
+            ["trainer.keep_best=true", "trainer.evaluate_every=100"],
+            "trainer.save_every=350: .* multiple of trainer.evaluate_every=100",
         ),
+        (["trainer=finetune", "trainer.epochs=0"], "trainer.epochs=0.0: must be greater than 0"),
+        (["adapter.modules_to_save=[lm_head]"], "adapter=none: has no modules_to_save"),
+        (["adapter.kind=lora"], "adapter=lora: adapts weights that are trained already"),
+        (["data.kind=mix"], "data.sources: has no value"),
+        (["data.sources={a:{path:x}}"], "data.sources: only for data=mix"),
+        (["data.kind=mix", "data.sources={a:{path:none.jsonl}}"], "data.sources.a.path=none.jsonl: no such file"),
+        (["data.kind=mix", "data.sources={a:{kind:tutoring}}"], "data.sources.a.train_conversations=null"),
+        (["data.kind=mix", "data.sources={a:{kind:mix}}"], "data.sources.a.kind=mix: a mix cannot be"),
+        (["data.kind=mix", "data.sources={a:{hub_id:x,weight:0}}"], "data.sources.a.weight=0.0: must be greater"),
         (["model.name_or_path=x"], "model.name_or_path=x: the tiny model is built"),
         (["model=hub"], "model.name_or_path: has no value"),
         (["model.from_scratch=false"], "model.from_scratch=false"),
@@ -172,8 +234,8 @@ def test_all_problems_are_told_at_once():
 
 def test_a_value_that_is_missing_is_named():
     with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-        composed = hydra.compose("config", ["output_dir=???"])
-    with pytest.raises(ConfigError, match="output_dir: has no value"):
+        composed = hydra.compose("config", ["trainer.learning_rate=???"])
+    with pytest.raises(ConfigError, match="trainer.learning_rate: has no value"):
         to_dataclass(composed)
 
 
@@ -181,7 +243,7 @@ def test_a_value_that_is_missing_is_named():
 def test_every_number_has_a_rule():
     def numbers(schema, prefix=""):
         for field in fields(schema):
-            kinds = {field.type, *get_args(field.type)}
+            kinds = {field.type, *(() if get_origin(field.type) is list else get_args(field.type))}
             nested = [kind for kind in kinds if is_dataclass(kind)]
             if nested:
                 yield from numbers(nested[0], f"{prefix}{field.name}.")
@@ -189,7 +251,7 @@ def test_every_number_has_a_rule():
                 yield prefix + field.name
 
     tables = ("_AT_LEAST_ONE", "_AT_LEAST_ZERO", "_ABOVE_ZERO", "_BELOW_ONE")
-    ruled = [key for table in tables for key in getattr(configuration, table)]
+    ruled = [key for table in tables for key in getattr(config_rules, table)]
     assert sorted(ruled) == sorted(numbers(TrainConfig))
 
 
@@ -246,13 +308,6 @@ def test_a_wrong_override_of_a_saved_configuration_is_named(overrides, message, 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}: no run folder")):
         load_run_config(tmp_path)
-
-
-def test_the_interpolated_run_folder_names_the_layout():
-    with hydra.initialize_config_dir(CONF_DIR, version_base="1.3"):
-        composed = hydra.compose("config", ["duplication=keep_thinking"], return_hydra_config=True)
-    assert re.fullmatch(r"runs/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_keep_thinking", composed.hydra.run.dir)
-    assert OmegaConf.to_container(composed, resolve=False)["output_dir"] == "${hydra:runtime.output_dir}"
 
 
 # A wrong setting must not cost the seconds that these imports take.

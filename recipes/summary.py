@@ -1,0 +1,159 @@
+"""What a run says first and last: the words of a terminal, and the figures of result.json."""
+
+import math
+import warnings
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, TrainingArguments
+
+from flexmask.models import takes_block_masks
+from recipes.data import LoadedData
+from recipes.environment import device_name, git_commit, versions
+from recipes.models import branching_note, resolve_precision
+from recipes.preparation import PreparedData
+from recipes.schema import DataKind, TrainConfig
+
+# Going through the data more often than this is rarely meant: conversations are learned by heart.
+MANY_EPOCHS = 10
+
+
+def opening_lines(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    data: LoadedData,
+    rows: PreparedData,
+    heldout: PreparedData,
+    arguments: TrainingArguments,
+    notes: Sequence[str],
+) -> list[str]:
+    """Model, data and length of a run, a line or two each; `notes` are sentences that stand behind them."""
+    return [
+        *_model_lines(config, model, arguments),
+        *data_lines(config, data, rows, heldout),
+        f"steps       {_steps(config, rows)}",
+        *(f"note        {note}" for note in notes if note),
+    ]
+
+
+def _model_lines(config: TrainConfig, model: PreTrainedModel, arguments: TrainingArguments) -> list[str]:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    weights = "random weights, trained from scratch" if config.model.from_scratch else config.model.name_or_path
+    which = (
+        "all trained"
+        if trained == total
+        else f"{trained:,} trained ({trained / total:.2%}, adapter={config.adapter.kind})"
+    )
+    device = arguments.device
+    return [
+        f"model       {_name(model)} ({weights}): {total:,} parameters, {which}",
+        f"device      {device_name(device)}; {resolve_precision(config)}",
+        f"attention   {_attention(model, device.type)}",
+    ]
+
+
+def _name(model: PreTrainedModel) -> str:
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+
+
+def _attention(model: PreTrainedModel, device: str) -> str:
+    if not takes_block_masks(model):
+        return "the model's own, one row a pack: its layers carry a state that does not branch with the tree"
+    kernel = (
+        "compiled FlexAttention" if device == "cuda" else "block-sparse on CPU, where FlexAttention has no gradients"
+    )
+    return "; ".join(part for part in (kernel, branching_note(model)) if part)
+
+
+def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldout: PreparedData) -> list[str]:
+    """What is trained, what it costs against one pass a turn, and what is left out."""
+    lines = [
+        f"data        {len(rows.items):,} conversations, {rows.turns:,} trained turns, {len(data.heldout):,} held out"
+    ]
+    if config.data.kind is DataKind.mix:
+        lines += [f"            {name}: {count}" for name, count in data.sources.items()]
+    computed = f"{rows.tokens_computed:,} tokens computed in layout {config.duplication.layout}, {rows.tokens_trained:,} trained"
+    if rows.tokens_computed and rows.tokens_per_turn > rows.tokens_computed:
+        ratio = rows.tokens_per_turn / rows.tokens_computed
+        computed += f"; one pass a turn computes {ratio:.2f} times as many, so expect about that speed-up or more"
+    lines.append(f"            {computed}")
+    if not rows.branching:
+        lines.append(
+            "            no row branches, so nothing is duplicated: the template keeps thinking, or there is none"
+        )
+    if rows.slow_turns:
+        lines.append(f"            {rows.slow_turns:,} turns rendered the slow way: slow, not wrong")
+    left_out = {
+        "invalid conversations": len(data.dropped),
+        "turns longer than a pack": rows.dropped_turns,
+        "held-out turns longer than a pack": heldout.dropped_turns,
+        "conversations with nothing to train": rows.without_rows,
+    }
+    counts = [f"{count:,} {what}" for what, count in left_out.items() if count]
+    return [*lines, f"left out    {', '.join(counts) or 'nothing'}"]
+
+
+def _steps(config: TrainConfig, rows: PreparedData) -> str:
+    """How long the run is, as steps and as times through the data; warns of very many."""
+    trainer, conversations = config.trainer, len(rows.items)
+    an_epoch = math.ceil(conversations / trainer.conversations_per_step)
+    steps = trainer.steps or math.ceil(trainer.epochs * an_epoch)
+    epochs = steps / an_epoch
+    if epochs > MANY_EPOCHS and trainer.steps:
+        warnings.warn(
+            f"trainer.steps={trainer.steps:,} go {epochs:,.0f} times through {conversations:,} conversations, which will "
+            "be learned by heart; give trainer.epochs=3, or fewer steps",
+            stacklevel=3,
+        )
+    a_step = min(trainer.conversations_per_step, conversations)
+    return (
+        f"{steps:,} steps of {a_step:,} conversations, about {rows.tokens_computed / conversations * a_step:,.0f} tokens "
+        f"each; {epochs:,.3g} times through the data"
+    )
+
+
+def training_result(
+    trainer,
+    config: TrainConfig,
+    data: LoadedData,
+    rows: PreparedData,
+    heldout: PreparedData,
+    measured: dict[str, float],
+) -> dict:
+    """What `result.json` says of the training itself, and of what it ran on. `measured`: from `trainer.evaluate`."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    totals = trainer.run_totals
+    best = trainer.state.best_model_checkpoint if config.trainer.keep_best else None
+    return {
+        "layout": str(config.duplication.layout),
+        "seed": config.seed,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "train_seconds": round(totals.seconds, 2),
+        "tokens_computed": totals.tokens_computed,
+        "tokens_trained": totals.tokens_trained,
+        "pack_fill": totals.tokens_computed / totals.capacity,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        **{f"heldout_{name}": measured.get(f"eval_{name}") for name in ("loss", "thinking_loss", "answer_loss")},
+        "best_step": int(best.rpartition("-")[2]) if best else None,
+        "dropped_conversations": len(data.dropped),
+        "dropped_turns": rows.dropped_turns,
+        "dropped_heldout_turns": heldout.dropped_turns,
+        "conversations_without_turns": rows.without_rows,
+        "device": device_name(trainer.args.device),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def closing_lines(result: dict) -> list[str]:
+    lines = [
+        f"trained {result['steps']} steps in {result['train_seconds']:.0f} s: loss {result['loss_first']:.3f} -> "
+        f"{result['loss_last']:.3f}, {result['tokens_computed']:,} tokens computed, {result['tokens_trained']:,} trained"
+    ]
+    if result["best_step"]:
+        lines.append(f"model/ is the checkpoint of step {result['best_step']}, which has the lowest held-out loss")
+    if result["heldout_loss"] is not None:
+        lines.append(f"held-out loss {result['heldout_loss']:.3f}")
+    return lines

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-from recipes.config import TrainConfig, WandbConfig, WandbMode
+from recipes.schema import TrainConfig, WandbConfig, WandbMode
 
 # Seconds that wandb may take to reach its server at the start, and to send what is left at the end. Without
 # an answer the start takes about 2 seconds more than that.
@@ -41,6 +41,7 @@ class Reporter:
         if resumed_from is not None and metrics.exists():
             _keep_until(metrics, resumed_from)
         self._metrics = metrics.open("a", encoding="utf-8")
+        self._sends_text = config.wandb.chats
         self._run = _start_wandb(config.wandb, self.folder, asdict(config))
 
     def __enter__(self) -> Self:
@@ -69,7 +70,7 @@ class Reporter:
         self._send(send)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """A table such as sample chats; `<name>.jsonl` holds the latest one.
+        """A table such as sample chats; `<name>.jsonl` holds the latest one. Text goes to wandb only with `wandb.chats`.
 
         Raises ValueError when a row is not as long as `columns`.
         """
@@ -86,7 +87,8 @@ class Reporter:
             data = [list(row) for row in rows]
             run.log({name: wandb.Table(columns=list(columns), data=data), "step": step})
 
-        self._send(send)
+        if self._sends_text:
+            self._send(send)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """The run's final numbers, for wandb's overview (the recipe writes them to result.json)."""

@@ -1,6 +1,6 @@
 """The folder of a run: made so that no other run has it, found again to resume, never written over.
 
-    config.yaml  data.json  metrics.jsonl  checkpoints/  model/  chats.jsonl  block_mask.png  result.json
+config.yaml  data.json  metrics.jsonl  checkpoints/  model/  chats.jsonl  block_mask.png  result.json
 """
 
 import json
@@ -63,7 +63,9 @@ def config_to_resume(config: TrainConfig, given: list[str]) -> TrainConfig | Non
 def newest_unfinished(config: TrainConfig) -> Path | None:
     """The newest folder in runs/, or `output_dir` where one is given, whose run has this configuration and no result."""
     folders = RUNS.iterdir() if config.output_dir is None else [Path(config.output_dir)]
-    candidates = [folder for folder in folders if _same_run(folder, config)] if RUNS.is_dir() or config.output_dir else []
+    candidates = (
+        [folder for folder in folders if _same_run(folder, config)] if RUNS.is_dir() or config.output_dir else []
+    )
     return max(candidates, key=lambda folder: (folder / RUN_CONFIG).stat().st_mtime, default=None)
 
 

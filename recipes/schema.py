@@ -216,6 +216,7 @@ class WandbConfig:
     project: str = "flexmask"
     name: str | None = None  # null: the run folder's name
     tags: list[str] = field(default_factory=list)
+    chats: bool = False  # send sample chats, which hold text of held-out conversations; they are in chats.jsonl anyway
 
 
 @dataclass

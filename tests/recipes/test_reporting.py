@@ -115,13 +115,14 @@ def test_off_never_imports_wandb(tmp_path):
 
 
 REPORT = """if True:
+    import os
     import sys
     from pathlib import Path
     from recipes import reporting
     from recipes.config import compose
     reporting.INIT_TIMEOUT = 1.0
     folder = Path(sys.argv[1])
-    with reporting.Reporter(compose([], folder)) as reporter:
+    with reporting.Reporter(compose([os.environ.get("MORE", "seed=0")], folder)) as reporter:
         reporter.log(3, {"thinking_loss": 0.8125})
         reporter.log(1, {"thinking_loss": 0.4375})  # wandb's own step counter would drop this one
         if (folder / "mask.png").exists():
@@ -144,7 +145,7 @@ def test_auto_without_a_key_is_offline_and_holds_everything(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "mask.png").write_bytes(PNG)
-    stdout, stderr, _ = run_python(REPORT, folder)
+    stdout, stderr, _ = run_python(REPORT, folder, MORE="wandb.chats=true")
     assert stdout == "trained on\n"  # wandb itself keeps silent
     run, history = offline_run(folder)
     for text in (b"thinking_loss", b"0.8125", b"0.4375", b"answer_accuracy", b"0.9375", b"mask_picture"):
@@ -153,6 +154,15 @@ def test_auto_without_a_key_is_offline_and_holds_everything(tmp_path):
     assert list(run.glob("files/media/table/sample_chats*.json"))
     assert "no API key is configured" in stderr and f"wandb sync {run}" in stderr
     assert len(metrics(folder)) == 2
+
+
+# Conversations are somebody's: they leave the machine when that is asked for, not because a key exists.
+def test_text_stays_here_unless_it_is_asked_for(tmp_path):
+    run_python(REPORT, tmp_path)
+    run, history = offline_run(tmp_path)
+    assert b"0.8125" in history
+    assert b"why?" not in history and not list(run.glob("files/media/table/*"))
+    assert "why?" in (tmp_path / "sample_chats.jsonl").read_text()
 
 
 # A key, and a server that takes connections but never answers: the worst network. With INIT_TIMEOUT ignored

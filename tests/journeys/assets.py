@@ -27,7 +27,13 @@ ROTARY = dict(rope_parameters={"rope_type": "default", "rope_theta": 500.0})
 KINDS = {
     "dense": lambda: transformers.Qwen3Config(**SIZES, **ROTARY, num_hidden_layers=2, head_dim=16),
     "experts": lambda: transformers.Qwen3MoeConfig(
-        **SIZES, **ROTARY, num_hidden_layers=2, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64
+        **SIZES,
+        **ROTARY,
+        num_hidden_layers=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
     ),
     "hybrid": lambda: transformers.Qwen3_5TextConfig(
         **SIZES,

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from journeys import assets
 from journeys.workshop import Workshop
 

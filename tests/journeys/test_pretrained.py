@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-
 from journeys import assets
 from journeys.workshop import kill, train, wait_for
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 STEPS = 120
 FILES = {"dense": "my.jsonl", "experts": "inline.jsonl", "hybrid": "sharegpt.jsonl", "base": "my.jsonl"}

@@ -86,7 +86,7 @@ class Workshop:
             out, err = process.communicate()
             raise AssertionError(f"not ended after {timeout} s: {Done(process.args[2], -1, out, err)}") from None
         done = Done(process.args[2], process.returncode, out, err)
-        assert (done.code != 0 if code is None else done.code == code), done
+        assert done.code != 0 if code is None else done.code == code, done
         assert "Traceback (most recent call last)" not in out + err, done
         return done
 

@@ -1,0 +1,119 @@
+"""Every command that README.md, docs/, `make help` and conf/ tell a user, and how a journey runs it.
+
+A command runs with the same words: `replace` puts the user's own in the places that stand for it, `args` goes behind
+the command's ARGS to make it small. What runs otherwise says why. tests/journeys/test_commands.py runs the table, and
+fails when the documentation tells a command that does not stand here.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class How:
+    replace: dict[str, str] = field(default_factory=dict)
+    args: str = ""
+    shows: tuple[str, ...] = ()  # words it prints
+    leaves: tuple[str, ...] = ()  # patterns of files that are there afterwards
+    needs: str = ""  # "finished" or "interrupted": a run that must be there before, as runs/one
+    runs_in: str = ""  # the file of tests/journeys that runs it instead, or ".ci/run"
+    why: str = ""  # the reason for `runs_in`, or for running it otherwise than it stands
+
+
+TINY = (
+    "model.tiny.layers=1 model.tiny.hidden_size=32 trainer.steps=6 trainer.warmup_steps=1 trainer.save_every=2 "
+    "trainer.conversations_per_step=2 data.train_conversations=12 data.heldout_conversations=2 "
+    "evaluation.conversations=2 evaluation.max_new_tokens=8"
+)
+TINY_MODEL = "model.tiny.layers=1 model.tiny.hidden_size=32 trainer.steps=3 trainer.warmup_steps=0"
+FINETUNE = "trainer.steps=4 evaluation.max_new_tokens=8"
+BENCH = (
+    "grid.turns=[2] grid.mixes=[balanced] grid.repeats=1 grid.cell_seconds=1 grid.conversation_tokens=512 "
+    "create_block_mask=false pack_length=1024"
+)
+RUN = ("runs/*/result.json", "runs/*/config.yaml", "runs/*/metrics.jsonl", "runs/*/model/model.safetensors")
+OWN_FILE = "data=jsonl data.path=my.jsonl"
+NO_HUB = {"Qwen/Qwen3-0.6B": "models/dense", "Qwen/Qwen3-1.7B": "models/dense"}
+LOCAL_MODEL = "model.name_or_path=models/dense"
+
+TABLE = {
+    # first steps
+    "make help": How(shows=("make train", "make test", "make inspect")),
+    "make install": How(),
+    "make train": How(args=TINY, leaves=(*RUN, "runs/*/block_mask.png", "runs/*/chats.jsonl")),
+    "make test": How(runs_in=".ci/run", why="the tests themselves"),
+    'make train ARGS="seed=0"': How(args=TINY, leaves=RUN),
+    'make train ARGS="seed=1 wandb=off"': How(args=TINY, leaves=RUN),
+    'make train ARGS="duplication=per_turn seed=1"': How(args=TINY, leaves=RUN),
+    'make train ARGS="duplication=per_turn seed=1 wandb=off"': How(args=TINY, leaves=RUN),
+    'make train ARGS="duplication=per_turn trainer.steps=300 seed=1"': How(args=TINY, leaves=RUN),
+    'make train ARGS="duplication=per_turn trainer.steps=80 trainer.warmup_steps=10 data.train_conversations=240 '
+    'trainer.save_every=0 evaluation.conversations=0"': How(args=TINY, leaves=RUN),
+    'make train ARGS="experiment=short"': How(args=TINY, leaves=RUN),
+    # own data, own model
+    'make train ARGS="data=jsonl data.path=my.jsonl"': How(args=TINY_MODEL, leaves=RUN),
+    f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune {OWN_FILE}"': How(
+        replace=NO_HUB, args=FINETUNE, leaves=RUN
+    ),
+    'make inspect ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
+        replace=NO_HUB, shows=("my.jsonl:12", "plain copy", "trained answer")
+    ),
+    "make inspect": How(
+        args="data.train_conversations=20", shows=("tutoring/train[0]", "plain copy", "trained answer")
+    ),
+    'make train ARGS="experiment=qwen3_0_6b_mathchatsync"': How(
+        args=f"{LOCAL_MODEL} data.path=my.jsonl {FINETUNE} evaluation.max_new_tokens=8", leaves=RUN
+    ),
+    'make train ARGS="experiment=smollm2_gsm8k"': How(
+        args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FINETUNE}", leaves=RUN
+    ),
+    'make train ARGS="experiment=smollm2_gsm8k model.name_or_path=<folder> data.path=<file>"': How(
+        runs_in="test_real_weights.py", why="with the real weights"
+    ),
+    "python -m recipes.convert_gguf SOURCE.gguf OUT_DIR": How(
+        runs_in="test_real_weights.py", why="with the real weights"
+    ),
+    "python -m recipes.convert_gguf": How(runs_in="test_real_weights.py", why="with the real weights"),
+    # runs
+    'make train ARGS="resume=runs/<folder>"': How(replace={"<folder>": "one"}, needs="interrupted", leaves=RUN),
+    'make evaluate ARGS="runs/<folder>"': How(
+        replace={"<folder>": "one"}, needs="finished", shows=("answer_accuracy", "conversation_accuracy")
+    ),
+    "make evaluate": How(args="runs/one", needs="finished", shows=("answer_accuracy",)),
+    "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/comparison.png")),
+    r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
+    # measuring
+    "make bench": How(args=f"sections=[grid,loss] {BENCH}", leaves=("runs/bench/*/*",)),
+    'make bench ARGS="threads=1"': How(args=f"sections=[packing,preparation] {BENCH}", leaves=("runs/bench/*/*",)),
+    'make bench ARGS="sections=[attention,mask]"': How(args=BENCH, leaves=("runs/bench/*/*",)),
+    'make bench ARGS="sections=[state] threads=1"': How(args=BENCH, leaves=("runs/bench/*/*",)),
+    'make bench DEVICE=cuda ARGS="shape=qwen3_4b dtype=bfloat16 gradient_checkpointing=true pack_length=131072"': How(
+        replace={"DEVICE=cuda": "DEVICE=cpu", "shape=qwen3_4b": "shape=small", "dtype=bfloat16": "dtype=float32"},
+        args=f"sections=[grid] {BENCH}",
+        leaves=("runs/bench/*/*",),
+        why="it needs a GPU",
+    ),
+    # documentation and house
+    "make picture": How(leaves=("docs/images/block_mask.png", "docs/images/state_branches.png")),
+    "make notebook": How(leaves=("runs/notebooks/*.ipynb",)),
+    "make check": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
+    "make network-test": How(runs_in=".ci/run", why="the tests themselves"),
+    "make journeys": How(runs_in=".ci/run", why="these tests themselves"),
+    "make gpu-test": How(args="--collect-only", shows=("tests collected",), why="it needs a GPU"),
+    "make support": How(
+        runs_in=".ci/run", why="its tests are those of make test and make network-test; CI checks what it would write"
+    ),
+    "make clean": How(
+        replace={"make clean": "rm .venv && mkdir -p .venv/bin && make clean && test ! -e .venv && test -e runs"},
+        needs="finished",
+        why="a stand-in for .venv, which all tests share",
+    ),
+    # these would install another environment than the one that all tests share: make says what it would do
+    "make train CONSTRAINTS=my.txt": How(
+        replace={"make": "make --dry-run"}, shows=("-c my.txt", "recipes.train"), why="it would install anew"
+    ),
+    "UV_TORCH_BACKEND=auto make train": How(
+        replace={"make": "make --dry-run"}, shows=("recipes.train",), why="it would install anew"
+    ),
+}
+# What stands for a command in .ci/run, where that is not the command itself.
+IN_CI = {"make support": ".venv/bin/python tests/support.py --check"}

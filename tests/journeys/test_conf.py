@@ -1,0 +1,119 @@
+"""Every file in conf/ is composed and started: a run with it ends with its result."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from journeys.workshop import ROOT, train
+
+CONF = ROOT / "conf"
+# The files that are no choice of a group: composed by every run of train, and by every run of make bench.
+ROOTS = {"config.yaml": "make train", "benchmark.yaml": "make bench"}
+SMALL = [
+    "trainer.steps=3", "trainer.warmup_steps=0", "trainer.conversations_per_step=2", "trainer.save_every=0",
+    "trainer.evaluate_every=0", "data.heldout_conversations=2", "evaluation.conversations=2",
+    "evaluation.max_new_tokens=8", "evaluation.batch_size=2",
+]  # fmt: skip
+TINY = ["model.tiny.layers=1", "model.tiny.hidden_size=32"]
+DENSE = ["model=hub", "model.name_or_path=models/dense"]
+# What a choice needs beside it, where the hub or a user's own is meant.
+BESIDE = {
+    "model/tiny": TINY,
+    "model/*": ["model.name_or_path=models/dense", "data=jsonl", "data.path=my.jsonl"],
+    "data/tutoring": [*TINY, "data.train_conversations=8"],
+    "data/gsm8k_socratic": [*DENSE, "data.path=gsm8k.jsonl"],
+    "data/mix": [*DENSE],
+    "data/*": [*DENSE, "data.path=my.jsonl"],
+    "adapter/none": TINY,
+    "adapter/*": [*DENSE, "data=jsonl", "data.path=my.jsonl"],
+    "experiment/short": [*TINY, "data.train_conversations=8"],
+    "experiment/smollm2_gsm8k": ["model.name_or_path=models/dense", "data.path=gsm8k.jsonl"],
+    "experiment/*": ["model.name_or_path=models/dense", "data.path=my.jsonl"],
+    "*": [*TINY, "data.train_conversations=8"],
+}
+# Cannot run here, and say so. Their keys are composed and checked before.
+REFUSED = {"adapter/qlora": "adapter=qlora"}
+
+
+def choices() -> dict[str, list[str]]:
+    groups = {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
+    }
+    return dict(sorted(groups.items()))
+
+
+def beside(choice: str) -> list[str]:
+    group = choice.partition("/")[0]
+    return next(BESIDE[name] for name in (choice, f"{group}/*", "*") if name in BESIDE)
+
+
+def starts() -> list[list[str]]:
+    """Choices to start in one run each. Those that need nothing of their own stand together, one of each group."""
+    free = [group for group in choices() if f"{group}/*" not in BESIDE and group != "sweep"]
+    together = itertools.zip_longest(*([f"{group}/{name}" for name in choices()[group]] for group in free))
+    alone = [
+        [f"{group}/{name}"]
+        for group, names in choices().items()
+        if group not in free and group != "sweep"
+        for name in names
+        if f"{group}/{name}" not in REFUSED
+    ]
+    return [[one for one in some if one] for some in together] + alone
+
+
+def test_every_file_is_started_somewhere():
+    files = {str(path.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
+    started = {f"{choice}.yaml" for some in starts() for choice in some}
+    started |= (
+        {f"{choice}.yaml" for choice in REFUSED} | {f"sweep/{name}.yaml" for name in choices()["sweep"]} | ROOTS.keys()
+    )
+    assert files == started
+
+
+@pytest.mark.parametrize("chosen", starts(), ids="+".join)
+def test_a_run_with_it_ends_with_its_result(workshop, chosen):
+    done = workshop.train(*[one.replace("/", "=") for one in chosen], *beside(chosen[0]), *SMALL)
+    folder = workshop.folder / done.last_line
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 3
+    for choice in chosen:
+        group, _, name = choice.partition("/")
+        if group == "duplication":
+            assert result["layout"] == name
+        if choice == "wandb/off":
+            assert not Path(folder / "wandb").exists()
+
+
+@pytest.mark.parametrize("choice", REFUSED)
+def test_what_cannot_run_here_says_so(workshop, choice):
+    done = workshop.train(choice.replace("/", "="), *beside(choice), *SMALL, code=None)
+    assert f"error: {REFUSED[choice]}" in done.err, done
+
+
+@pytest.mark.parametrize("sweep", choices()["sweep"])
+def test_a_sweep_ends_in_a_table(workshop, sweep):
+    words = " ".join([*SMALL, *beside("sweep"), "wandb=off"])
+    done = workshop.run(f'make sweep SWEEP={sweep} SWEEP_DIR=runs/sweep/{sweep} ARGS="{words}"', timeout=600)
+    folder = workshop.folder / f"runs/sweep/{sweep}"
+    results = [json.loads(path.read_text()) for path in folder.glob("*/result.json")]
+    assert len(results) >= 2
+    assert (folder / "comparison.png").stat().st_size > 10_000
+    table = (folder / "comparison.md").read_text()
+    assert all(f"| {result['layout']} | {result['seed']} |" in table for result in results)
+    assert table.strip() in done.out
+
+
+# Breaks if a run of one layout is not the same training as another's: the table would compare unlike things.
+def test_the_layouts_of_a_sweep_are_the_same_training(workshop):
+    workshop.run(f"{train('sweep=layouts', 'hydra.sweep.dir=runs/equal', *SMALL, *beside('sweep'), 'wandb=off')}")
+    results = [json.loads(path.read_text()) for path in workshop.folder.glob("runs/equal/*_seed0/result.json")]
+    by_layout = {result["layout"]: result for result in results}
+    one_pass, per_turn = by_layout["one_pass"], by_layout["per_turn"]
+    assert one_pass["loss_last"] == pytest.approx(per_turn["loss_last"], rel=1e-4)
+    assert one_pass["tokens_computed"] < per_turn["tokens_computed"]
+    assert one_pass["tokens_trained"] == per_turn["tokens_trained"]
+    unfinished = next(workshop.folder.glob("runs/equal/0_*"))
+    (unfinished / "result.json").unlink()
+    done = workshop.run("python -m recipes.compare runs/equal", code=None)
+    assert f"no result.json in {unfinished.name}" in done.err

@@ -79,6 +79,7 @@ TABLE = {
         replace={"<folder>": "one"}, needs="finished", shows=("answer_accuracy", "conversation_accuracy")
     ),
     "make evaluate": How(args="runs/one", needs="finished", shows=("answer_accuracy",)),
+    "make merge": How(runs_in="test_adapters.py", why="of a run with an adapter"),
     "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/comparison.png")),
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
     # measuring

@@ -52,8 +52,6 @@ class Workshop:
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(folder / ".hf-datasets"),
-            # make would install again while somebody edits pyproject.toml, under tests that run side by side.
-            "MAKEFLAGS": "--assume-old=.venv/constraints-used",
         }
 
     def run(self, command: str, code: int | None = 0, timeout: float = 300) -> Done:

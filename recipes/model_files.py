@@ -30,7 +30,8 @@ def named_errors(name: str, key: str | None = "model.name_or_path") -> Iterator[
         raise
     except Exception as error:
         whose = f"{key}={name}" if key else name
-        raise ValueError(f"{whose}: {_other_than_a_model(Path(name).expanduser()) or _said(error)}") from error
+        path = Path(name).expanduser()
+        raise ValueError(f"{whose}: {_other_than_a_model(path) or _said(error, path)}") from error
 
 
 def refuse_other_models(shape: PreTrainedConfig) -> None:
@@ -48,13 +49,14 @@ def refuse_other_models(shape: PreTrainedConfig) -> None:
 
 
 def _other_than_a_model(path: Path) -> str | None:
-    """What lies at a local path that is not the folder of a model; None where it could be one, or does not exist."""
+    """What lies at a local path that is not the folder of a model; None where it could be one, and for a hub id."""
     if path.is_file():
         with path.open("rb") as file:
             gguf = file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
         return _convert(path) if gguf else "is a file; give the folder of the model"
     if not path.is_dir():
-        return None
+        is_path = str(path).startswith((".", "/")) or len(path.parts) > 2  # a hub id has at most one slash
+        return "no such folder" if is_path else None
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         return (
             f"is an adapter, not a model; merge it into its base model first: python -m recipes.merge {path} OUT_DIR, "
@@ -80,7 +82,7 @@ def _convert(file: Path) -> str:
     )
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, path: Path) -> str:
     """The reason that a library gives, in a sentence, with what to do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
@@ -95,11 +97,13 @@ def _said(error: Exception) -> str:
         return "is no causal language model (AutoModelForCausalLM has no class for its config); give a chat model"
     if "ignore_mismatched_sizes" in first:
         return "weights in its files have other shapes than its config.json says; the table above names them"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and "no file named" in first:
+        return "its folder has a config.json but no weights (model.safetensors); copy them into it"
+    if isinstance(error, OSError) and not path.exists():
         return (
             "cannot be read, neither as a local folder nor from the hub; without network give a local folder with "
             f"model.name_or_path=<folder> ({first})"
         )
-    if type(error) is ValueError:
-        return first
+    if type(error) in (ValueError, OSError):
+        return f"cannot be read: {first}"
     return f"cannot be read: {type(error).__name__}: {' '.join(lines) or first}"

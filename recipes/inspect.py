@@ -6,8 +6,8 @@
     make inspect ARGS="--full model=hub model.name_or_path=<id>"    with all of its text
 
 Takes the overrides of `recipes.train` and reads model, template and data as that does; no weights are loaded. Prepares
-all conversations (training finds them in the cache), then prints: whether the model can be trained exactly, the totals
-of the data, one conversation's segments with who sees whom, and every warning.
+all conversations to train (training finds them in the cache), then prints: whether the model can be trained exactly,
+the totals of the data, one conversation's segments with who sees whom, and every warning.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from hydra.errors import HydraException
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -26,24 +25,29 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from flexmask import Conversation, LaidOut, OnePassCollator, Role, Row, UnsupportedModelError, prepare_conversation
+from flexmask import Conversation, LaidOut, OnePassCollator, Row, UnsupportedModelError, prepare_conversation
 from flexmask.models import check_model, layer_types, restriction
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
-from recipes.config import Layout, TrainConfig, compose
+from recipes.command import command
+from recipes.config import compose
+from recipes.data import LoadedData, load_data
 from recipes.models import branching_note, load_tokenizer, weightless_model
-from recipes.preparation import PreparedData, load_data, prepare, settings_of
+from recipes.overrides import checked_overrides
+from recipes.preparation import PreparedData, prepare, settings_of
+from recipes.schema import Layout, TrainConfig
 
 MOST_SEGMENTS_IN_A_MATRIX = 40
 SHOWN_CHARACTERS = 70
 
 
+@command
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("recipes.inspect", description=__doc__.splitlines()[0])
     parser.add_argument(
         "words",
         nargs="*",
         metavar="CONVERSATION | key=value",
-        help="index from 0 of the conversation among those trained, or its name (FILE:12); overrides of recipes.train",
+        help="index from 0 of a conversation among those trained, or its name (FILE:12); overrides of recipes.train",
     )
     parser.add_argument("--full", action="store_true", help="print all of the conversation's text")
     chosen = parser.parse_intermixed_args(arguments)
@@ -53,43 +57,44 @@ def main(arguments: Sequence[str]) -> None:
     overrides = [word for word in chosen.words if "=" in word]
     # A terminal has colours and a width of its own; elsewhere lines are as long as they need to be.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
-    try:
-        inspect(compose(overrides), named[0] if named else "0", chosen.full, console)
-    except (ValueError, HydraException) as error:
-        sys.exit(f"error: {error}")
+    inspect(compose(checked_overrides(overrides)), named[0] if named else "0", chosen.full, console)
 
 
 def inspect(config: TrainConfig, conversation: str, full: bool, console: Console) -> None:
     """Print model, data and one conversation. Raises ValueError as preparing the data does."""
-    tokenizer = load_tokenizer(config.model)
-    data = load_data(config.data)
-    chosen = _choose(data.train, conversation)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        tokenizer = load_tokenizer(config.model)
+        data = load_data(config.data)
+        chosen = _choose(data, conversation)
         prepared = prepare(data.train, tokenizer, config, config.duplication.layout)
     notes = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-    notes += [f"invalid, left out: {reason}" for reason in data.dropped]
+    notes += [f"invalid, left out: {reason}" for reason in (*data.dropped, *prepared.invalid.values())]
 
     _print_model(config, len(tokenizer), not prepared.branching, notes, console)
-    _print_data(config, prepared, notes, console)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said above
-        settings = settings_of(config, config.duplication.layout)
-        laid_out = prepare_conversation(chosen, tokenizer, **settings)
-    _print_conversation(chosen, laid_out, tokenizer, full, console)
+    _print_data(config, data, prepared, notes, console)
+    if chosen.name in prepared.invalid:
+        console.rule(escape(chosen.name))
+        console.print("[red]invalid, left out[/]: see the warnings")
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said above
+            laid_out = prepare_conversation(chosen, tokenizer, **settings_of(config, config.duplication.layout))
+        title = chosen.name + (", held out" if chosen in data.heldout else "")
+        _print_conversation(title, laid_out, tokenizer, full, console)
     console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
     for note in notes:
         console.print(f"[yellow]![/] {escape(note)}", soft_wrap=True)
 
 
-def _choose(conversations: Sequence[Conversation], wanted: str) -> Conversation:
-    if wanted.isdecimal() and int(wanted) < len(conversations):
-        return conversations[int(wanted)]
-    found = next((one for one in conversations if one.name == wanted), None)
+def _choose(data: LoadedData, wanted: str) -> Conversation:
+    if wanted.isdecimal() and int(wanted) < len(data.train):
+        return data.train[int(wanted)]
+    found = next((one for one in (*data.train, *data.heldout) if one.name == wanted), None)
     if found is None:
         raise ValueError(
-            f"conversation {wanted!r}: there is none of this name or index; names are like {conversations[0].name!r}, "
-            f"indices go from 0 to {len(conversations) - 1:,}. Conversations that are held out are not trained"
+            f"conversation {wanted!r}: there is none of this name or index; names are like {data.train[0].name!r}, "
+            f"indices go from 0 to {len(data.train) - 1:,}"
         )
     return found
 
@@ -120,8 +125,12 @@ def _size(config, kind: str) -> str:
     return "" if name_and_value is None else " ({} {:,})".format(*name_and_value)
 
 
-def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], console: Console) -> None:
+def _print_data(
+    config: TrainConfig, data: LoadedData, prepared: PreparedData, notes: list[str], console: Console
+) -> None:
     console.rule("data")
+    for name, counts in data.sources.items():
+        console.print(f"{escape(name)}: {counts}")
     for count, what in (
         (prepared.dropped_turns, "turns are longer than a pack and are left out (duplication.too_long=drop)"),
         (prepared.without_rows, "conversations have no turn to train"),
@@ -138,20 +147,18 @@ def _print_data(config: TrainConfig, prepared: PreparedData, notes: list[str], c
     if not rows:
         console.print("[red]no turn of any conversation is trained[/]")
         return
-    layout = config.duplication.layout
-    computed = sum(map(len, rows))
-    trained = sum(int((row.loss_weights > 0).sum()) for row in rows)
+    layout, computed = config.duplication.layout, prepared.tokens_computed
     console.print(
         f"{len(items):,} conversations in layout {layout}: {len(rows):,} rows, the longest of "
         f"{max(map(len, rows)):,} tokens\n"
-        f"{computed:,} tokens computed, {trained:,} trained; the {config.trainer.conversations_per_step} conversations "
-        f"of a step are {_packs_a_step(config, items):.1f} packs of at most {config.duplication.pack_length:,} tokens"
+        f"{computed:,} tokens computed, {prepared.tokens_trained:,} trained; a step of "
+        f"{min(config.trainer.conversations_per_step, len(items))} conversations is {_packs_a_step(config, items):.1f} "
+        f"packs of at most {config.duplication.pack_length:,} tokens"
     )
     if layout is Layout.one_pass:
-        per_turn = sum(int(pass_lengths(row).sum()) for row in rows)
-        copies = sum(int((row.roles == Role.COPY).sum()) for row in rows)
+        copies = prepared.tokens_copied
         console.print(
-            f"one pass a turn would compute {per_turn / computed:.2f} times as many; {copies:,} tokens "
+            f"one pass a turn would compute {prepared.tokens_per_turn / computed:.2f} times as many; {copies:,} tokens "
             f"({copies / computed:.1%}) are plain copies"
         )
         if not prepared.branching:
@@ -171,9 +178,9 @@ def _packs_a_step(config: TrainConfig, items: Sequence[tuple[Row, ...]]) -> floa
 
 
 def _print_conversation(
-    conversation: Conversation, laid_out: LaidOut, tokenizer: PreTrainedTokenizerBase, full: bool, console: Console
+    title: str, laid_out: LaidOut, tokenizer: PreTrainedTokenizerBase, full: bool, console: Console
 ) -> None:
-    console.rule(escape(conversation.name))
+    console.rule(escape(title))
     if laid_out.dropped_turns:
         console.print(f"[red]left out, longer than a pack[/]: turns {', '.join(map(str, laid_out.dropped_turns))}")
     if not laid_out.rows:

@@ -1,88 +1,57 @@
-"""Load the conversations that `conf/data` names, and turn a whole data set into rows, in processes and cached."""
+"""Turn the conversations of a data set into rows, in processes, kept for the next run."""
 
+import contextlib
 import datetime
+import functools
+import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from datasets.fingerprint import Hasher
+import pyarrow
 from transformers import PreTrainedTokenizerBase
 
 import flexmask
-from flexmask import Conversation, Row, prepare_conversation
-from recipes.config import DataConfig, TrainConfig
-from recipes.data import LoadedData, load_conversations
+from flexmask import Conversation, prepare_conversation
+from recipes import row_store
+from recipes.data import as_json, shown
+from recipes.processes import available_processors, mapping
+from recipes.progress import progress
+from recipes.row_store import DamagedError, PreparedRows, invalid_record, to_record
+from recipes.schema import OnInvalid, TooLong, TrainConfig
 
 # Fewer conversations than this are prepared before another process has started.
 _WORTH_A_PROCESS = 200
-_ROW_ARRAYS = {
-    "input_ids": "int32",
-    "roles": "int8",
-    "loss_weights": "float32",
-    "node_start": "int32",
-    "node_end": "int32",
-    "node_parent": "int32",
-}
-_FEATURES = datasets.Features(
-    {name: datasets.List(datasets.Value(dtype)) for name, dtype in _ROW_ARRAYS.items()}
-    | {name: datasets.List(datasets.Value("int32")) for name in ("row_tokens", "row_nodes", "row_turns", "turns")}
-    | {name: datasets.Value("int32") for name in ("dropped_turns", "slow_turns")}
-    | {
-        "branches": datasets.Value("bool"),
-        "name": datasets.Value("string"),
-        "warnings": datasets.List(datasets.Value("string")),
-    }
-)
-
-
-class PreparedRows(Sequence):
-    """The rows of each conversation, `tuple[Row, ...]`, read from disk when asked for."""
-
-    def __init__(self, table: datasets.Dataset) -> None:
-        self._table = table.with_format("numpy")
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return _from_columns(self._table[index])
+_CONVERSATIONS_AT_ONCE = 16  # that a process is given, and that are written together
+_MOST_ERRORS = 100  # after which nobody needs to see more of them
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """items: the rows of each conversation that trains anything, in order. The counts say what is not in them."""
+    """items: the rows of each conversation that trains anything, in order. All other figures are of the conversations
+    given, each as often as it was; they say what is and what is not in `items`.
+    """
 
     items: PreparedRows
+    turns: int  # that are trained
+    tokens_computed: int
+    tokens_trained: int
+    tokens_per_turn: int  # what one pass a turn would compute
+    tokens_copied: int  # of those computed: plain copies of answers
+    ends: tuple[int, ...]  # token ids that end the trained turns, sorted; see `LaidOut`
     dropped_turns: int  # longer than a pack, with too_long=drop
     without_rows: int  # conversations none of whose turns is trained
     slow_turns: int  # rendered or tokenized from the first message on; see `RenderedConversation`
     branching: int  # conversations with a row that branches; the others are chains, in which nothing is duplicated
-
-
-def load_data(data: DataConfig) -> LoadedData:
-    """`data` as arguments of `load_conversations`; raises what that raises."""
-    return load_conversations(
-        data.kind,
-        path=data.path,
-        hub_id=data.hub_id,
-        hub_config=data.hub_config,
-        split=data.split,
-        train_conversations=data.train_conversations,
-        heldout_conversations=data.heldout_conversations,
-        seed=data.seed,
-        on_invalid=data.on_invalid,
-    )
+    invalid: dict[str, str]  # with on_invalid=drop: conversations that cannot be rendered, by name, and why
 
 
 def settings_of(config: TrainConfig, layout: str) -> dict[str, Any]:
@@ -108,25 +77,35 @@ def prepare(
     """Render and lay out every conversation as `config.duplication` says, in `layout`.
 
     Runs in `config.data.processes` processes. The result is kept in the cache folder of `datasets` (HF_DATASETS_CACHE)
-    under a fingerprint of everything it depends on, and taken from there the next time. Warnings of rendering are
-    repeated once each, with the number of conversations that caused them.
+    under a fingerprint of everything it depends on, and taken from there the next time; what was damaged since is
+    prepared anew, with a warning. Warnings of rendering are repeated once each, with the number of conversations that
+    caused them. A conversation that stands in `conversations` several times is prepared once.
 
-    Raises ValueError (see `render_conversation`, `lay_out`) naming the conversation.
+    Raises ValueError that counts the conversations that cannot be rendered and quotes the first few, which
+    `data.on_invalid=drop` leaves out; for turns longer than a pack, unless `duplication.too_long=drop`; and naming the
+    folder when it cannot be written to.
     """
     settings = settings_of(config, layout)
-    cached = datasets.config.HF_DATASETS_CACHE / "flexmask" / fingerprint(conversations, tokenizer, settings)
-    if not cached.exists():
-        _store(_map(conversations, tokenizer, settings, config.data.processes), cached)
-    table = datasets.load_from_disk(str(cached))
-    for text, count in Counter(text for texts in table["warnings"] for text in texts).items():
+    unique = list({id(one): one for one in conversations}.values())
+    file = _prepared_file(unique, tokenizer, settings, config)
+    at = {id(one): index for index, one in enumerate(unique)}
+    indices = np.array([at[id(one)] for one in conversations], dtype=np.int64)
+    names = [*row_store.COUNTS, "name", "invalid", "warnings", "ends", "branches", "row_tokens", "row_turns"]
+    table = row_store.open_table(file).select(names).take(indices)
+    column = {name: table.column(name).to_pylist() for name in names}
+    for text, count in Counter(text for texts in column["warnings"] for text in texts).items():
         warnings.warn(f"{text} ({count:,} of {len(table):,} conversations)", stacklevel=2)
-    trained = [i for i, tokens in enumerate(table["row_tokens"]) if tokens]
+    trained = np.array(list(map(bool, column["row_tokens"])), dtype=bool)
+    invalid = {name: reason for name, reason in zip(column["name"], column["invalid"], strict=True) if reason}
     return PreparedData(
-        items=PreparedRows(table.select(trained)),
-        dropped_turns=sum(table["dropped_turns"]),
-        without_rows=len(table) - len(trained),
-        slow_turns=sum(table["slow_turns"]),
-        branching=sum(table["branches"]),
+        items=PreparedRows(file, indices[trained]),
+        turns=sum(map(sum, column["row_turns"])),
+        tokens_computed=sum(map(sum, column["row_tokens"])),
+        ends=tuple(sorted({end for ends in column["ends"] for end in ends})),
+        without_rows=int((~trained).sum()) - sum(reason is not None for reason in column["invalid"]),
+        branching=sum(column["branches"]),
+        invalid=invalid,
+        **{name: sum(column[name]) for name in row_store.COUNTS},
     )
 
 
@@ -134,93 +113,139 @@ def fingerprint(
     conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
 ) -> str:
     """A hash of all that rows depend on: data, tokenizer, chat template, settings, libraries and our own code."""
-    code = sorted(Path(flexmask.__file__).parent.glob("*.py"))
-    return Hasher.hash(
-        [
-            [asdict(conversation) for conversation in conversations],
-            tokenizer.backend_tokenizer.to_str(),
-            tokenizer.chat_template,
-            tokenizer.special_tokens_map,
-            settings,
-            [version(name) for name in ("transformers", "tokenizers", "jinja2")],
-            [path.read_bytes() for path in [*code, Path(__file__)]],
-        ]
-    )
+    code = [*sorted(Path(flexmask.__file__).parent.glob("*.py")), Path(__file__), Path(row_store.__file__)]
+    digest = hashlib.sha256()
+    for conversation in conversations:
+        digest.update(as_json(conversation).encode() + b"\n")
+    other = [
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.chat_template,
+        {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        {**settings, "date": str(settings["date"])},
+        [version(name) for name in ("transformers", "tokenizers", "jinja2", "pyarrow")],
+    ]
+    digest.update(json.dumps(other, sort_keys=True).encode())
+    for path in code:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
-def _map(
+def _prepared_file(
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
-    processes: int | None,
-) -> datasets.Dataset:
-    # As JSON text: messages differ in their keys, and a table would fill every key in everywhere.
-    texts = [json.dumps([one.name, one.messages, one.tools]) for one in conversations]
-    table = datasets.Dataset.from_dict({"conversation": texts})
-    available = processes or len(os.sched_getaffinity(0))
-    return table.map(
-        _prepare_one,
-        fn_kwargs={"tokenizer": tokenizer, "settings": settings},
-        remove_columns=table.column_names,
-        features=_FEATURES,
-        num_proc=max(1, min(available, len(conversations) // _WORTH_A_PROCESS)),
-        new_fingerprint="prepared",  # else datasets would hash the tokenizer; `prepare` has the fingerprint that counts
-        desc="rendering conversations",
-    )
+    config: TrainConfig,
+) -> Path:
+    """The file with a record of each conversation: the one in the cache, or made and put there."""
+    cache = datasets.config.HF_DATASETS_CACHE / "flexmask"
+    folder = cache / fingerprint(conversations, tokenizer, settings)
+    try:
+        file = _found(folder)
+        if file is None:
+            with contextlib.closing(_prepared(conversations, tokenizer, settings, config)) as records:
+                file = row_store.store(folder, records)
+        refused = _Refused(config)
+        refused.add(row_store.open_table(file).select(["invalid", "too_long"]).to_pylist())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(
+            f"{cache}: prepared rows cannot be kept there ({error}); make room, or name another folder: "
+            "HF_DATASETS_CACHE=<folder> before the command"
+        ) from error
+    refused.check()
+    return file
+
+
+def _found(folder: Path) -> Path | None:
+    try:
+        return row_store.find(folder)
+    except DamagedError as error:
+        warnings.warn(f"{folder}: prepared rows are damaged ({error}); they are prepared anew", stacklevel=4)
+        shutil.rmtree(folder)
+        return None
+
+
+class _Refused:
+    """Conversations without rows that the settings do not let pass, in one error."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.drop = config.data.on_invalid == OnInvalid.drop
+        self.seen = 0
+        self.reasons: list[str] = []
+        self.advice: set[str] = set()
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        self.seen += len(records)
+        for record in records:
+            if record["too_long"]:
+                self.advice.add(
+                    "Raise duplication.pack_length, or leave such turns out, counted, with duplication.too_long=drop"
+                )
+            elif record["invalid"] and not self.drop:
+                self.advice.add("Repair them, or leave them out, counted, with data.on_invalid=drop")
+            else:
+                continue
+            self.reasons.append(record["invalid"])
+
+    def check(self, most: int = 0) -> None:
+        """Raise ValueError if there are more than `most`."""
+        if len(self.reasons) > most:
+            raise ValueError(
+                f"{len(self.reasons):,} of {self.seen:,} conversations cannot be prepared:\n{shown(self.reasons)}\n"
+                + "\n".join(sorted(self.advice))
+            )
+
+
+def _prepared(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: dict[str, Any],
+    config: TrainConfig,
+) -> Iterator[list[dict[str, Any]]]:
+    """The records of all conversations, some at a time. Raises when very many are refused: all of them might be."""
+    available = config.data.processes or available_processors()
+    processes = max(1, min(available, len(conversations) // _WORTH_A_PROCESS))
+    starts = range(0, len(conversations), _CONVERSATIONS_AT_ONCE)
+    parts = (conversations[start : start + _CONVERSATIONS_AT_ONCE] for start in starts)
+    some = functools.partial(_prepare_some, tokenizer=tokenizer, settings=settings)
+    refused = _Refused(config)
+    with progress(len(conversations), "rendering conversations") as advance, mapping(some, processes) as mapped:
+        for records in mapped(parts):
+            refused.add(records)
+            refused.check(most=_MOST_ERRORS)
+            advance(len(records))
+            yield records
+
+
+def _prepare_some(
+    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    return [_prepare_one(one, tokenizer, settings) for one in conversations]
 
 
 def _prepare_one(
-    record: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    name, messages, tools = json.loads(record["conversation"])
-    conversation = Conversation(name, tuple(messages), None if tools is None else tuple(tools))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        laid_out = prepare_conversation(conversation, tokenizer, **settings)
-    texts = sorted({str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)})
-    rows = laid_out.rows
-    return {
-        "name": name,
-        "warnings": texts,
-        "dropped_turns": len(laid_out.dropped_turns),
-        "slow_turns": laid_out.slow_turns,
-        "branches": not all(row.is_chain for row in rows),
-        "row_tokens": [len(row) for row in rows],
-        "row_nodes": [len(row.node_start) for row in rows],
-        "row_turns": [len(row.turns) for row in rows],
-        "turns": [turn for row in rows for turn in row.turns],
-    } | {
-        key: np.concatenate([getattr(row, key) for row in rows] or [np.empty(0)]).astype(dtype)
-        for key, dtype in _ROW_ARRAYS.items()
-    }
-
-
-def _from_columns(record: dict[str, Any]) -> tuple[Row, ...]:
-    """The rows that `_prepare_one` wrote."""
-    borders = {key: np.cumsum([0, *record[key]]) for key in ("row_tokens", "row_nodes", "row_turns")}
-    rows = []
-    for i in range(len(record["row_tokens"])):
-        tokens, nodes, turns = (slice(*borders[key][i : i + 2]) for key in ("row_tokens", "row_nodes", "row_turns"))
-        rows.append(
-            Row(
-                name=str(record["name"]),
-                turns=tuple(record["turns"][turns].tolist()),
-                input_ids=record["input_ids"][tokens].astype(np.int64),
-                roles=record["roles"][tokens],
-                loss_weights=record["loss_weights"][tokens],
-                node_start=record["node_start"][nodes],
-                node_end=record["node_end"][nodes],
-                node_parent=record["node_parent"][nodes],
+        try:
+            laid_out = prepare_conversation(conversation, tokenizer, **settings)
+        except RecursionError:
+            reason = (
+                f"{conversation.name}: brackets stand inside brackets too deep to be rendered; simplify or remove it"
             )
-        )
-    return tuple(rows)
+            return invalid_record(conversation.name, reason, too_long=False)
+        except ValueError as error:
+            return invalid_record(conversation.name, str(error), _is_too_long(conversation, tokenizer, settings))
+    texts = sorted({str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)})
+    return to_record(conversation.name, laid_out, texts)
 
 
-def _store(table: datasets.Dataset, folder: Path) -> None:
-    """Whole or not at all: an interrupted run leaves nothing that a later one would take for complete."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-    table.save_to_disk(str(partial))
+def _is_too_long(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> bool:
+    """Whether a conversation was refused for the length of a turn: without that rule it is prepared."""
+    if settings["too_long"] != TooLong.error:
+        return False
     try:
-        partial.rename(folder)
-    except OSError:  # another run has just stored the same
-        shutil.rmtree(partial)
+        prepare_conversation(conversation, tokenizer, **settings | {"too_long": str(TooLong.drop)})
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,267 @@
+"""Records of local files: one file, all of a folder, or those that a pattern names.
+
+Names of records: `<file>:<line>` for JSON lines (blank lines count), `<file>[<index from 0>]` for a JSON array, Parquet
+and Arrow; `<file>` is the path inside the folder or pattern, so it is unique.
+"""
+
+import glob
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from recipes.sources import Entry, Record
+from recipes.sources.json_text import BYTE_ORDER_MARK, decode, is_object
+from recipes.sources.kinds import (
+    ARROW,
+    COMPRESSIONS,
+    JSON,
+    JSON_LINES,
+    KINDS,
+    PARQUET,
+    check_contents,
+    check_lines,
+    check_packing,
+    compression,
+    kind_by_name,
+)
+
+_TRAIN = {"train", "training"}
+_NOT_TRAIN = {"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
+
+
+def read_path(path: str, split: str, key: str) -> Iterator[Entry]:
+    """The entries of a file, of all files in a folder, or of those of a pattern, in the order of their names.
+
+    split: of a folder that `datasets` has saved with several. key: of the setting whose value `path` is, for errors.
+    Raises ValueError naming the file for one that is not what its name says, and naming `key` for a path of nothing,
+    and for a folder of several kinds of files or of several splits.
+    """
+    place = Path(path)
+    if place.is_dir() and any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        yield from _read_saved(place, split, key)
+        return
+    for file, name in list_files(path, key):
+        yield from read_file(file, name)
+
+
+def list_files(path: str, key: str) -> list[tuple[Path, str]]:
+    """Each file that `path` stands for, with the name for its records. Raises as `read_path` does."""
+    place = Path(path)
+    if place.is_file():
+        return [(place, place.name)]
+    if place.is_dir():
+        base, found = place, _data_files(place, key)
+    else:
+        base = Path(*_without_pattern(place.parts))
+        found = sorted(Path(one) for one in glob.glob(path, recursive=True) if Path(one).is_file())
+        if not found:
+            raise ValueError(f"{key}={path}: no such file or folder, and no file of that pattern")
+    names = {file: file.relative_to(base).as_posix() for file in found}
+    kinds: dict[str, list[str]] = {}
+    for file, name in names.items():
+        kinds.setdefault(kind_by_name(file) or JSON_LINES, []).append(name)
+    if len(kinds) > 1:
+        shown = "; ".join(f"{len(some)} of {kind}, such as {some[0]}" for kind, some in kinds.items())
+        raise ValueError(
+            f"{key}={path}: files of several kinds ({shown}); choose some by a pattern, {_pattern(key, base)}"
+        )
+    _refuse_two_splits(list(names.values()), f"{key}={path}", _pattern(key, base))
+    return list(names.items())
+
+
+def _data_files(folder: Path, key: str) -> list[Path]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    found = [file for file in files if kind_by_name(file) is not None]
+    others = [file.relative_to(folder).as_posix() for file in files if kind_by_name(file) is None]
+    shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    suffixes = f"{', '.join(KINDS)}, also packed: {', '.join(COMPRESSIONS)}"
+    if not found:
+        raise ValueError(
+            f"{key}={folder}: the folder has no data file ({suffixes}){f', only {shown}' if others else ''}"
+        )
+    if others:
+        warnings.warn(f"{key}={folder}: not read, being no data by their names: {shown}", stacklevel=2)
+    return found
+
+
+def _without_pattern(parts: tuple[str, ...]) -> Iterator[str]:
+    for part in parts[:-1]:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _pattern(key: str, base: Path) -> str:
+    return f"for instance {key}={base}/**/*.jsonl"
+
+
+def _refuse_two_splits(names: list[str], setting: str, advice: str) -> None:
+    """Nobody wants to train on the test files that lie beside those for training."""
+    words = {name: set(re.findall("[a-z]+", name.lower())) for name in names}
+    train = [name for name in names if words[name] & _TRAIN]
+    other = [name for name in names if words[name] & _NOT_TRAIN and not words[name] & _TRAIN]
+    if train and other:
+        advice = advice.replace("*.jsonl", f"{Path(train[0]).name[:5]}*")
+        raise ValueError(
+            f"{setting}: files of several splits, such as {train[0]} and {other[0]}; choose some, {advice}"
+        )
+
+
+# --- one file ----------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path, name: str) -> Iterator[Entry]:
+    """The entries of one file, whose records are called by `name`.
+
+    Raises ValueError naming `path` when it is not what its name says, is damaged, or holds no record.
+    """
+    check_packing(path)
+    kind = kind_by_name(path) or JSON_LINES  # a name that does not say
+    readers: dict[str, Callable[[Path, str], Iterator[Entry]]] = {
+        JSON_LINES: _read_lines,
+        JSON: _read_json,
+        PARQUET: _read_table,
+        ARROW: _read_table,
+    }
+    empty = True
+    try:
+        with _opened(path) as file:
+            check_contents(path, kind, file.read(512))
+        for entry in readers[kind](path, name):
+            empty = False
+            yield entry
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read, {error}; if it is damaged, copy or download it again") from error
+    if empty:
+        raise ValueError(f"{path}: holds no records; give a file with at least one conversation")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The contents, unpacked. A packed file that was cut off raises OSError where it ends."""
+    if compression(path) is None:
+        return path.open("rb")
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path)))
+
+
+def _read_lines(path: Path, name: str) -> Iterator[Entry]:
+    unseen = True
+    with _opened(path) as file:  # binary: only \n ends a line, and bad UTF-8 is ours to report
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if not line.strip():
+                continue
+            if unseen and not is_object(line):
+                with _opened(path) as whole:
+                    check_lines(path, line.strip(), whole.read())
+            unseen = False
+            yield f"{name}:{number}", _record(line.rstrip(b"\r\n"), f"{path}:{number}")
+
+
+def _read_json(path: Path, name: str) -> Iterator[Entry]:
+    """A JSON array of records, a single record over any number of lines, or JSON lines."""
+    with _opened(path) as file:
+        first = next((line for line in file if line.removeprefix(BYTE_ORDER_MARK).strip()), b"")
+    first = first.removeprefix(BYTE_ORDER_MARK).lstrip()
+    if first.startswith(b"["):
+        with _opened(path) as file:
+            # Malformed JSON here is no single record's fault, so it is raised.
+            values = decode(file.read().removeprefix(BYTE_ORDER_MARK), str(path))
+        for index, value in enumerate(values):
+            yield f"{name}[{index}]", _if_object(value, f"{path}[{index}]")
+        return
+    if not is_object(first):
+        with _opened(path) as file:
+            data = file.read().removeprefix(BYTE_ORDER_MARK)
+        if is_object(data):
+            yield f"{name}[0]", _record(data, f"{path}[0]")
+            return
+    yield from _read_lines(path, name)
+
+
+def _read_table(path: Path, name: str) -> Iterator[Entry]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if path.suffix == ".parquet":
+            file = pyarrow.parquet.ParquetFile(path)
+            schema, batches = file.schema_arrow, file.iter_batches(1000)
+        else:
+            source = pyarrow.memory_map(str(path))
+            in_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader = pyarrow.ipc.open_file(source) if in_file else pyarrow.ipc.open_stream(source)
+            schema = reader.schema
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if in_file else reader
+        plain = _decoder(schema)
+        index = 0
+        for batch in batches:
+            for record in batch.to_pylist():
+                yield f"{name}[{index}]", without_nulls(plain(record))
+                index += 1
+    except (pyarrow.ArrowException, EOFError) as error:
+        raise ValueError(f"{path}: is damaged ({error}); copy or download it again") from error
+
+
+def _decoder(schema: Any) -> Callable[[Record], Record]:
+    """What makes plain values of a record: columns that `datasets` has written may hold JSON text, for instance."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return lambda record: record
+    import datasets
+
+    return datasets.Features.from_arrow_schema(schema).decode_example
+
+
+def _read_saved(folder: Path, split: str, key: str) -> Iterator[Entry]:
+    """The entries of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{key}={folder}: was saved by datasets and cannot be loaded ({error}); save it again"
+        ) from error
+    name = folder.name
+    if isinstance(table, datasets.DatasetDict):
+        if split not in table:
+            raise ValueError(
+                f"{key}={folder}: has the splits {', '.join(table)}, not {split}; choose one with "
+                f"{key.removesuffix('path')}split=<name>"
+            )
+        table, name = table[split], f"{name}/{split}"
+    if not len(table):
+        raise ValueError(f"{key}={folder}: holds no records; give data with at least one conversation")
+    for index, record in enumerate(table):
+        yield f"{name}[{index}]", without_nulls(record)
+
+
+def without_nulls(value: Any) -> Any:
+    """A value of a table without the keys whose value is null: a table fills in each key that another record has.
+
+    Left in, they would be shown to the model in tool schemas, and trained in the arguments of tool calls.
+    """
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _record(line: bytes, where: str) -> Record | ValueError:
+    try:
+        return _if_object(decode(line, where), where)
+    except ValueError as error:
+        return error
+
+
+def _if_object(value: Any, where: str) -> Record | ValueError:
+    if isinstance(value, dict):
+        return value
+    return ValueError(f'{where}: a JSON {type(value).__name__} in place of an object such as {{"messages": ...}}')

@@ -1,14 +1,18 @@
-"""Evaluation by chatting: the model answers each turn on the history that inference would show it.
+"""Evaluation by chatting: the model answers each turn on a history as inference would show it.
 
-User turns come from the data, answers from the model. Each generated message goes back into the history with its
-thinking in `reasoning_content`, and the chat template decides what later turns see of it. So a wrong answer early
-on harms the later turns that need it, as it would a real user.
+User turns come from the data. With own history the answers before a turn are the model's: each generated message goes
+back with its thinking in `reasoning_content`, and the chat template decides what later turns see of it. So a wrong
+answer early on harms the later turns that need it, as it would a real user. With teacher history they are the data's,
+and every turn is asked on the history that it was trained on.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,56 +21,14 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask.chat_template import ChatTemplate
-from flexmask.conversation import THINK_CLOSE, THINK_OPEN, Conversation
+from flexmask.conversation import THINK_CLOSE, Conversation
+from flexmask.models import unbranched_layers, unwrapped
+from recipes.matchers import Matcher, exact
+from recipes.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
 
-
-@dataclass(frozen=True)
-class ChatTurn:
-    """One generated turn beside what the data expects.
-
-    `finished` is False where the model did not end its turn within the token limit or did not close its thinking;
-    such a turn is never correct.
-    """
-
-    thinking: str
-    answer: str
-    expected: str
-    finished: bool
-
-    @property
-    def correct(self) -> bool:
-        return self.finished and self.answer == self.expected.strip()
-
-
-@dataclass(frozen=True)
-class ChatResult:
-    """A conversation as the model had it: `messages` is the whole chat with the model's own answers."""
-
-    name: str
-    messages: tuple[dict[str, Any], ...]
-    turns: tuple[ChatTurn, ...]
-
-    @property
-    def correct(self) -> bool:
-        return all(turn.correct for turn in self.turns)
-
-
-def answer_accuracy(results: Sequence[ChatResult]) -> float:
-    """Share of turns answered exactly right, over the turns of all conversations."""
-    turns = [turn for result in results for turn in result.turns]
-    return sum(turn.correct for turn in turns) / len(turns)
-
-
-def conversation_accuracy(results: Sequence[ChatResult]) -> float:
-    """Share of conversations in which every turn is right."""
-    return sum(result.correct for result in results) / len(results)
-
-
-def accuracy_by_turn(results: Sequence[ChatResult]) -> list[float]:
-    """Share of right answers at turn 0, 1, ... over the conversations that are that long."""
-    longest = max(len(result.turns) for result in results)
-    at = [[result.turns[i].correct for result in results if len(result.turns) > i] for i in range(longest)]
-    return [sum(correct) / len(correct) for correct in at]
+OWN, TEACHER = "own", "teacher"
+_CALLS = "a turn calls a tool, and tools do not run here"
+_CALLS_SOMEWHERE = f"{_CALLS}; evaluation.history=teacher asks the other turns of such a conversation"
 
 
 def chat(
@@ -76,52 +38,77 @@ def chat(
     *,
     max_new_tokens: int,
     batch_size: int,
+    history: str = OWN,
+    matcher: Matcher = exact,
     template_kwargs: dict[str, Any] | None = None,
     date: datetime.date | None = None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> list[ChatResult]:
     """Chat through `conversations`, greedily; results stand in the same order.
 
-    Turns run in lockstep: turn k of `batch_size` conversations is one left-padded `generate` call. An assistant
-    message with `train: false` is shown as it stands and not asked for. `template_kwargs` goes to the chat
-    template (for instance `{"enable_thinking": False}`), `date` is what a template that writes the date shows (None:
-    today). The model's attention implementation, mode and generation
-    config are as before afterwards, also after an error.
+    Turn k of up to `batch_size` conversations is one left-padded `generate` call, which stops at every token that ends
+    a turn (`end_tokens`). An assistant message with `train: false` is shown as it stands and not asked for.
+    `template_kwargs` goes to the chat template (for instance `{"enable_thinking": False}`), `date` is what a template
+    that writes the date shows (None: today). `advance` is called with how many turns are done, asked or not. The
+    model's attention implementation, mode and generation config are as before afterwards, also after an error.
 
-    Raises ValueError for no conversations, a conversation that expects tool calls, a tokenizer without a chat
-    template or end-of-sequence token.
+    Nothing in a conversation raises: a turn that cannot be asked is in `ChatResult.unasked`, with one warning for each
+    reason. With own history these are all turns of a conversation with a tool call, since tools do not run, and those
+    from a prompt on that fills the model's positions or that the template rejects; with teacher history only the turns
+    themselves. Where a matcher raises, the answer counts as wrong, with a warning.
+
+    Raises ValueError for a history that is neither "own" nor "teacher", and a tokenizer without a chat template, or
+    where no token is known to end a turn.
     """
-    if not conversations:
-        raise ValueError("chat needs at least one conversation, got none")
+    if history not in (OWN, TEACHER):
+        raise ValueError(f"history={history!r}: write {OWN!r} or {TEACHER!r}")
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat_template; set one, or use a chat model's tokenizer")
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token, so no turn could end; set tokenizer.eos_token")
-    chats = [_Chat(one, ChatTemplate(tokenizer, one, template_kwargs, date=date)) for one in conversations]
-    with _ready_to_generate(model):
+    ends = end_tokens(model, tokenizer)
+    if not ends:
+        raise ValueError(
+            "no token ends a turn: the tokenizer has no eos_token and the model's generation_config no eos_token_id; "
+            "set one of them to the token that ends a turn"
+        )
+    errors: Counter[str] = Counter()
+    chats = [
+        _Chat(one, ChatTemplate(tokenizer, one, template_kwargs, date=date), history, _guarded(matcher, errors))
+        for one in conversations
+    ]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if unbranched_layers(model):
+        batch_size = 1  # transformers 5.23: a state takes in padding (MiniMax), or is not kept a prompt (RWKV)
+    with ready_to_generate(model) as plain:
+        done = 0
         while waiting := [one for one in chats if one.waiting]:
-            # Prompts of about one length share a batch, so that little of it is padding.
-            prompts = {id(one): one.prompt() for one in waiting}
-            waiting.sort(key=lambda one: len(prompts[id(one)]))
-            for start in range(0, len(waiting), batch_size):
-                batch = waiting[start : start + batch_size]
-                texts = [prompts[id(one)] for one in batch]
-                replies = _generate(model, tokenizer, texts, max_new_tokens)
-                for one, text, (reply, ended) in zip(batch, texts, replies, strict=True):
-                    one.take(parse_reply(reply, ended, thinking_opened=text.rstrip().endswith(THINK_OPEN)))
+            asked = [question for one in waiting if (question := one.question(tokenizer, max_new_tokens, positions))]
+            for batch in _batches(asked, batch_size):
+                replies = generate(plain, [question.ids for question in batch], batch[0].room, ends)
+                for question, (reply, ended) in zip(batch, replies, strict=True):
+                    # Without tidying of the spaces in front of signs, which some tokenizers do unless told not to.
+                    text = tokenizer.decode(reply, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                    question.of.take(question.prompt, text, ended, tokenizer)
+                before, done = done, sum(one.done for one in chats)
+                advance(done - before)
+        advance(sum(one.done for one in chats) - done)
+    _warn(chats, history, errors)
     return [one.result() for one in chats]
 
 
-def parse_reply(reply: str, ended: bool, *, thinking_opened: bool = False) -> tuple[str, str, bool]:
-    """Generated text -> (thinking, answer, finished); the answer starts behind the first `</think>`.
+def turns_to_ask(conversation: Conversation) -> dict[int, int]:
+    """The messages that a model is asked for, each with its number among the assistant messages."""
+    assistant = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    return {index: n for n, index in enumerate(assistant) if conversation.messages[index].get("train", True)}
 
-    thinking_opened: the prompt itself ended in `<think>`, so the reply starts inside the thinking.
-    """
-    thinking, closing, answer = reply.partition(THINK_CLOSE)
-    if closing:
-        return thinking.strip().removeprefix(THINK_OPEN).strip(), answer.strip(), ended
-    if thinking_opened or reply.lstrip().startswith(THINK_OPEN):
-        return reply.strip().removeprefix(THINK_OPEN).strip(), "", False
-    return "", reply.strip(), ended
+
+@dataclass(frozen=True)
+class _Question:
+    """A prompt, and how many tokens its reply may have."""
+
+    of: _Chat
+    prompt: str
+    ids: list[int]
+    room: int
 
 
 @dataclass
@@ -130,81 +117,175 @@ class _Chat:
 
     conversation: Conversation
     template: ChatTemplate
+    history: str
+    matcher: Matcher
     messages: list[dict[str, Any]] = field(default_factory=list)
     turns: list[ChatTurn] = field(default_factory=list)
+    unasked: dict[int, str] = field(default_factory=dict)
     next: int = 0
 
     def __post_init__(self) -> None:
-        self._show_until_asked()
+        self.to_ask = turns_to_ask(self.conversation)
+        if self.history == OWN and any(self._expected(index).get("tool_calls") for index in self.to_ask):
+            self._give_up(_CALLS_SOMEWHERE)
+        else:
+            self._show_until_asked()
 
     @property
     def waiting(self) -> bool:
         return self.next < len(self.conversation.messages)
 
-    def prompt(self) -> str:
-        messages = [self.template.read(message) for message in self.messages]
-        return self.template.render(messages, self.conversation.name, add_generation_prompt=True)
+    @property
+    def done(self) -> int:
+        """Turns that were asked, or will not be."""
+        return len(self.turns) + len(self.unasked)
 
-    def take(self, reply: tuple[str, str, bool]) -> None:
-        thinking, answer, finished = reply
-        expected = self.conversation.messages[self.next]["content"]
-        self.turns.append(ChatTurn(thinking, answer, expected, finished))
-        message = {"role": "assistant", "content": answer}
-        self.messages.append(message | {"reasoning_content": thinking} if thinking else message)
+    def question(
+        self, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, positions: int | None
+    ) -> _Question | None:
+        """The next turn to ask; None where it cannot be asked, which is noted then."""
+        messages = [self.template.read(message) for message in self.messages]
+        try:
+            prompt = self.template.render(messages, self.conversation.name, add_generation_prompt=True)
+        except ValueError as error:
+            self._give_up(f"the chat template rejects its history ({error.__cause__ or error})")
+            return None
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        room = max_new_tokens if positions is None else min(max_new_tokens, positions - len(ids))
+        if room < 1:
+            self._give_up(f"its prompt fills the model's {positions:,} positions")
+            return None
+        return _Question(self, prompt, ids, room)
+
+    def take(self, prompt: str, generated: str, ended: bool, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Note the reply to the last question."""
+        reply, expected = parse_reply(prompt, generated, ended), self._expected(self.next)
+        right = self.matcher(reply.answer, expected["content"])
+        turn = ChatTurn(
+            turn=self.to_ask[self.next],
+            reply=reply,
+            expected=expected["content"],
+            expects_thinking="reasoning_content" in expected and THINK_CLOSE not in thinking_begun(prompt),
+            thinking_tokens=len(tokenizer(reply.thinking, add_special_tokens=False)["input_ids"]),
+            correct=None if right is None else bool(right) and reply.finished,
+        )
+        self.turns.append(turn)
+        if self.history == OWN:
+            message = {"role": "assistant", "content": reply.answer}
+            self.messages.append(message | {"reasoning_content": reply.thinking} if reply.thinking else message)
+        else:
+            self.messages.append(expected)
         self.next += 1
         self._show_until_asked()
 
+    def _expected(self, index: int) -> dict[str, Any]:
+        return self.conversation.messages[index]
+
     def _show_until_asked(self) -> None:
-        for message in self.conversation.messages[self.next :]:
-            if message["role"] == "assistant" and message.get("train", True):
-                if message.get("tool_calls"):
-                    raise ValueError(
-                        f"{self.conversation.name}: chatting runs no tools, and message {self.next} calls one"
-                    )
-                return
-            self.messages.append({key: value for key, value in message.items() if key != "train"})
+        while self.waiting:
+            message = self._expected(self.next)
+            if self.next in self.to_ask:
+                if not message.get("tool_calls"):
+                    return
+                self.unasked[self.to_ask[self.next]] = _CALLS
+            self.messages.append(message)
             self.next += 1
 
+    def _give_up(self, reason: str) -> None:
+        """With own history there is nothing to go on with, with teacher history there is what the data says."""
+        last = len(self.conversation.messages) if self.history == OWN else self.next + 1
+        self.unasked |= {turn: reason for index, turn in self.to_ask.items() if self.next <= index < last}
+        self.messages += self.conversation.messages[self.next : last] if self.history == TEACHER else ()
+        self.next = last
+        self._show_until_asked()
+
     def result(self) -> ChatResult:
-        return ChatResult(self.conversation.name, tuple(self.messages), tuple(self.turns))
+        messages = tuple({key: value for key, value in one.items() if key != "train"} for one in self.messages)
+        return ChatResult(self.conversation.name, self.history, messages, tuple(self.turns), self.unasked)
+
+
+def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]:
+    """Prompts of about one length share a batch, so that little of it is padding; those near the end of the model's
+    positions only with others that have as much room."""
+    questions.sort(key=lambda one: len(one.ids))
+    for _, alike in itertools.groupby(questions, key=lambda one: one.room):
+        batch = list(alike)
+        yield from (batch[start : start + size] for start in range(0, len(batch), size))
+
+
+def _guarded(matcher: Matcher, errors: Counter[str]) -> Matcher:
+    """The matcher, which counts as False where it raises: it may be a user's, and the training before it is done."""
+
+    def match(answer: str, expected: str) -> bool | None:
+        try:
+            return matcher(answer, expected)
+        except Exception as error:
+            errors[f"{type(error).__name__}: {error}"] += 1
+            return False
+
+    return match
+
+
+def _warn(chats: Sequence[_Chat], history: str, errors: Counter[str]) -> None:
+    """One warning for each reason why turns were not asked, and one for a matcher that raised."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for one in chats:
+        for turn, reason in one.unasked.items():
+            reasons[reason].append(f"{one.conversation.name}, turn {turn}")
+    for reason, places in reasons.items():
+        warnings.warn(
+            f"chatting with {history} history: {len(places):,} turns were not asked: {reason} (first {places[0]})",
+            stacklevel=3,
+        )
+    if errors:
+        warnings.warn(
+            f"evaluation.matcher raised on {errors.total():,} replies, which count as wrong; most often "
+            f"{errors.most_common(1)[0][0]}",
+            stacklevel=3,
+        )
 
 
 @contextmanager
-def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
-    """Plain attention with a growing cache and no dropout, whatever the model was trained with."""
-    attention, training = model.config._attn_implementation, model.training
+def ready_to_generate(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The model itself, without wrapper, with its usual attention, a growing cache, no dropout, and no generation
+    settings of its own (a penalty for repetition would count against a model that copies digits)."""
+    plain = unwrapped(model)
+    attention, training, settings = plain.config._attn_implementation, model.training, plain.generation_config
+    # sdpa computes no soft-capped scores, and leaves the cap out without a word (transformers 5.23).
+    capped = getattr(plain.config.get_text_config(), "attn_logit_softcapping", None) is not None
     try:
-        model.set_attn_implementation("sdpa")
+        plain.set_attn_implementation("sdpa" if plain._supports_sdpa and not capped else "eager")
+        plain.generation_config = GenerationConfig()
         model.eval()
-        yield
+        yield plain
     finally:
-        model.set_attn_implementation(attention)
+        plain.set_attn_implementation(attention)
+        plain.generation_config = settings
         model.train(training)
 
 
 @torch.inference_mode()
-def _generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
-) -> Iterable[tuple[str, bool]]:
-    """For each prompt the generated text up to the end of the turn, and whether that end was reached."""
-    ends = _end_tokens(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    width = max(map(len, ids))
+def generate(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int]
+) -> list[tuple[list[int], bool]]:
+    """For each prompt the tokens generated, greedily, in front of the first one of `ends`, and whether that came."""
+    pad, width = min(ends), max(map(len, prompts))  # an end is a token that the model has; a tokenizer's pad may not be
     # Padded by hand: this must not depend on the tokenizer's own padding side.
-    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    input_ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True
     )
     output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
+    replies = []
     for row in output[:, width:].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), None)
-        yield tokenizer.decode(row[:end], skip_special_tokens=False), end is not None
+        replies.append((row[:end], end is not None))
+    return replies
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """What ends a turn: the tokenizer's end of sequence and whatever the model's generation config adds."""
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """What ends a turn: the tokenizer's end of sequence and what the model's generation config says."""
     own = model.generation_config.eos_token_id
     own = [] if own is None else [own] if isinstance(own, int) else own
-    return {tokenizer.eos_token_id, *own}
+    return {*own} | ({tokenizer.eos_token_id} - {None})

@@ -1,67 +1,161 @@
-"""Evaluate a finished run again: chat on its held-out conversations.
+"""Evaluate a finished run again, by chatting.
 
-    python -m recipes.evaluate RUN_FOLDER [key=value ...]
-    make evaluate ARGS="runs/<folder> evaluation.conversations=50"
+    python -m recipes.evaluate RUN [FILE] [key=value ...]
+    make evaluate ARGS="runs/<folder>"                            on the conversations that the run held out
+    make evaluate ARGS="runs/<folder> test.jsonl"                 on all conversations of a file
+    make evaluate ARGS="runs/<folder> evaluation.history=both evaluation.matcher=number"
 
-The overrides change the run's own configuration. Prints one JSON object; writes nothing.
+FILE is anything that `data.path` may name, of the format of the run's own data where that is GSM8K-Socratic, else of
+records (`data.kind=...` says otherwise). Overrides change the run's own configuration: `data.path=...` says where the
+run's data is now, and what is held out of it is chosen as before. Prints one JSON object on stdout (see
+`recipes.replies.figures`), everything else on stderr; writes nothing.
 """
 
+import argparse
 import datetime
 import json
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from omegaconf import OmegaConf
 
-from flexmask import Conversation
-from recipes.chat import ChatResult, answer_accuracy, chat, conversation_accuracy
-from recipes.config import TrainConfig, load_run_config
-from recipes.preparation import load_data
+from recipes.command import command
+from recipes.config import RUN_CONFIG, load_run_config
+from recipes.config_rules import ConfigError
+from recipes.overrides import checked_overrides
+from recipes.run_folder import MODEL
+from recipes.schema import DataKind, History, TrainConfig
 
 
-def evaluate_chats(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    heldout: Sequence[Conversation],
-    config: TrainConfig,
-) -> tuple[dict[str, float | None], list[ChatResult]]:
-    """Chat on the first `evaluation.conversations` of `heldout`: shares answered exactly right, and the chats.
+def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> tuple[dict, list]:
+    """Chat on `heldout` (conversations) as `config.evaluation` says.
 
-    The figures are None when nothing is to be evaluated.
+    Returns the figures of `recipes.replies.figures` (those of teacher history with `teacher_` in front, those of own
+    history None where it is not asked for) and the chats (`ChatResult`), those with own history first. More
+    conversations asked for than there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and
+    `chat` raise, which no conversation causes.
     """
-    chosen = heldout[: config.evaluation.conversations]
-    if not chosen:
-        return {"answer_accuracy": None, "conversation_accuracy": None}, []
-    results = chat(
-        model,
-        tokenizer,
-        chosen,
-        max_new_tokens=config.evaluation.max_new_tokens,
-        batch_size=config.evaluation.batch_size,
-        template_kwargs=config.data.template_kwargs,
-        date=datetime.date.fromisoformat(config.data.date),
-    )
-    figures = {"answer_accuracy": answer_accuracy(results), "conversation_accuracy": conversation_accuracy(results)}
-    return figures, results
+    from recipes.chat import OWN, TEACHER, chat, turns_to_ask
+    from recipes.matchers import load_matcher
+    from recipes.progress import progress
+    from recipes.replies import figures
+
+    settings = config.evaluation
+    matcher = load_matcher(settings.matcher)
+    chosen = sample(heldout, settings.conversations, config.data.seed)
+    turns = sum(len(turns_to_ask(one)) for one in chosen)
+    found, chats = figures([]), []
+    for history, prefix in ((OWN, ""), (TEACHER, "teacher_")):
+        if settings.history not in (history, History.both):
+            continue
+        with progress(turns, f"chatting with {history} history") as advance:
+            results = chat(
+                model,
+                tokenizer,
+                chosen,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.batch_size,
+                history=history,
+                matcher=matcher,
+                template_kwargs=config.data.template_kwargs,
+                date=datetime.date.fromisoformat(config.data.date),
+                advance=advance,
+            )
+        found |= {prefix + name: value for name, value in figures(results).items()}
+        chats += results
+    return found, chats
 
 
-def main(run: Path, overrides: Sequence[str]) -> None:
+def sample(conversations: Sequence, count: int | None, seed: int) -> list:
+    """At most `count` of the conversations (None: all), in their order; always the same ones for the same seed.
+
+    Drawn at random, because a file may be sorted and a mix has one source behind the other.
+    """
+    if count is None or count >= len(conversations):
+        return list(conversations)
+    return [conversations[i] for i in sorted(random.Random(seed).sample(range(len(conversations)), count))]
+
+
+@command
+def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
+    checked_overrides(overrides)
+    config = _configuration(run, file, overrides)
+
+    from recipes.matchers import load_matcher
+
+    load_matcher(config.evaluation.matcher)  # a wrong name fails before anything is loaded
+    # torch and transformers take seconds to import: a wrong configuration has failed before.
+    import torch
+    from transformers import AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from recipes.data import load_data
+    from recipes.models import load_trained
+
     disable_progress_bar()
-    config = load_run_config(run, overrides)
-    tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=getattr(torch, config.model.dtype))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    figures, _ = evaluate_chats(model, tokenizer, load_data(config.data).heldout, config)
+    data = load_data(config.data)
+    conversations = data.train if file else data.heldout
+    if not conversations:
+        raise ConfigError(
+            f"{run}: holds no conversations out; name a file to chat on: RUN FILE, as in {run} test.jsonl"
+        )
+    asked = config.evaluation.conversations
+    of = f"{len(conversations):,} of {file}" if file else f"{len(conversations):,} that the run holds out"
+    shown = len(conversations) if asked is None else min(asked, len(conversations))
+    print(f"chatting on {shown:,} conversations, of {of}", file=sys.stderr)
+    tokenizer = AutoTokenizer.from_pretrained(run / MODEL)
+    model = load_trained(run / MODEL, config.model.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+    figures, _ = evaluate_chats(model, tokenizer, conversations, config)
     print(json.dumps(figures))
 
 
+def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> TrainConfig:
+    """The run's configuration with the overrides, and with FILE as all of its data where there is one.
+
+    Raises ConfigError naming the folder, the file or the key.
+    """
+    own = ["model.chat_template=null"]  # its text is saved with the model
+    if file is not None:
+        own += _all_of(file, run)
+    config = load_run_config(run, [*own, *overrides])
+    if not (run / MODEL).is_dir():
+        raise ConfigError(f'{run}: has no {MODEL}/, so its training has not ended; make train ARGS="resume={run}"')
+    if config.evaluation.conversations == 0:
+        raise ConfigError("evaluation.conversations=0: nothing to evaluate; say how many, or null for all")
+    return config
+
+
+def _all_of(file: str, run: Path) -> list[str]:
+    """Overrides that make `file` the data of a run, all of it held out; the run's own need not be there any more."""
+    saved = run / RUN_CONFIG
+    kind = OmegaConf.select(OmegaConf.load(saved), "data.kind") if saved.is_file() else None
+    quoted = file.replace("\\", "\\\\").replace("'", "\\'")
+    return [
+        f"data.kind={DataKind.gsm8k_socratic if kind == DataKind.gsm8k_socratic else DataKind.records}",
+        f"data.path='{quoted}'",
+        "data.hub_id=null",
+        "data.sources={}",
+        "data.train_conversations=null",
+        "data.heldout_conversations=0",
+        "evaluation.conversations=null",
+    ]
+
+
+def arguments(words: Sequence[str] | None = None) -> tuple[Path, str | None, list[str]]:
+    """(run, file, overrides) of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.evaluate", description="Evaluate a finished run by chatting."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of the run")
+    parser.add_argument("rest", nargs="*", metavar="[FILE] [key=value ...]", help="a file to chat on, and overrides")
+    given = parser.parse_args(words)
+    files = [word for word in given.rest if "=" not in word or Path(word).exists()]
+    if len(files) > 1:
+        parser.error(f"one FILE, not {len(files)}: {', '.join(files)}")
+    return given.run, files[0] if files else None, [word for word in given.rest if word not in files]
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python -m recipes.evaluate RUN_FOLDER [key=value ...]")
-    try:
-        main(Path(sys.argv[1]), sys.argv[2:])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    main(*arguments())

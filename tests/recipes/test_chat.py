@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from families import FAMILIES, VOCAB
+from stateful_families import UNBRANCHED
 
 import flexmask  # noqa: F401  registers the attention implementation
 from flexmask.conversation import Conversation
-from recipes.chat import accuracy_by_turn, answer_accuracy, chat, conversation_accuracy, parse_reply
+from recipes import tutoring
+from recipes.chat import chat, generate, ready_to_generate
+from recipes.matchers import number
+from recipes.replies import figures
 from recipes.tiny import build_model, build_tokenizer
-from recipes.tutoring import generate
 
 TOKENIZER = build_tokenizer()
 
@@ -65,9 +69,10 @@ def test_accuracies(monkeypatch):
     talks = [conversation(("a", "yes"), ("b", "no"), ("c", "yes")), conversation(("a", "yes"), name="test:2")]
     results = chat(script.install(monkeypatch), TOKENIZER, talks, max_new_tokens=40, batch_size=1)
     assert [result.name for result in results] == ["test:1", "test:2"]
-    assert answer_accuracy(results) == 3 / 4
-    assert conversation_accuracy(results) == 1 / 2
-    assert accuracy_by_turn(results) == [1.0, 0.0, 1.0]
+    found = figures(results)
+    assert found["answer_accuracy"] == 3 / 4
+    assert found["conversation_accuracy"] == 1 / 2
+    assert found["chatted_conversations"] == 2 and found["chatted_replies"] == 4
 
 
 def test_a_turn_that_does_not_end_is_wrong_even_with_the_right_text(monkeypatch):
@@ -76,23 +81,7 @@ def test_a_turn_that_does_not_end_is_wrong_even_with_the_right_text(monkeypatch)
         script.install(monkeypatch), TOKENIZER, [conversation(("a", "yes"))], max_new_tokens=9, batch_size=1
     )
     (turn,) = result.turns
-    assert (turn.answer, turn.finished, turn.correct) == ("yes", False, False)
-
-
-@pytest.mark.parametrize(
-    ("reply", "ended", "opened", "parsed"),
-    [
-        ("<think>\nt\n</think>\n\na", True, False, ("t", "a", True)),
-        ("<think>\n\n</think>\n\na", True, False, ("", "a", True)),
-        ("a", True, False, ("", "a", True)),
-        ("<think>\nt", True, False, ("t", "", False)),  # ended inside its thinking
-        ("t\n</think>\n\na", True, True, ("t", "a", True)),  # the prompt opened the thinking
-        ("t", True, True, ("t", "", False)),
-        ("<think>\nt\n</think>\n\na", False, False, ("t", "a", False)),
-    ],
-)
-def test_replies_are_split_at_the_end_of_thinking(reply, ended, opened, parsed):
-    assert parse_reply(reply, ended, thinking_opened=opened) == parsed
+    assert (turn.answer, turn.reply.ended, turn.correct) == ("yes", False, False)
 
 
 def test_messages_not_trained_are_shown_as_they_stand(monkeypatch):
@@ -129,7 +118,7 @@ def model():
 
 def test_batches_change_nothing(model):
     # Broken by wrong left padding or positions. The untrained model's replies are long and differ by prompt.
-    talks = [Conversation.from_record(r, f"t:{i}") for i, r in enumerate(generate(6, 4, "heldout"))]
+    talks = [Conversation.from_record(r, f"t:{i}") for i, r in enumerate(tutoring.generate(6, 4, "heldout"))]
     alone, together = (chat(model, TOKENIZER, talks, max_new_tokens=6, batch_size=size) for size in (1, len(talks)))
     assert [r.messages for r in alone] == [r.messages for r in together]
     assert len({turn.answer for result in alone for turn in result.turns}) > 1
@@ -157,14 +146,202 @@ def test_the_model_is_left_as_it_was(model, fails, monkeypatch):
     assert (model.config._attn_implementation, model.training) == ("flexmask", True)
 
 
-def test_bad_input_is_refused(model):
-    with pytest.raises(ValueError, match="at least one conversation"):
-        chat(model, TOKENIZER, [], max_new_tokens=2, batch_size=1)
-    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
-    messages = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]})
-    with pytest.raises(ValueError, match=r"test:9: chatting runs no tools, and message 1 calls one"):
-        chat(model, TOKENIZER, [Conversation(name="test:9", messages=messages)], max_new_tokens=2, batch_size=1)
+def test_a_tokenizer_that_cannot_chat_is_refused(model):
     bare = build_tokenizer()
     bare.chat_template = None
     with pytest.raises(ValueError, match="no chat_template"):
         chat(model, bare, [conversation(("q", "a"))], max_new_tokens=2, batch_size=1)
+    endless = build_tokenizer()
+    endless.eos_token = None
+    with pytest.raises(ValueError, match="no token ends a turn"):
+        chat(model, endless, [conversation(("q", "a"))], max_new_tokens=2, batch_size=1)
+    with pytest.raises(ValueError, match="history='both'"):
+        chat(model, TOKENIZER, [], max_new_tokens=2, batch_size=1, history="both")
+    assert chat(model, TOKENIZER, [], max_new_tokens=2, batch_size=1) == []
+
+
+def say(text):
+    return Scripted(lambda prompt: text)
+
+
+def ask(script, monkeypatch, talks, **settings):
+    return chat(script.install(monkeypatch), TOKENIZER, talks, **{"max_new_tokens": 40, "batch_size": 4} | settings)
+
+
+def test_teacher_history_is_the_data_of_the_turns_before(monkeypatch):
+    # Broken by feeding the model's answers back.
+    script = say("<think>\nsecret\n</think>\n\nwrong<|im_end|>")
+    (result,) = ask(script, monkeypatch, [conversation(("q1", "right"), ("q2", "wrong"))], history="teacher")
+    assert script.prompts[1] == (
+        "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\nright<|im_end|>\n"
+        "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert [turn.correct for turn in result.turns] == [False, True]
+    assert [message["content"] for message in result.messages] == ["q1", "right", "q2", "wrong"]
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+WITH_CALL = Conversation(
+    name="test:9",
+    messages=(
+        {"role": "user", "content": "q0"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "q1"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "found"},
+        {"role": "assistant", "content": "a"},
+    ),
+)
+
+
+def test_a_conversation_with_tool_calls_ends_no_evaluation(monkeypatch):
+    # Broken by raising after hours of training.
+    talks = [conversation(("q", "a")), WITH_CALL]
+    with pytest.warns(
+        UserWarning, match=r"own history: 3 turns were not asked: a turn calls a tool.*\(first test:9, t"
+    ):
+        whole, left_out = ask(say("a<|im_end|>"), monkeypatch, talks)
+    assert whole.correct and not left_out.turns and sorted(left_out.unasked) == [0, 1, 2]
+    found = figures([whole, left_out])
+    assert (found["chatted_conversations"], found["unasked_turns"], found["answer_accuracy"]) == (1, 3, 1.0)
+
+    script = say("a<|im_end|>")
+    with pytest.warns(UserWarning, match="teacher history: 1 turns were not asked: a turn calls a tool"):
+        (result,) = ask(script, monkeypatch, [WITH_CALL], history="teacher")
+    assert [turn.turn for turn in result.turns] == [0, 2] and sorted(result.unasked) == [1]
+    assert "found" in script.prompts[1] and '"name": "add"' in script.prompts[1]
+    assert result.correct is False  # one of its turns was not asked
+
+
+def test_a_call_that_is_only_shown_is_chatted_past(monkeypatch):
+    messages = list(WITH_CALL.messages)
+    messages[3] = messages[3] | {"train": False}
+    (result,) = ask(say("a<|im_end|>"), monkeypatch, [Conversation(name="test:9", messages=tuple(messages))])
+    assert [turn.turn for turn in result.turns] == [0, 2] and result.correct
+
+
+def test_a_prompt_longer_than_the_models_positions_is_counted(monkeypatch):
+    # Broken by asking it, which ends in an error of the embedding under learned positions.
+    short, long = (
+        conversation(("q", "yes")),
+        conversation(("q", "yes"), ("q " * 80, "yes"), ("q", "yes"), name="test:2"),
+    )
+    for history, unasked in (("own", [1, 2]), ("teacher", [1, 2])):
+        script = say("yes<|im_end|>")
+        script.model.config.max_position_embeddings = 60
+        with pytest.warns(UserWarning, match=r"2 turns were not asked: its prompt fills the model's 60 positions"):
+            results = ask(script, monkeypatch, [short, long], history=history)
+        assert [len(result.turns) for result in results] == [1, 1]
+        assert sorted(results[1].unasked) == unasked and not results[1].correct
+
+
+def test_replies_end_where_the_positions_do(monkeypatch):
+    # The second prompt leaves room for fewer tokens, and must not shorten the reply to the first.
+    talks = [conversation(("a", "x")), conversation(("a " * 30, "x"), name="test:2")]
+    script = Scripted(lambda prompt: "yes " * 60)
+    script.model.config.max_position_embeddings = 60
+    one, other = ask(script, monkeypatch, talks)
+    lengths = [len(TOKENIZER.encode(result.turns[0].answer)) for result in (one, other)]
+    assert lengths[0] > lengths[1] > 0
+
+
+def test_a_template_that_rejects_the_history_ends_one_conversation(monkeypatch):
+    strict = build_tokenizer()
+    strict.chat_template = (
+        "{%- for m in messages if m.content == 'no' -%}{{ raise_exception('never no') }}{%- endfor -%}"
+    ) + strict.chat_template
+    script = Scripted(lambda prompt: "no<|im_end|>" if "bad" in prompt else "yes<|im_end|>")
+    talks = [conversation(("bad", "no"), ("b", "yes")), conversation(("a", "yes"), ("b", "yes"), name="test:2")]
+    with pytest.warns(UserWarning, match=r"1 turns were not asked: the chat template rejects its history \(never no\)"):
+        one, other = chat(script.install(monkeypatch), strict, talks, max_new_tokens=9, batch_size=2)
+    assert [turn.correct for turn in one.turns] == [True] and not one.correct
+    assert other.correct
+
+
+def test_the_matcher_decides(monkeypatch):
+    talks = [conversation(("a", "It is 7."), ("b", "none"))]
+    (result,) = ask(say("So 7.0<|im_end|>"), monkeypatch, talks, matcher=number)
+    assert [turn.correct for turn in result.turns] == [True, None]
+    found = figures([result])
+    assert (found["answer_accuracy"], found["conversation_accuracy"], found["uncompared_replies"]) == (1.0, 1.0, 1)
+
+    def fails(answer, expected):
+        raise KeyError("mine")
+
+    with pytest.warns(
+        UserWarning, match="matcher raised on 2 replies, which count as wrong; most often KeyError: 'mine'"
+    ):
+        (result,) = ask(say("a<|im_end|>"), monkeypatch, talks, matcher=fails)
+    assert [turn.correct for turn in result.turns] == [False, False]
+
+
+def test_generation_stops_at_every_end(monkeypatch):
+    # Broken by asking the tokenizer alone: a template may end a turn with another token.
+    script = say("yes<|im_start|>no<|im_end|>")
+    talk = [conversation(("a", "yes"))]
+    assert ask(script, monkeypatch, talk)[0].turns[0].answer == "yes<|im_start|>no"
+    script.model.generation_config.eos_token_id = [TOKENIZER.convert_tokens_to_ids("<|im_start|>")]
+    assert ask(script, monkeypatch, talk)[0].turns[0].answer == "yes"
+
+
+def test_text_is_what_its_bytes_say(monkeypatch):
+    # Broken by transformers' tidying, which takes the space out of "a ." unless told not to.
+    tidy = build_tokenizer()
+    tidy.clean_up_tokenization_spaces = True
+    text = "¿a . b , c ! 1 'm ü 北京 🙂 ?"
+    script = say(text + "<|im_end|>")
+    (result,) = chat(script.install(monkeypatch), tidy, [conversation(("q", text))], max_new_tokens=80, batch_size=1)
+    assert result.turns[0].answer == text and result.correct
+
+
+def test_the_models_own_generation_settings_do_not_count(monkeypatch):
+    # Broken by transformers' filling in what the model's generation_config says of repetition or sampling.
+    model, ids = build_model(3, vocab_size=len(TOKENIZER), layers=2), [[5, 6, 7, 8]]
+    ends = {TOKENIZER.eos_token_id}
+    plain = generate(model, ids, 12, ends)
+    talk = [conversation(("q", "a"))]
+    before = chat(model, TOKENIZER, talk, max_new_tokens=12, batch_size=1)
+    model.generation_config.repetition_penalty = 50.0
+    own = model.generation_config
+    assert generate(model, ids, 12, ends) != plain
+    assert chat(model, TOKENIZER, talk, max_new_tokens=12, batch_size=1) == before
+    assert model.generation_config is own
+
+
+def test_every_turn_is_counted_as_done(monkeypatch):
+    talks = [WITH_CALL, conversation(("q", "a"), ("q", "a")), conversation(("q " * 90, "a"))]
+    for history in ("own", "teacher"):
+        counts, script = [], say("a<|im_end|>")
+        script.model.config.max_position_embeddings = 80
+        with pytest.warns(UserWarning):
+            ask(script, monkeypatch, talks, history=history, advance=counts.append)
+        assert sum(counts) == 6
+
+
+@pytest.mark.parametrize("name", [*FAMILIES])
+def test_generation_of_every_family_is_that_of_its_plain_forward(name):
+    """Batched, cached generation under the attention that chatting chooses, against one whole forward pass a token."""
+    model = FAMILIES[name].build(torch.float64).eval()
+    prompts = [[5, 9, 3], [7, 8, 4, 11, 12, 6, 3, 22, 31, 9, 17, 40, 5, 6]]
+    with ready_to_generate(model) as plain:
+        replies = [reply for reply, _ in generate(plain, prompts, 8, {VOCAB - 1})]
+    model.set_attn_implementation("eager")
+    for prompt, reply in zip(prompts, replies, strict=True):
+        ids = list(prompt)
+        for _ in range(8):
+            with torch.inference_mode():
+                ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            if ids[-1] == VOCAB - 1:
+                ids.pop()
+                break
+        assert reply == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", ["RWKV", "MiniMax"])
+def test_state_never_holds_padding_or_another_prompt(name):
+    # Broken by batches, which transformers computes otherwise for these.
+    model = UNBRANCHED[name].build(torch.float32)
+    model.resize_token_embeddings(len(TOKENIZER))
+    talks = [conversation(("q " * n, "a"), name=f"test:{n}") for n in (1, 9, 1, 20)]
+    alone, together = (chat(model, TOKENIZER, talks, max_new_tokens=6, batch_size=size) for size in (1, 4))
+    assert [r.messages for r in alone] == [r.messages for r in together]

@@ -1,0 +1,151 @@
+"""Evaluating a finished run: which conversations, which histories, and what a user may get wrong."""
+
+import json
+
+import pytest
+
+from flexmask.conversation import Conversation
+from recipes import evaluate
+from recipes.config import compose, save_run_config
+from recipes.evaluate import evaluate_chats, main, sample
+from recipes.tiny import build_model, build_tokenizer
+from recipes.tutoring import generate
+
+TOKENIZER = build_tokenizer()
+SHORT = ["experiment=short", "evaluation.max_new_tokens=4"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(1, vocab_size=len(TOKENIZER), layers=1, hidden_size=16)
+
+
+@pytest.fixture(scope="module")
+def heldout():
+    return [Conversation.from_record(record, f"t:{i}") for i, record in enumerate(generate(5, 0, "heldout"))]
+
+
+def config_with(*overrides):
+    return compose([*SHORT, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("asked", "chatted"), [("0", 0), ("2", 2), ("5", 5), ("100", 5), ("null", 5)]
+)  # more than there are is no error
+def test_how_many_are_chatted(model, heldout, asked, chatted):
+    figures, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(f"evaluation.conversations={asked}"))
+    assert figures["chatted_conversations"] == len(chats) == chatted
+    assert (figures["answer_accuracy"] is None) == (chatted == 0)
+
+
+def test_a_sample_is_drawn_from_all_and_stays(heldout):
+    # Broken by taking the first: a file may be sorted, and a mix has one source behind the other.
+    numbers = list(range(100))
+    assert sample(numbers, 10, 0) == sample(numbers, 10, 0) == sorted(sample(numbers, 10, 0))
+    assert sample(numbers, 10, 0) != sample(numbers, 10, 1)
+    assert max(sample(numbers, 10, 0)) > 50
+    assert sample(numbers, None, 0) == sample(numbers, 200, 0) == numbers
+
+
+def test_histories(model, heldout):
+    own, chats = evaluate_chats(model, TOKENIZER, heldout, config_with("evaluation.conversations=2"))
+    assert {chat.history for chat in chats} == {"own"} and not any(key.startswith("teacher_") for key in own)
+    asked = ["evaluation.conversations=2", "evaluation.history=teacher"]
+    teacher, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(*asked))
+    assert {chat.history for chat in chats} == {"teacher"}
+    assert teacher["answer_accuracy"] is None and teacher["teacher_answer_accuracy"] is not None
+    both, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(asked[0], "evaluation.history=both"))
+    assert both == own | {key: value for key, value in teacher.items() if key.startswith("teacher_")}
+    assert [chat.history for chat in chats] == ["own", "own", "teacher", "teacher"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, model):
+    """What a run leaves, with a model that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    save_run_config(config_with("data.heldout_conversations=3", "data.train_conversations=5"), folder)
+    model.save_pretrained(folder / "model")
+    TOKENIZER.save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    path = tmp_path / "it's a test.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in generate(4, 0, "heldout")))
+    return path
+
+
+def printed(capsys, *arguments):
+    main(*arguments)
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+def test_a_run_is_evaluated_on_what_it_held_out(run, capsys):
+    before = sorted(run.rglob("*"))
+    figures, said = printed(capsys, run, None, ["evaluation.history=both", "evaluation.matcher=number"])
+    assert figures["chatted_conversations"] == figures["teacher_chatted_conversations"] == 3
+    assert "chatting on 3 conversations, of 3 that the run holds out" in said
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_file_is_used_whole(run, data_file, capsys):
+    # Broken by holding a share of the file out, or by the number of conversations that the run chatted on.
+    figures, said = printed(capsys, run, str(data_file), [])
+    assert figures["chatted_conversations"] == 4 and "of 4 of " in said
+    figures, _ = printed(capsys, run, str(data_file), ["evaluation.conversations=2"])
+    assert figures["chatted_conversations"] == 2
+
+
+def test_the_data_of_a_run_may_have_gone(data_file, tmp_path, model, capsys):
+    folder, trained = tmp_path / "run", tmp_path / "trained.jsonl"
+    trained.write_text(data_file.read_text())
+    save_run_config(config_with("data=jsonl", f"data.path={trained}", "data.heldout_conversations=1"), folder)
+    model.save_pretrained(folder / "model")
+    TOKENIZER.save_pretrained(folder / "model")
+    trained.rename(tmp_path / "moved.jsonl")
+    with pytest.raises(SystemExit, match=r"data\.path=.*trained\.jsonl: no such file"):
+        main(folder, None, [])
+    figures, _ = printed(capsys, folder, None, [f"data.path={tmp_path / 'moved.jsonl'}"])
+    assert figures["chatted_conversations"] == 1  # what the run held out, not what it was trained on
+    figures, _ = printed(capsys, folder, str(data_file), [])
+    assert figures["chatted_conversations"] == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.matchr=exact"], r"evaluation\.matchr: no such setting; did you mean evaluation\.matcher\?"),
+        (["evaluation.matcher=exakt"], "evaluation.matcher=exakt: no such matcher"),
+        (["evaluation.history=mine"], "history"),
+        (["evaluation.conversations=0"], "evaluation.conversations=0: nothing to evaluate"),
+        (["data.heldout_conversations=0"], "holds no conversations out; name a file"),
+        (["+evaluation.matcher=exact"], "only key=value changes"),
+    ],
+)
+def test_mistakes_are_named(run, overrides, message):
+    with pytest.raises(SystemExit, match=message):
+        main(run, None, overrides)
+
+
+def test_folders_that_cannot_be_evaluated_are_named(run, tmp_path, data_file):
+    with pytest.raises(SystemExit, match=r"nowhere: no run folder, it has no config\.yaml"):
+        main(tmp_path / "nowhere", None, [])
+    with pytest.raises(SystemExit, match=r"nowhere: no run folder, it has no config\.yaml"):
+        main(tmp_path / "nowhere", str(data_file), [])
+    with pytest.raises(SystemExit, match=r"absent\.jsonl: no such file"):
+        main(run, "absent.jsonl", [])
+    save_run_config(config_with(), tmp_path)
+    with pytest.raises(SystemExit, match=r"has no model/, so its training has not ended; make train ARGS=\"resume="):
+        main(tmp_path, None, [])
+
+
+def test_the_command_line_tells_a_file_from_an_override(monkeypatch, tmp_path):
+    file = tmp_path / "a=b.jsonl"
+    file.touch()
+    assert evaluate.arguments(["run", "x.jsonl", "k=v"])[1:] == ("x.jsonl", ["k=v"])
+    assert evaluate.arguments(["run", "k=v", str(file)])[1:] == (str(file), ["k=v"])
+    assert evaluate.arguments(["run"])[1:] == (None, [])
+    with pytest.raises(SystemExit):
+        evaluate.arguments(["run", "a.jsonl", "b.jsonl"])

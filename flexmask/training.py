@@ -1,149 +1,221 @@
-"""A collator and a Trainer that put rows in front of a Hugging Face model.
+"""A Trainer whose loss is that of one pass a turn.
 
 The unit of a batch is the conversation: an optimizer step trains the same conversations whatever the layout or
 the pack length, so both are free to change without changing what is learned.
 """
 
 import contextlib
-import itertools
+import copy
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from accelerate.utils import TorchDynamoPlugin
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import speed_metrics
 
-from flexmask.conversation import Conversation
+from flexmask.arguments import OnePassConfig
+from flexmask.end_of_turn import align_end_of_turn
 from flexmask.exactness import check_exact
 from flexmask.loss import TokenLosses, token_losses
 from flexmask.masks import build_block_mask
-from flexmask.models import UnsupportedModelError, prepare_model, unbranched_layers
-from flexmask.packing import Pack, pack
-from flexmask.rendering import render_conversation
-from flexmask.tree import LaidOut, Row, lay_out
+from flexmask.models import prepare_model, unbranched_layers, unwrapped
+from flexmask.packing import Pack
+from flexmask.randomness import warn_of_shared_draws
+from flexmask.run_totals import RunTotals
+from flexmask.trainer_inputs import (
+    check_metric,
+    check_rows,
+    check_settings,
+    datasets_of,
+    load_model,
+    load_tokenizer,
+    settle_collator,
+    settle_stream,
+)
+from flexmask.training_data import OnePassCollator, Preparation, prepare_dataset
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A pack's loss is NaN or infinite; raised before the optimizer moves."""
-
-
-def prepare_conversation(
-    conversation: Conversation,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    layout: str = "one_pass",
-    pack_length: int | None = None,
-    too_long: str = "error",
-    **rendering: Any,
-) -> LaidOut:
-    """Conversation -> passes -> rows. `rendering` goes to `render_conversation`, the rest to `lay_out`."""
-    rendered = render_conversation(conversation, tokenizer, **rendering)
-    laid_out = lay_out(rendered.passes, layout, pack_length, too_long)
-    return replace(laid_out, slow_turns=rendered.slow_turns)
-
-
-class RunTotals(TrainerCallback, ExportableState):
-    """What a training run has spent so far; saved in every checkpoint's trainer state and taken up again from it.
-
-    seconds: wall time of training, interruptions not counted. capacity: `pack_length` of every pack.
-    Tokens and packs are those of this process.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.tokens_computed = self.tokens_trained = self.packs = self.capacity = 0
-        self._started: float | None = None
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__, {})
-        for name, value in saved.get("attributes", {}).items():
-            setattr(self, name, value)
-        self._started = time.perf_counter()
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        self.seconds = self._elapsed()
-        self._started = None
-
-    def state(self) -> dict:
-        names = ("tokens_computed", "tokens_trained", "packs", "capacity")
-        return {"args": {}, "attributes": {"seconds": self._elapsed()} | {name: getattr(self, name) for name in names}}
-
-    def _elapsed(self) -> float:
-        return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
-
-
-class OnePassCollator:
-    """Pack the rows of a batch of conversations: `[rows, rows, ...] -> {"packs": [Pack, ...]}`.
-
-    pack_length: most tokens of one forward pass. The mask is made for so many in every pack, so that a compiled kernel
-        sees one shape; nothing else is padded.
-    block_size: of the mask; attention computes or skips whole blocks.
-    one_row_per_pack: no packing, for layers whose state runs on from row to row. `OnePassTrainer` sets it.
-    """
-
-    def __init__(
-        self,
-        pack_length: int,
-        *,
-        block_size: int = 128,
-        one_row_per_pack: bool = False,
-    ) -> None:
-        if pack_length <= 0:
-            raise ValueError(f"pack_length={pack_length:,} must be positive")
-        self.pack_length = pack_length
-        self.block_size = block_size
-        self.one_row_per_pack = one_row_per_pack
-
-    def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, list[Pack]]:
-        rows = [row for conversation in conversations for row in conversation]
-        groups = [[row] for row in rows] if self.one_row_per_pack else [rows]
-        return {"packs": [one for group in groups for one in pack(group, self.pack_length)]}
+    """A pack's loss, or the gradient of a step, is NaN or infinite; raised before the optimizer moves."""
 
 
 class OnePassTrainer(Trainer):
     """`transformers.Trainer` whose loss is the sum over passes, normalised over the whole optimizer step.
 
-    A dataset item is the sequence of rows of one conversation, the collator an `OnePassCollator`;
+        OnePassTrainer("Qwen/Qwen3-0.6B", OnePassConfig("out"), train_dataset=records).train()
+
+    model: a causal language model, wrapped or not, or the name or folder of one; or `model_init`, which makes it.
+    args: an `OnePassConfig`; or `TrainingArguments` with an `OnePassCollator` as `data_collator`. Neither is changed.
+    train_dataset, eval_dataset: a list, `datasets.Dataset` or stream (`IterableDataset`, with `max_steps`) of records
+        (`Conversation.from_record`), of `Conversation` objects, or of the rows of a conversation each
+        (`prepare_conversation(...).rows`). `eval_dataset` may be a dict of them.
+    processing_class: the tokenizer, which prepares what is not rows yet and is saved in every checkpoint; a model given
+        by name brings its own. Where conversations are prepared, tokenizer and model are made to agree on the end of
+        turn that is trained (`flexmask.align_end_of_turn`), with a warning that says what has changed.
+
     `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. The loss of a step is the
     weighted sum of token losses divided by the sum of weights over all its packs, accumulation and processes.
     Beside `loss`, logs `thinking_loss`, `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`,
     `pack_fill` (the share of `pack_length` that packs fill) and `block_sparsity`, each of this process over the
-    interval since the last log.
+    interval since the last log. `train_loss` and the other totals of a resumed run are those of all its steps.
+    `torch_compile` compiles the model's layers, each by itself.
 
     A model with layers whose state does not branch with the tree (`flexmask.models.unbranched_layers`) is trained on
-    rows that do not branch either (layout "per_turn"), one a pack, with a warning. Raises UnsupportedModelError for a
-    model that cannot be exact on its rows, NonFiniteLossError before the optimizer steps.
+    rows that do not branch either (layout "per_turn"), one a pack, with a warning.
+
+    Raises, before the first step, ValueError for data or settings that cannot be trained with, and
+    UnsupportedModelError for a model that cannot be exact on its rows; NonFiniteLossError before the optimizer steps.
     """
 
-    def __init__(self, model: PreTrainedModel, args, data_collator: OnePassCollator, **kwargs: Any) -> None:
-        _check_settings(args, kwargs.get("train_dataset"))
-        args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
-        if layers := unbranched_layers(model):
-            _check_chains(type(model).__name__, layers, kwargs.get("train_dataset"), kwargs.get("eval_dataset"))
-            data_collator.one_row_per_pack = True
-            warnings.warn(
-                f"{len(layers)} layers carry state from token to token ({layers[0]}, ...): every row is a pack of its "
-                "own, and attention is the model's",
-                stacklevel=2,
-            )
-        check_exact(prepare_model(model, chains=bool(layers)), data_collator.block_size)
-        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module | str | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: OnePassCollator | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.args = copy.copy(args) if args is not None else OnePassConfig("trainer_output")
+        self.args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
+        check_settings(self.args, model, kwargs)
+        self.data_collator = settle_collator(self.args, data_collator)
+        if isinstance(model, str):
+            processing_class = processing_class or load_tokenizer(model)
+            model = load_model(model, self.args)
+        self.processing_class = processing_class
+        if model is not None:
+            self._make_exact(model)
+        self._prepare_data(train_dataset, eval_dataset)
+        if model is not None:
+            self._fit_to_data(model)
+        super().__init__(
+            model=model,
+            args=self.args,
+            data_collator=self.data_collator,
+            train_dataset=self.train_dataset,
+            eval_dataset=self.eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if self._use_cache is not None:  # the Trainer (5.23) would save "do not use a cache" with the model
+            self.model.config.use_cache = self._use_cache
         # compute_loss divides by the step's target weight itself, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
-        self.run_totals = RunTotals()
-        self.add_callback(self.run_totals)
+        self.add_callback(RunTotals())
         self._interval: Counter[str] = Counter()
         self._interval_start = time.perf_counter()
+
+    @property
+    def run_totals(self) -> RunTotals:
+        """What the run has spent so far. The Trainer may put another object in its place when it resumes."""
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, RunTotals))
+
+    # ---- Before training ----
+
+    def call_model_init(self, trial=None) -> nn.Module:
+        model = super().call_model_init(trial)
+        self._make_exact(model)
+        self._fit_to_data(model)
+        return model
+
+    def _make_exact(self, model: nn.Module) -> None:
+        """Route a model's attention and state, and try it."""
+        self._use_cache = getattr(model.config, "use_cache", None)
+        inner = unwrapped(model)
+        layers = unbranched_layers(inner)
+        if layers:
+            self.data_collator.one_row_per_pack = True
+            warnings.warn(
+                f"{len(layers)} layers carry state from token to token ({layers[0]}, ...): every row is a pack of its "
+                "own, and attention is the model's",
+                stacklevel=4,
+            )
+        check_exact(prepare_model(model, chains=bool(layers)), self.data_collator.block_size)
+        if self.args.neftune_noise_alpha:
+            draws = [f"neftune_noise_alpha={self.args.neftune_noise_alpha}"]
+            warn_of_shared_draws(type(inner).__name__, draws, stacklevel=4)
+        if self.args.torch_compile:
+            _compile_layers(inner, self.args)
+
+    def _prepare_data(self, train_dataset: Any, eval_dataset: Any) -> None:
+        settings = self.args.preparation() if isinstance(self.args, OnePassConfig) else {}
+        settings |= {"pack_length": self.data_collator.pack_length}
+        self._preparation = Preparation(self.processing_class, settings)
+        self.train_dataset, self._ends = None, ()
+        if train_dataset is not None:
+            quiet = self.args.disable_tqdm or not self.args.should_log
+            prepared = prepare_dataset(train_dataset, "train_dataset", self._preparation, quiet)
+            self.train_dataset, self._ends = prepared.rows, prepared.ends
+            if isinstance(self.train_dataset, IterableDataset):
+                settle_stream(self.args)
+        self.eval_dataset = self._heldout(eval_dataset)
+        check_metric(self.args, self.eval_dataset)
+
+    def _heldout(self, eval_dataset: Any) -> Any:
+        """Held-out data as rows, each data set of a dict by itself; laid out as inference shows it."""
+        preparation = self._preparation
+        if preparation.settings.get("layout") == "keep_thinking":
+            preparation = replace(preparation, settings={**preparation.settings, "layout": "one_pass"})
+        rows = {
+            name: prepare_dataset(dataset, name, preparation).rows
+            for name, dataset in datasets_of(eval_dataset, "eval_dataset").items()
+        }
+        for name, dataset in rows.items():
+            check_rows(dataset, name, self.data_collator.pack_length)
+        if isinstance(eval_dataset, Mapping):
+            return dict(zip(eval_dataset, rows.values(), strict=True))
+        return rows.get("eval_dataset")
+
+    def _fit_to_data(self, model: nn.Module) -> None:
+        """Refuse rows that the model cannot be trained on, and let it stop where it learns to."""
+        datasets = {"train_dataset": self.train_dataset} if self.train_dataset is not None else {}
+        layers, inner = unbranched_layers(unwrapped(model)), unwrapped(model)
+        for name, dataset in (datasets | datasets_of(self.eval_dataset, "eval_dataset")).items():
+            check_rows(dataset, name, self.data_collator.pack_length, type(inner).__name__, layers)
+        if self._ends and (changed := align_end_of_turn(model, self.processing_class, self._ends)):
+            warnings.warn(changed, stacklevel=4)
+
+    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+        # A compiled model would be compiled again for every pack; its layers are compiled instead.
+        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
+
+    def _get_train_sampler(self, train_dataset=None):
+        """The Trainer's samplers that go by length find it in items that are dicts."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
+            key = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
+            dataset = [{key: range(sum(map(len, rows)))} for rows in dataset]
+        return super()._get_train_sampler(dataset)
+
+    # ---- Training ----
+
+    def _run_epoch(self, **kwargs) -> None:
+        """The Trainer (5.23) trains one step too many when it resumes from the last one."""
+        finished = self.state.global_step >= self.state.max_steps or any(
+            one.early_stopping_patience_counter >= one.early_stopping_patience
+            for one in self.callback_handler.callbacks
+            if isinstance(one, EarlyStoppingCallback)
+        )
+        if finished:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one optimizer step and their target weight, summed over processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step_rows = sorted({name for batch in samples for one in batch["packs"] for name in one.rows})
         weight = sum(p.loss_weights.double().sum() for batch in samples for p in batch["packs"])
         weight = torch.as_tensor(weight, dtype=torch.float64, device=device)
         if self.args.world_size > 1:
@@ -168,15 +240,24 @@ class OnePassTrainer(Trainer):
         result = token_losses(model, one.to(self.args.device), self.data_collator.block_size)
         loss = result.total
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()} in a pack with the rows "
-                f"{', '.join(sorted(set(one.rows)))}; the optimizer has not stepped. Look at these conversations, "
-                "or lower the learning rate"
-            )
+            raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", sorted(set(one.rows)))
         if self.model.training:
             self._count(one, result)
         loss = loss / num_items_in_batch.to(loss.dtype) * self.accelerator.num_processes  # DDP averages gradients
         return (loss, result) if return_outputs else loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        # In float16 a gradient may overflow: the scaler then skips the step and scales less.
+        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
+            raise self._not_finite(f"the norm of the gradient is {float(norm)} of the rows", self._step_rows)
+        return norm
+
+    def _not_finite(self, what: str, rows: Sequence[str]) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"step {self.state.global_step + 1}: {what} {', '.join(rows)}; the optimizer has not stepped. Look at "
+            "these conversations, or lower the learning rate"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the interval's own figures to a training log; see the class."""
@@ -186,21 +267,52 @@ class OnePassTrainer(Trainer):
             self._interval_start = time.perf_counter()
         super().log(logs, start_time)
 
+    def _save_checkpoint(self, model, trial) -> None:
+        self.run_totals.loss_sum = self._loss_sum()
+        super()._save_checkpoint(model, trial)
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        """The Trainer (5.23) divides by the steps since the run was resumed; here all of them count."""
+        totals = self.run_totals
+        self._total_loss_scalar, self._initial_global_step = self._loss_sum(), 0
+        self._tr_loss.zero_()
+        return super()._finalize_training(trial, num_train_samples, time.time() - totals.elapsed)
+
+    def _loss_sum(self) -> float:
+        """The sum of the losses of all steps of the run so far, over interruptions."""
+        unlogged = self.accelerator.gather(self._tr_loss).mean().item()
+        return self.run_totals.earlier_loss_sum + self._total_loss_scalar + unlogged
+
+    # ---- Evaluation ----
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Exact held-out loss, thinking and answer apart: weighted token losses over all of the data set's weight."""
+        """Exact held-out loss, thinking and answer apart: weighted token losses over all of the data set's weight.
+
+        eval_dataset: as in the constructor; None is what was given there, a string one of its data sets by name.
+        Returns `{prefix}_loss`, `{prefix}_thinking_loss` and `{prefix}_answer_loss` (a role without tokens is left
+        out), and the time taken; of a dict those of each data set under `{prefix}_{name}`.
+        """
+        if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, Mapping):
+            dataset = self.eval_dataset[eval_dataset]
+        else:
+            dataset = self.eval_dataset if eval_dataset is None else self._heldout(eval_dataset)
+        if dataset is None:
+            raise ValueError("evaluate: there is no data; give it here, or eval_dataset to the trainer")
+        if isinstance(dataset, Mapping):
+            metrics = [
+                self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}") for name, rows in dataset.items()
+            ]
+            return {key: value for one in metrics for key, value in one.items()}
         start = time.time()
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        model = self.model
-        was_training = model.training
-        model.eval()
+        dataset = list(dataset)
         tally: Counter[str] = Counter()
-        with torch.no_grad():
+        with _evaluating(self.model), self.accelerator.autocast():
             for one in self.data_collator(dataset)["packs"]:
-                result = token_losses(model, one.to(self.args.device), self.data_collator.block_size)
+                result = token_losses(self.model, one.to(self.args.device), self.data_collator.block_size)
                 tally["loss"] += result.total.item()
                 tally["weight"] += result.weights.sum().item()
                 tally.update(_loss_sums(result))
-        model.train(was_training)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         figures = {"loss": tally["loss"] / tally["weight"], **_loss_by_role(tally)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(dataset))
@@ -208,17 +320,25 @@ class OnePassTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
+        """Raises ValueError: logits are never kept."""
+        raise ValueError(
+            "predict: logits are made for a few tokens at a time and never kept; evaluate(dataset) gives the loss of "
+            "thinking and answers, model.generate text"
+        )
+
     def floating_point_ops(self, inputs) -> float:
         """6 operations a token and parameter outside the embeddings; attention is not counted."""
         return 6 * sum(len(p) for p in inputs["packs"]) * self.model.num_parameters(exclude_embeddings=True)
+
+    # ---- Figures ----
 
     def _count(self, one: Pack, result: TokenLosses) -> None:
         self._last_pack = one
         self._interval.update(_loss_sums(result))
         counts = dict(tokens_computed=len(one), tokens_trained=len(result.indices), packs=1, capacity=one.pack_length)
         self._interval.update(counts)
-        for name, count in counts.items():
-            setattr(self.run_totals, name, getattr(self.run_totals, name) + count)
+        self.run_totals.count(counts)
 
     def _interval_figures(self) -> dict[str, float]:
         seconds = time.perf_counter() - self._interval_start
@@ -232,34 +352,28 @@ class OnePassTrainer(Trainer):
         }
 
 
-def _check_settings(args: TrainingArguments, train_dataset) -> None:
-    """Refuse what would be ignored, or would fail in the middle of training."""
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"label_smoothing_factor={args.label_smoothing_factor}: is not part of the loss here; set it to 0"
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process: a pack cannot be scattered over them; start one process a GPU with "
-            "torchrun, or choose one with CUDA_VISIBLE_DEVICES=0"
-        )
-    if isinstance(train_dataset, Sequence):
-        empty = [i for i, rows in enumerate(train_dataset) if not rows]
-        if empty:
-            raise ValueError(
-                f"train_dataset: {len(empty)} conversations have no rows because none of their turns is trained "
-                f"(indices {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}); leave them out"
-            )
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without gradients, in evaluation mode; every module is in the mode it was in afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
-def _check_chains(name: str, layers: Sequence[str], *datasets: Sequence[Sequence[Row]] | None) -> None:
-    for rows in itertools.chain.from_iterable(dataset or () for dataset in datasets):
-        if branching := next((row.name for row in rows if not row.is_chain), None):
-            raise UnsupportedModelError(
-                f"{name}: {len(layers)} layers carry state from token to token ({layers[0]}, ...), which no attention "
-                f"mask keeps from leaking between branches, and the row of {branching} branches; lay conversations out "
-                'with layout="per_turn" (duplication=per_turn), or use a template that keeps earlier thinking'
-            )
+def _compile_layers(model: nn.Module, args: TrainingArguments) -> None:
+    """Compile each layer in place: the loss stands in the model's own call, and packs have lengths of their own."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(
+            f"torch_compile=True: {type(model).__name__} has no layers that transformers can compile alone"
+        )
+    for layer in layers:
+        layer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
 
 
 def _loss_sums(result: TokenLosses) -> dict[str, torch.Tensor]:

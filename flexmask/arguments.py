@@ -1,0 +1,94 @@
+"""The arguments of a training run: those of transformers, and those that turn conversations into packs."""
+
+import datetime
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from flexmask.chat_template import AUTO
+from flexmask.conversation import check_template_kwargs
+
+# What of the arguments `prepare_conversation` takes.
+_PREPARATION = (
+    "layout",
+    "pack_length",
+    "too_long",
+    "turns",
+    "thinking_weight",
+    "answer_weight",
+    "template_kwargs",
+    "thinking_format",
+    "control_tokens",
+)
+
+
+@dataclass
+class OnePassConfig(TrainingArguments):
+    """`transformers.TrainingArguments` with what `OnePassTrainer` needs to prepare conversations itself.
+
+    `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. Other defaults than
+    transformers': a learning rate of 2e-5, a loss printed at the first and then every tenth step, and no report to
+    anybody.
+
+    pack_length: most tokens of one forward pass; packs are not padded, and memory follows it. A conversation that is
+        longer is split without loss; a single turn that is longer with its history raises or is dropped, as `too_long`
+        ("error", "drop") says.
+    block_size: of the block mask.
+    layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens: as in
+        `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for layout
+        "keep_thinking".
+    date: what templates show as the current date, as a date or "2026-01-31"; None is today.
+    model_init_kwargs: for `from_pretrained` where the model is given as a string, which is loaded in float32 unless
+        `dtype` stands here.
+
+    Raises ValueError naming the argument.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "template_kwargs", "model_init_kwargs"]
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between logs; below 1 a share of all."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Whether the first step is logged."})
+    # A loss that is not finite stops the run; it is never smoothed over.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: such a loss stops the run."})
+    report_to: None | str | list[str] = field(default="none", metadata={"help": "Where to report logs."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: packs move as a whole."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: rows have no columns."})
+
+    pack_length: int = field(default=8192, metadata={"help": "Most tokens of one forward pass."})
+    block_size: int = field(default=128, metadata={"help": "Of the block mask."})
+    layout: str = field(default="one_pass", metadata={"help": "one_pass, per_turn, keep_thinking or last_turn."})
+    turns: str = field(default="all", metadata={"help": 'Assistant turns that are trained: "all", "-1", "1:", ...'})
+    thinking_weight: float = field(default=1.0, metadata={"help": "Loss weight of thinking."})
+    answer_weight: float = field(default=1.0, metadata={"help": "Loss weight of answers."})
+    too_long: str = field(default="error", metadata={"help": "A turn longer than a pack: error or drop."})
+    template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of the chat template."}
+    )
+    thinking_format: str | None = field(
+        default=AUTO, metadata={"help": "How thinking is generated where the template does not render it."}
+    )
+    control_tokens: str = field(default="refuse", metadata={"help": "Control tokens in text: refuse or escape."})
+    date: str | None = field(default=None, metadata={"help": "The date that templates show, 2026-01-31."})
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For from_pretrained, where the model is a string."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pack_length <= 0:
+            raise ValueError(f"pack_length={self.pack_length:,} must be positive")
+        check_template_kwargs(self.template_kwargs, "template_kwargs")
+        if isinstance(self.date, datetime.date):
+            self.date = self.date.isoformat()  # as text, so that loggers can write the arguments down
+        if self.date is not None:
+            try:
+                datetime.date.fromisoformat(self.date)
+            except ValueError as error:
+                raise ValueError(f"date={self.date!r}: {error}; write it as 2026-01-31") from error
+
+    def preparation(self) -> dict[str, Any]:
+        """The arguments of `prepare_conversation`."""
+        date = None if self.date is None else datetime.date.fromisoformat(self.date)
+        return {name: getattr(self, name) for name in _PREPARATION} | {"date": date}

@@ -1,0 +1,129 @@
+"""One end of turn for all who read a model: the tokenizer, config.json and generation_config.json.
+
+A chat template ends the turns that are trained with a token of its own choice. Base models have another end of
+sequence (`<|endoftext|>` beside `<|im_end|>`), some tokenizers none: the model would learn to stop, and whoever
+generates with it would not notice.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import jinja2
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def align_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
+    """Make a model stop where it learns to, in place; every checkpoint and the saved model then say so.
+
+    model: may be wrapped, as peft does. ends: ids of the tokens that end trained turns, as `LaidOut.ends`; none of them
+    changes nothing. Afterwards
+    - `tokenizer.eos_token` is one of `ends` (it is left alone where it was one), and the chat template writes what it
+      wrote before,
+    - `tokenizer.pad_token` is set, where there was none, to a token that ends no turn if there is one,
+    - `generation_config.eos_token_id` has `ends` and what it had, `config.eos_token_id` has `ends`,
+    - beginning and padding of both are the tokenizer's, as the Trainer's own alignment makes them, which then finds
+      nothing left to change.
+
+    Returns one sentence that says what has changed, None where nothing has.
+    """
+    if not ends:
+        return None
+    generation = getattr(model, "generation_config", None)
+    configs = list({id(one): one for one in (model.config, model.config.get_text_config())}.values())
+    changes = []
+    before = tokenizer.eos_token_id
+    if before not in ends:
+        known = [index for one in (generation, *configs) for index in _ids(one) if index in ends]
+        changes.append(_set_token(tokenizer, "eos_token", (known or list(ends))[0]))
+    if tokenizer.pad_token_id is None:
+        changes.append(_set_token(tokenizer, "pad_token", _padding(model, tokenizer, ends, before)))
+    trained = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
+    for config in configs:
+        changes += _set_ends(config, trained, keep=isinstance(getattr(config, "eos_token_id", None), list))
+    if generation is not None:
+        changes += _set_ends(generation, trained, keep=True)
+    for name in ("bos_token_id", "pad_token_id"):
+        changes += _follow(tokenizer, name, [config for config in (*configs, generation) if config is not None])
+    if not changes:
+        return None
+    shown = " and ".join(map(repr, tokenizer.convert_ids_to_tokens(list(ends))))
+    return f"turns are trained to end with {shown}, so " + "; ".join(changes)
+
+
+def _ids(config) -> list[int]:
+    """The ends of sequence of a config: none, one or several."""
+    found = getattr(config, "eos_token_id", None)
+    return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _set_ends(config, trained: Sequence[int], keep: bool) -> Iterator[str]:
+    """Add what is missing of `trained` to a config's ends of sequence; keep: whether the others stay."""
+    found = _ids(config)
+    if set(trained) <= set(found):
+        return
+    wanted = list(dict.fromkeys([*trained, *(found if keep else ())]))
+    config.eos_token_id = wanted if len(wanted) > 1 else wanted[0]
+    yield f"eos_token_id of the {type(config).__name__} is {config.eos_token_id} (it was {_shown(found)})"
+
+
+def _follow(tokenizer: PreTrainedTokenizerBase, name: str, configs: Sequence) -> Iterator[str]:
+    index = getattr(tokenizer, name)
+    if index is None:
+        return
+    for config in configs:
+        if (found := getattr(config, name, None)) != index:
+            setattr(config, name, index)
+            yield f"{name} of the {type(config).__name__} is {index} (it was {found})"
+
+
+def _set_token(tokenizer: PreTrainedTokenizerBase, name: str, index: int) -> str:
+    """Give a tokenizer another special token, without a change to what its chat templates write."""
+    before = getattr(tokenizer, name)
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        tokenizer.chat_template = {key: _pinned(source, name, before) for key, source in templates.items()}
+    elif templates:
+        tokenizer.chat_template = _pinned(templates, name, before)
+    setattr(tokenizer, name, tokenizer.added_tokens_decoder.get(index) or tokenizer.convert_ids_to_tokens(index))
+    kept = "" if tokenizer.chat_template == templates else f", and the chat template still writes {before!r} as {name}"
+    return f"the tokenizer's {name} is {getattr(tokenizer, name)!r} (it was {before!r}){kept}"
+
+
+def _pinned(source: str, name: str, text: str | None) -> str:
+    """A chat template that does not follow the tokenizer's special token `name` any more, but writes `text`.
+
+    Phi-3's writes `{{ eos_token }}` behind a conversation whose turns end otherwise. A template that reads no such
+    variable stays as it is.
+    """
+    if not any((kind, value) == ("name", name) for _, kind, value in jinja2.Environment().lex(source)):
+        return source
+    # A name that nothing defines is to the template what a missing special token was. Templates are rendered with
+    # trim_blocks: the newline is not written, and the old first line still is one.
+    value = f"no_{name}" if text is None else json.dumps(text, ensure_ascii=False)
+    return f"{{% set {name} = {value} %}}\n{source}"
+
+
+def _padding(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], former_end: int | None
+) -> int:
+    """A token to pad with: the model's own, one made for it, or another that has no meaning in a turn.
+
+    Whoever pads leaves these tokens out of the loss, so padding with a trained end would teach never to stop.
+    """
+    text = model.config.get_text_config()
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    candidates = [
+        getattr(getattr(model, "generation_config", None), "pad_token_id", None),
+        getattr(text, "pad_token_id", None),
+        *(index for index, token in added if token.special and "pad" in token.content.lower()),
+        former_end,
+        tokenizer.unk_token_id,
+        tokenizer.bos_token_id,
+        *(index for index, token in added if token.special),
+    ]
+    rows = getattr(text, "vocab_size", None) or len(tokenizer)
+    return next((i for i in candidates if i is not None and 0 <= i < rows and i not in ends), tokenizer.eos_token_id)
+
+
+def _shown(found: list[int]) -> str:
+    return "none" if not found else str(found[0] if len(found) == 1 else found)

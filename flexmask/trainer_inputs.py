@@ -1,0 +1,153 @@
+"""What `OnePassTrainer` is given, checked before anything runs."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+
+from flexmask.arguments import OnePassConfig
+from flexmask.models import UnsupportedModelError
+from flexmask.training_data import OnePassCollator, is_rows
+from flexmask.tree import Row
+
+# Arguments of other trainers, or of the Trainer for other losses, and what to do instead.
+_REFUSED = {
+    "compute_metrics": "it needs logits, which are made for a few tokens at a time and never kept; evaluate() gives "
+    "the loss of thinking and answers",
+    "preprocess_logits_for_metrics": "logits are made for a few tokens at a time and never kept",
+    "compute_loss_func": "the loss is that of one pass a turn; weigh it with thinking_weight, answer_weight and turns",
+    "tokenizer": "give it as processing_class",
+    "formatting_func": "give the messages themselves; for other columns map the data set before",
+    "peft_config": "wrap the model: OnePassTrainer(peft.get_peft_model(model, peft_config), ...)",
+}
+
+
+def check_settings(args: TrainingArguments, model: Any, others: Mapping[str, Any]) -> None:
+    """Raise ValueError for what would be ignored, or would fail in the middle of training.
+
+    others: the arguments of the trainer that are handed on to the Trainer.
+    """
+    for name, advice in _REFUSED.items():
+        if others.get(name) is not None:
+            raise ValueError(f"{name}: {advice}")
+    if (model is None) == (others.get("model_init") is None):
+        raise ValueError("give either a model (a module, or the name or folder of one) or model_init")
+    for name, advice in {
+        "label_smoothing_factor": "is not part of the loss here; set it to 0",
+        "auto_find_batch_size": "memory follows pack_length, not the batch size; set it to False and lower pack_length",
+        "fp16_full_eval": "evaluation is computed as training is; set it to False",
+        "bf16_full_eval": "evaluation is computed as training is; set it to False",
+    }.items():
+        if value := getattr(args, name):
+            raise ValueError(f"{name}={value}: {advice}")
+    if str(args.include_num_input_tokens_seen) not in ("no", "False"):
+        raise ValueError(
+            f"include_num_input_tokens_seen={args.include_num_input_tokens_seen!r}: run_totals counts tokens; leave it "
+            "out"
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process: a pack cannot be scattered over them; start one process a GPU with "
+            "torchrun, or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def settle_collator(args: TrainingArguments, collator: Any) -> OnePassCollator:
+    """The trainer's own collator: a copy of the one given, or as `args` say. Raises ValueError where both or neither
+    say it."""
+    if collator is None:
+        if not isinstance(args, OnePassConfig):
+            raise ValueError(
+                f"args is a {type(args).__name__}, which has no pack_length; give OnePassConfig, or data_collator="
+                "OnePassCollator(pack_length)"
+            )
+        return OnePassCollator(args.pack_length, block_size=args.block_size)
+    if not isinstance(collator, OnePassCollator):
+        raise ValueError(
+            f"data_collator is a {type(collator).__name__}; give an OnePassCollator, or leave it out with OnePassConfig"
+        )
+    for name in ("pack_length", "block_size") if isinstance(args, OnePassConfig) else ():
+        if (own := getattr(collator, name)) != (other := getattr(args, name)):
+            raise ValueError(f"{name} is {own:,} in data_collator and {other:,} in args; leave data_collator out")
+    return copy.copy(collator)
+
+
+def settle_stream(args: TrainingArguments) -> None:
+    """Have every process read a stream. Raises ValueError for accumulation over its batches."""
+    if args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} with a stream, whose end may fall inside "
+            "a step; raise per_device_train_batch_size instead: packs run one after the other, so it costs no memory"
+        )
+    # Packs cannot be cut up and sent to other processes: each reads the stream and takes its share.
+    args.accelerator_config = copy.copy(args.accelerator_config)
+    args.accelerator_config.dispatch_batches = False
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(name)
+
+
+def load_model(name: str, args: TrainingArguments) -> nn.Module:
+    """In float32 unless `model_init_kwargs` say otherwise: small updates of half-precision weights are lost."""
+    return AutoModelForCausalLM.from_pretrained(
+        name, **{"dtype": torch.float32} | (getattr(args, "model_init_kwargs", None) or {})
+    )
+
+
+def datasets_of(dataset: Any, name: str) -> dict[str, Any]:
+    """The data sets of an argument, which may be a dict of them, by what to call them in errors; none of None."""
+    if isinstance(dataset, Mapping):
+        if not dataset:
+            raise ValueError(f"{name} is an empty dict; give it data sets, or leave it out")
+        return {f"{name}[{key!r}]": one for key, one in dataset.items()}
+    return {} if dataset is None else {name: dataset}
+
+
+def check_metric(args: TrainingArguments, eval_dataset: Any) -> None:
+    """Raise ValueError for a metric that no evaluation gives: the Trainer would only find out at the first one."""
+    metric = args.metric_for_best_model
+    if metric is None or eval_dataset is None:
+        return
+    prefixes = [f"eval_{name}" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else ["eval"]
+    known = [f"{prefix}_{loss}" for prefix in prefixes for loss in ("loss", "thinking_loss", "answer_loss")]
+    if metric.removeprefix("eval_") not in [name.removeprefix("eval_") for name in known]:
+        raise ValueError(f"metric_for_best_model={metric!r}: evaluation gives {', '.join(known)}")
+
+
+def check_rows(dataset: Any, name: str, pack_length: int, model: str = "", state_layers: Sequence[str] = ()) -> None:
+    """Raise ValueError for conversations without rows and rows longer than a pack, UnsupportedModelError for rows that
+    branch where `state_layers`, whose state does not, are to run over them. Streams are checked as they are read."""
+    if isinstance(dataset, IterableDataset):
+        return
+    empty = []
+    for i, rows in enumerate(dataset):
+        if not is_rows(rows):
+            raise ValueError(f"{name}[{i}] is a {type(rows).__name__} among rows; give rows only, or none")
+        for row in rows:
+            if len(row) > pack_length:
+                raise ValueError(
+                    f"{name}[{i}]: row {row.name} has {len(row):,} tokens, and pack_length is {pack_length:,}; prepare "
+                    "it with that pack_length, or raise the trainer's"
+                )
+            if state_layers and not row.is_chain:
+                raise UnsupportedModelError(_branches(model, state_layers, row))
+        if not rows:
+            empty.append(i)
+    if empty:
+        raise ValueError(
+            f"{name}: {len(empty)} conversations have no rows because none of their turns is trained "
+            f"(indices {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}); leave them out"
+        )
+
+
+def _branches(model: str, layers: Sequence[str], row: Row) -> str:
+    return (
+        f"{model}: {len(layers)} layers carry state from token to token ({layers[0]}, ...), which no attention "
+        f"mask keeps from leaking between branches, and the row of {row.name} branches; lay conversations out "
+        'with layout="per_turn" (duplication=per_turn), or use a template that keeps earlier thinking'
+    )

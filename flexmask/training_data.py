@@ -1,0 +1,187 @@
+"""What a Trainer is given as data (records, conversations, rows; in a list, a table or a stream) -> rows, and packs."""
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.utils.data import IterableDataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from flexmask.conversation import Conversation
+from flexmask.packing import Pack, pack
+from flexmask.rendering import render_conversation
+from flexmask.tree import LaidOut, Row, lay_out
+
+# Conversations of a stream that are prepared to see where their turns end.
+_LOOKED_AT = 32
+
+
+def prepare_conversation(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layout: str = "one_pass",
+    pack_length: int | None = None,
+    too_long: str = "error",
+    **rendering: Any,
+) -> LaidOut:
+    """Conversation -> passes -> rows. `rendering` goes to `render_conversation`, the rest to `lay_out`."""
+    rendered = render_conversation(conversation, tokenizer, **rendering)
+    laid_out = lay_out(rendered.passes, layout, pack_length, too_long)
+    return replace(laid_out, slow_turns=rendered.slow_turns)
+
+
+class OnePassCollator:
+    """Pack the rows of a batch of conversations: `[rows, rows, ...] -> {"packs": [Pack, ...]}`.
+
+    pack_length: most tokens of one forward pass. The mask is made for so many in every pack, so that a compiled kernel
+        sees one shape; nothing else is padded.
+    block_size: of the mask; attention computes or skips whole blocks.
+    one_row_per_pack: no packing, for layers whose state runs on from row to row. `OnePassTrainer` sets it.
+    """
+
+    def __init__(
+        self,
+        pack_length: int,
+        *,
+        block_size: int = 128,
+        one_row_per_pack: bool = False,
+    ) -> None:
+        if pack_length <= 0:
+            raise ValueError(f"pack_length={pack_length:,} must be positive")
+        self.pack_length = pack_length
+        self.block_size = block_size
+        self.one_row_per_pack = one_row_per_pack
+
+    def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, list[Pack]]:
+        rows = [row for conversation in conversations for row in conversation]
+        groups = [[row] for row in rows] if self.one_row_per_pack else [rows]
+        return {"packs": [one for group in groups for one in pack(group, self.pack_length)]}
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How conversations become rows: the tokenizer, and the arguments of `prepare_conversation`.
+
+    tokenizer: None refuses whatever is not rows already.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None
+    settings: Mapping[str, Any]
+
+    def rows_of(self, item: Any, name: str) -> LaidOut:
+        """The rows of a record, a conversation or rows; errors of a record begin with `name`."""
+        if is_rows(item):
+            return LaidOut(tuple(item), ())
+        if not isinstance(item, (Conversation, Mapping)):
+            raise ValueError(
+                f"{name} is a {type(item).__name__}; give a record with 'messages', a Conversation, or the rows of one "
+                "(prepare_conversation(...).rows)"
+            )
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{name} is a {'Conversation' if isinstance(item, Conversation) else 'record'}, and there is no "
+                "tokenizer to prepare it with; give processing_class=tokenizer"
+            )
+        conversation = item if isinstance(item, Conversation) else Conversation.from_record(item, name)
+        return prepare_conversation(conversation, self.tokenizer, **self.settings)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """`rows`: a data set whose items are the rows of a conversation. `ends`: of the turns that were prepared for it
+    (`LaidOut.ends`)."""
+
+    rows: Sequence[Sequence[Row]] | IterableDataset
+    ends: tuple[int, ...] = ()
+
+
+def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool = True) -> PreparedData:
+    """Rows are left as they are; records and conversations are prepared, at once or, those of a stream, when asked for.
+
+    data: anything with a length and items (a list, `datasets.Dataset`), or a stream that can be read again and again
+        (`IterableDataset`). name: of the argument, with which every error begins. quiet: no progress bar.
+
+    Conversations without a turn to train are left out, and turns that `too_long` drops, with one warning that counts
+    them. Raises ValueError for what is no data set of conversations, an empty one, and conversations or records that
+    cannot be prepared, naming them.
+    """
+    if isinstance(data, (str, bytes)):
+        raise ValueError(f"{name} is the string {data!r}; give the data itself: datasets.load_dataset(...), or a list")
+    if isinstance(data, Mapping):
+        raise ValueError(f"{name} is a {type(data).__name__} with the keys {list(data)}; give one of its data sets")
+    if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        return _prepare_stream(data, name, preparation)
+    if not len(data):
+        raise ValueError(f"{name} is empty; give it conversations, or leave it out")
+    try:
+        first = data[0]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{name} is a {type(data).__name__} without an item 0 ({error!r}); give a list") from error
+    if is_rows(first):
+        return PreparedData(data)
+    rows, ends, dropped = [], set(), 0
+    for i in tqdm(range(len(data)), desc=f"preparing {name}", disable=quiet):
+        laid_out = preparation.rows_of(data[i], f"{name}[{i}]")
+        dropped += len(laid_out.dropped_turns)
+        ends.update(laid_out.ends)
+        if laid_out.rows:
+            rows.append(laid_out.rows)
+    if not rows:
+        raise ValueError(f"{name}: none of its {len(data):,} conversations has a turn to train")
+    if len(rows) < len(data) or dropped:
+        warnings.warn(
+            f"{name}: {len(data) - len(rows):,} of {len(data):,} conversations have no turn to train and are left out"
+            + (f"; {dropped:,} turns are longer than a pack and were dropped" if dropped else ""),
+            stacklevel=4,
+        )
+    return PreparedData(rows, tuple(sorted(ends)))
+
+
+def is_rows(item: Any) -> bool:
+    """Whether an item is the rows of a conversation; one without a turn to train has none."""
+    is_sequence = isinstance(item, Sequence) and not isinstance(item, (str, bytes))
+    return is_sequence and all(isinstance(row, Row) for row in item)
+
+
+def _prepare_stream(data: Any, name: str, preparation: Preparation) -> PreparedData:
+    if not isinstance(data, Iterable) or isinstance(data, Iterator):
+        can = "can be read only once" if isinstance(data, Iterator) else "has no items"
+        raise ValueError(
+            f"{name} is a {type(data).__name__}, which {can}; give a list, a Dataset, or an IterableDataset with "
+            "max_steps"
+        )
+    stream = _Stream(data, name, preparation)
+    ends = {end for laid_out in itertools.islice(stream.prepared(), _LOOKED_AT) for end in laid_out.ends}
+    return PreparedData(stream, tuple(sorted(ends)))
+
+
+class _Stream(IterableDataset):
+    """The rows of each conversation of a stream, prepared when asked for; those without are passed over."""
+
+    def __init__(self, data: Iterable, name: str, preparation: Preparation) -> None:
+        self.data, self.name, self.preparation = data, name, preparation
+
+    def prepared(self) -> Iterator[LaidOut]:
+        for i, item in enumerate(self.data):
+            yield self.preparation.rows_of(item, f"{self.name}[{i}]")
+
+    def __iter__(self) -> Iterator[tuple[Row, ...]]:
+        said = False
+        for i, laid_out in enumerate(self.prepared()):
+            if laid_out.rows:
+                yield laid_out.rows
+            if not said and (laid_out.dropped_turns or not laid_out.rows):
+                said = True
+                what = "turns longer than a pack, which are dropped" if laid_out.dropped_turns else "no turn to train"
+                warnings.warn(
+                    f"{self.name}[{i}] has {what}; nothing is said of others like it, because a stream is not counted",
+                    stacklevel=2,
+                )
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)

@@ -45,11 +45,12 @@ def train(config: TrainConfig) -> dict:
 
     from flexmask import OnePassCollator, OnePassTrainer, align_end_of_turn
     from flexmask.models import unbranched_layers
-    from recipes.matchers import load_matcher
+    from recipes.data import load_data
     from recipes.evaluate import evaluate_chats
     from recipes.interrupts import StopAfterStep
+    from recipes.matchers import load_matcher
     from recipes.models import load_model, load_tokenizer
-    from recipes.preparation import load_data, prepare
+    from recipes.preparation import prepare
     from recipes.reporting import Reporter
     from recipes.summary import closing_lines, opening_lines, training_result
     from recipes.trainer import (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, TrainingArguments
 
-from flexmask.models import takes_block_masks
+from flexmask.models import unbranched_layers
 from recipes.data import LoadedData
 from recipes.environment import device_name, git_commit, versions
 from recipes.models import branching_note, resolve_precision
@@ -57,7 +57,7 @@ def _name(model: PreTrainedModel) -> str:
 
 
 def _attention(model: PreTrainedModel, device: str) -> str:
-    if not takes_block_masks(model):
+    if unbranched_layers(model):
         return "the model's own, one row a pack: its layers carry a state that does not branch with the tree"
     kernel = (
         "compiled FlexAttention" if device == "cuda" else "block-sparse on CPU, where FlexAttention has no gradients"
@@ -75,7 +75,7 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     computed = f"{rows.tokens_computed:,} tokens computed in layout {config.duplication.layout}, {rows.tokens_trained:,} trained"
     if rows.tokens_computed and rows.tokens_per_turn > rows.tokens_computed:
         ratio = rows.tokens_per_turn / rows.tokens_computed
-        computed += f"; one pass a turn computes {ratio:.2f} times as many, so expect about that speed-up or more"
+        computed += f"; one pass a turn computes {ratio:.2f} times as many: about the speed-up to expect"
     lines.append(f"            {computed}")
     if not rows.branching:
         lines.append(
@@ -84,7 +84,7 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     if rows.slow_turns:
         lines.append(f"            {rows.slow_turns:,} turns rendered the slow way: slow, not wrong")
     left_out = {
-        "invalid conversations": len(data.dropped),
+        "invalid conversations": len(data.dropped) + len(rows.invalid) + len(heldout.invalid),
         "turns longer than a pack": rows.dropped_turns,
         "held-out turns longer than a pack": heldout.dropped_turns,
         "conversations with nothing to train": rows.without_rows,
@@ -112,6 +112,14 @@ def _steps(config: TrainConfig, rows: PreparedData) -> str:
     )
 
 
+def heldout_figures(trainer) -> dict[str, float]:
+    """Held-out losses of the model as it is saved: measured now, unless the last step of training has just done so."""
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
+    if last is not None and last["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return last
+    return trainer.evaluate() if trainer.eval_dataset is not None else {}
+
+
 def training_result(
     trainer,
     config: TrainConfig,
@@ -137,7 +145,7 @@ def training_result(
         "loss_last": losses[-1],
         **{f"heldout_{name}": measured.get(f"eval_{name}") for name in ("loss", "thinking_loss", "answer_loss")},
         "best_step": int(best.rpartition("-")[2]) if best else None,
-        "dropped_conversations": len(data.dropped),
+        "dropped_conversations": len(data.dropped) + len(rows.invalid) + len(heldout.invalid),
         "dropped_turns": rows.dropped_turns,
         "dropped_heldout_turns": heldout.dropped_turns,
         "conversations_without_turns": rows.without_rows,
@@ -155,5 +163,31 @@ def closing_lines(result: dict) -> list[str]:
     if result["best_step"]:
         lines.append(f"model/ is the checkpoint of step {result['best_step']}, which has the lowest held-out loss")
     if result["heldout_loss"] is not None:
-        lines.append(f"held-out loss {result['heldout_loss']:.3f}")
+        lines.append(
+            "held out: "
+            + ", ".join(
+                f"{name.replace('_', ' ')} {result[f'heldout_{name}']:.3f}"
+                for name in ("loss", "thinking_loss", "answer_loss")
+                if result[f"heldout_{name}"] is not None
+            )
+        )
+    return lines + _chat_lines(result)
+
+
+def _chat_lines(result: dict) -> list[str]:
+    """How chatting went, by what was measured of it (`recipes.replies.figures`)."""
+    lines = []
+    for prefix, history in (("", "with its own history"), ("teacher_", "with the data's history")):
+        if result.get(f"{prefix}answer_accuracy") is not None:
+            lines.append(
+                f"chatting {history}: {result[f'{prefix}answer_accuracy']:.1%} of answers right, "
+                f"{result[f'{prefix}conversation_accuracy']:.1%} of conversations all right"
+            )
+        if result.get(f"{prefix}replies_ended") is not None:
+            kinds = ("valid", "empty", "missing", "truncated", "doubled")
+            shares = [(kind, result[f"{prefix}thinking_{kind}"]) for kind in kinds]
+            lines.append(
+                f"  {result[f'{prefix}replies_ended']:.1%} of replies ended by themselves; thinking "
+                + ", ".join(f"{kind} {share:.1%}" for kind, share in shares if share)
+            )
     return lines

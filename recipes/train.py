@@ -40,8 +40,7 @@ def main(composed: DictConfig) -> None:
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
-    from transformers import set_seed
-    from transformers.utils.logging import disable_progress_bar
+    from transformers import PrinterCallback, set_seed
 
     from flexmask import OnePassCollator, OnePassTrainer, align_end_of_turn
     from flexmask.models import unbranched_layers
@@ -52,10 +51,11 @@ def train(config: TrainConfig) -> dict:
     from recipes.models import load_model, load_tokenizer
     from recipes.preparation import prepare
     from recipes.reporting import Reporter
-    from recipes.summary import closing_lines, opening_lines, training_result
+    from recipes.summary import closing_lines, heldout_figures, opening_lines, training_result
     from recipes.trainer import (
         ReportingCallback,
         early_stopping,
+        quiet,
         report_chats,
         report_mask,
         training_arguments,
@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> dict:
         arguments = training_arguments(config, folder)
         save_run_config(config, folder)
         set_seed(config.seed)
-        disable_progress_bar()  # of transformers: recipes/progress.py shows what takes long
+        quiet()
 
         tokenizer = load_tokenizer(config.model)
         data = load_data(config.data)
@@ -100,6 +100,7 @@ def train(config: TrainConfig) -> dict:
                 processing_class=tokenizer,
                 callbacks=[reporting, *early_stopping(config), stop],
             )
+            trainer.remove_callback(PrinterCallback)  # ReportingCallback prints
             report_mask(reporter, collator(rows.items[: config.trainer.conversations_per_step])["packs"][0], collator)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             if stop.received is not None:
@@ -109,10 +110,10 @@ def train(config: TrainConfig) -> dict:
                     + stop.message,
                 )
             trainer.save_model(folder / MODEL)
-            heldout_figures = trainer.evaluate() if heldout.items else {}
+            measured = heldout_figures(trainer)
             figures, chats = evaluate_chats(model, tokenizer, data.heldout, config)
             report_chats(reporter, chats, trainer.state.global_step)
-            result = training_result(trainer, config, data, rows, heldout, heldout_figures) | figures
+            result = training_result(trainer, config, data, rows, heldout, measured) | figures
             reporter.summary(result)
             write_json(folder / RESULT, result)
         print("\n".join(closing_lines(result)))

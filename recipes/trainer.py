@@ -1,5 +1,6 @@
 """The configuration as the Trainer takes it, and what a run reports while it trains."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
+from transformers.utils.logging import disable_progress_bar
 
 from flexmask import OnePassCollator, Pack
 from flexmask.viz import plot_pack
@@ -115,6 +117,14 @@ def _named(key: str, value: str, names: type) -> str:
     if value not in known:
         raise ValueError(f"{key}={value}: the installed transformers has no such name; it has {', '.join(known)}")
     return value
+
+
+def quiet() -> None:
+    """No bars of transformers, since recipes/progress.py shows what takes long, and none of what its Trainer logs about
+    its own doings: weights that are stored once though two modules share them, how it sorts checkpoints."""
+    disable_progress_bar()
+    for name in ("transformers.trainer", "transformers.trainer_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def early_stopping(config: TrainConfig) -> list[TrainerCallback]:

@@ -12,9 +12,12 @@ SECONDS_BETWEEN_LINES = 20.0
 
 
 @contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[..., None]]:
-    """Yields `advance(count=1, note="")`; `total` counts what `advance` counts. Nothing is shown of an empty stage."""
-    if total == 0:
+def progress(total: int, label: str, lines: bool = True) -> Iterator[Callable[..., None]]:
+    """Yields `advance(count=1, note="")`; `total` counts what `advance` counts. Nothing is shown of an empty stage.
+
+    lines=False: a bar only, for a stage that prints lines of its own.
+    """
+    if total == 0 or not (lines or sys.stderr.isatty()):
         yield lambda count=1, note="": None
     elif sys.stderr.isatty():
         with _bar(total, label) as advance:

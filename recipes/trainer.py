@@ -150,7 +150,7 @@ class ReportingCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._started, self._first = time.monotonic(), state.global_step
-        self._advance = self._bar.enter_context(progress(state.max_steps, "training"))
+        self._advance = self._bar.enter_context(progress(state.max_steps, "training", lines=False))
         self._advance(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ _INSTALL = {
 
 
 def lora_config(model: PreTrainedModel, adapter: AdapterConfig):
-    """peft's LoraConfig for a model, which may be without weights (on the meta device) and stays as it is.
+    """peft's LoraConfig for a model, which may be without weights (on the meta device) and gets adapters in the course.
 
     `target_modules: all-linear` are all linear layers but the head that makes logits, and the fused weights of experts;
     routers, convolutions and embeddings have no adapter. What of it peft cannot adapt is left out with a warning.
@@ -35,19 +36,19 @@ def lora_config(model: PreTrainedModel, adapter: AdapterConfig):
     _check_installed(adapter.kind)
     _check_names(model, adapter)
     targets = _all_linear(model, adapter) if adapter.target_modules == ALL_LINEAR else _named(model, adapter)
-    return _peft_config(
-        model, adapter, target_modules=targets.modules, target_parameters=sorted(targets.parameters) or None
-    )
+    parameters = sorted(targets.parameters) or None
+    config = _peft_config(model, adapter, target_modules=targets.modules, target_parameters=parameters)
+    with _named_by_key(adapter):
+        add_adapter(model, config, low_cpu_mem_usage=True)
+    return config
 
 
-def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> nn.Module:
-    """The model with fresh adapters around it, alone trained; raises ValueError as `lora_config` does."""
+def add_adapter(model: PreTrainedModel, config, low_cpu_mem_usage: bool = False) -> nn.Module:
+    """The model with fresh adapters around it, which alone are trained."""
     import peft
 
-    config = lora_config(model, adapter)
-    with _named_by_key(adapter):
-        wrapped = peft.get_peft_model(model, config)
-    return wrapped
+    with _without_peft_noise():
+        return peft.get_peft_model(model, copy.deepcopy(config), low_cpu_mem_usage=low_cpu_mem_usage)
 
 
 def with_adapter(folder: Path, load_base: Callable[[str], PreTrainedModel]) -> nn.Module:
@@ -278,8 +279,9 @@ def _named_by_key(adapter: AdapterConfig) -> Iterator[None]:
         with _without_peft_noise():
             yield
     except (ValueError, TypeError, NotImplementedError) as error:
+        said = re.sub(r"(Target module \w+)\(.*\) is", r"\1 is", str(error), flags=re.DOTALL)  # without all its layers
         raise ValueError(
-            f"adapter={adapter.kind} with adapter.target_modules={adapter.target_modules}: {error}"
+            f"adapter.target_modules={adapter.target_modules} with adapter={adapter.kind}: {said}"
         ) from error
 
 

@@ -109,7 +109,7 @@ def load_model(config: TrainConfig, vocab_size: int, chains: bool = False) -> to
     _without_random_attention(shape, name)
     adapted = config.adapter.kind is not AdapterKind.none
     if adapted:
-        lora_config(weightless, config.adapter)
+        lora = lora_config(weightless, config.adapter)
     elif getattr(shape, "quantization_config", None) is not None and not config.model.from_scratch:
         raise ValueError(
             f"model.name_or_path={name}: its weights are quantized ({_quantization(shape)}) and cannot be trained; "
@@ -125,7 +125,7 @@ def load_model(config: TrainConfig, vocab_size: int, chains: bool = False) -> to
             "do not belong together"
         )
     _make_savable(model, name)
-    return add_adapter(model, config.adapter) if adapted else model
+    return add_adapter(model, lora) if adapted else model
 
 
 def load_trained(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:

@@ -141,6 +141,7 @@ class ReportingCallback(TrainerCallback):
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
         self._bar = ExitStack()
+        self._rate = ""
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +155,7 @@ class ReportingCallback(TrainerCallback):
         self._advance(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self._advance()
+        self._advance(note=self._rate)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._bar.close()
@@ -171,7 +172,8 @@ class ReportingCallback(TrainerCallback):
         self.reporter.log(state.global_step, values)
         where = f"step {state.global_step:>5}/{state.max_steps}"
         if "loss" in logs:
-            print(f"{where}  {_losses(logs)}  {logs['tokens_per_second']:,.0f} tokens/s{self._left(state)}", flush=True)
+            self._rate = f"{logs['tokens_per_second']:,.0f} tokens/s"
+            print(f"{where}  {_losses(logs)}  {self._rate}{self._left(state)}", flush=True)
         elif "eval_loss" in logs:
             print(f"{where}  held out: {_losses(logs, 'eval_')}", flush=True)
 

@@ -1,11 +1,20 @@
-"""Draw the pictures of the documentation: who sees whom in a short conversation, the blocks of a long one, and the
-order in which the state of layers that carry one runs through a conversation's tree.
+"""Draw the pictures of the documentation.
 
-    make picture        (python -m recipes.picture [FOLDER])
+    make picture                                                 all of them, into docs/images
+    make picture ARGS="--sweep SWEEP_FOLDER --benchmark RUN"     after measuring again: with what these folders hold
 
-Needs nothing but the embedded tokenizer.
+    block_mask.png       who sees whom in a short conversation, and the blocks of a long one
+    state_branches.png   the order in which the state of layers that carry one runs through a conversation's tree
+    layouts.png          the layouts compared, from a sweep (make sweep)
+    speedup.png          one pass against packed per-turn training, from a benchmark (make bench)
+
+The first two need nothing but the embedded tokenizer. What the other two draw was measured: it is kept in data/ beside
+them, and replaced by --sweep and --benchmark.
 """
 
+import argparse
+import functools
+import json
 import sys
 from pathlib import Path
 
@@ -21,6 +30,10 @@ from flexmask import Conversation, OnePassCollator, Pack, Pass, Role, build_bloc
 from flexmask.rendering import is_generated
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS, segments
 from flexmask.viz import plot_block_mask, plot_token_mask
+from recipes import compare
+from recipes.benchmark import plot_speedup
+from recipes.command import command
+from recipes.run_folder import write_json
 from recipes.tiny import build_tokenizer
 
 SHORT = Conversation(
@@ -35,16 +48,51 @@ SHORT = Conversation(
 TURNS, QUESTION, THINKING, ANSWER = 8, 100, 400, 150  # the long conversation, lengths in tokens
 
 
-def main(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in (("block_mask", draw_masks), ("state_branches", draw_state_branches)):
+@command
+def main(folder: Path, sweep: Path | None = None, benchmark: Path | None = None) -> None:
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    layouts, speedup = (folder / "data" / f"{name}.json" for name in ("layouts", "speedup"))
+    if sweep is not None:
+        write_json(layouts, results_of_sweep(sweep))
+    if benchmark is not None:
+        write_json(speedup, results_of_benchmark(benchmark))
+    drawn = {"block_mask": draw_masks, "state_branches": draw_state_branches}
+    measured = {"layouts": (layouts, compare.plot, "--sweep"), "speedup": (speedup, plot_speedup, "--benchmark")}
+    for name, (data, plot, option) in measured.items():
+        if data.is_file():
+            drawn[name] = functools.partial(plot, json.loads(data.read_text(encoding="utf-8")))
+        else:
+            print(f"{name}.png stays as it is: no {data}, which {option} FOLDER makes", file=sys.stderr)
+    for name, draw in drawn.items():
         figure = draw()
-        figure.savefig(folder / f"{name}.png", dpi=100)
+        figure.savefig(folder / f"{name}.png", dpi=110 if name in measured else 100)
+        plt.close(figure)
         print(folder / f"{name}.png")
 
 
+def results_of_sweep(folder: Path) -> dict[str, list[dict]]:
+    """What `recipes.compare` draws of a sweep, by layout. Raises ValueError as `read_runs` does."""
+    keys = ("seed", "answer_accuracy", "tokens_computed", "curve")
+    runs = compare.read_runs(folder)
+    return {layout: [{key: run[key] for key in keys} for run in of_layout] for layout, of_layout in runs.items()}
+
+
+def results_of_benchmark(folder: Path) -> list[dict]:
+    """What `recipes.benchmark` draws of its grid, a dict a cell. Raises ValueError for a folder without one."""
+    path = folder / "benchmark.json"
+    grid = json.loads(path.read_text(encoding="utf-8")).get("grid") if path.is_file() else None
+    if not grid:
+        raise ValueError(f"--benchmark {folder}: no benchmark.json with the section grid; make bench leaves one")
+    ratios = ("measured_ratio", "predicted_ratio", "needed_ratio")
+    return [
+        {key: cell[key] for key in ("mix", "turns", "turns_mean")}
+        | {"arms": {"per_turn_packed": {key: round(cell["arms"]["per_turn_packed"][key], 3) for key in ratios}}}
+        for cell in grid
+    ]
+
+
 def draw_masks() -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7.3), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 7.3), layout="compressed")
 
     plot_token_mask(one_pack(render_passes(SHORT, build_tokenizer()), block_size=16), left)
     left.set_title("The second turn sees the copy of the first answer, not its thinking")
@@ -107,4 +155,8 @@ def made_up_passes(turns: int) -> list[Pass]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images"))
+    parser = argparse.ArgumentParser(prog="python -m recipes.picture", description="Draw the documentation's pictures.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("docs/images"), help="where to (docs/images)")
+    parser.add_argument("--sweep", type=Path, help="folder of a sweep, for layouts.png")
+    parser.add_argument("--benchmark", type=Path, help="folder of a benchmark, for speedup.png")
+    main(**vars(parser.parse_args()))

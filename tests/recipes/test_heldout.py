@@ -1,0 +1,93 @@
+"""Which conversations are held out, and how often the others stand in an epoch."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexmask.conversation import Conversation
+from recipes.sources.heldout import apportion, repeated, split_heldout
+
+
+def record(number, thinking=None, system=None):
+    reply = {"role": "assistant", "content": f"It is {number}."}
+    if thinking:
+        reply["reasoning_content"] = thinking
+    messages = [{"role": "user", "content": f"What is {number}?"}, reply]
+    return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
+
+
+@st.composite
+def conversations(draw):
+    """Conversations some of which say the same, with other thinking, system prompts or white space."""
+    found = []
+    for index, number in enumerate(draw(st.lists(st.integers(0, 12), min_size=2, max_size=30))):
+        entry = record(number, draw(st.sampled_from([None, "t", "u"])), draw(st.sampled_from([None, "s"])))
+        if draw(st.booleans()):
+            entry["messages"][-1]["content"] += " \n"
+        found.append(Conversation.from_record(entry, f"{index}"))
+    return found
+
+
+def spoken(conversation):
+    return tuple(m["content"].strip() for m in conversation.messages if m["role"] != "system")
+
+
+@given(st.lists(conversations(), min_size=1, max_size=3), st.none() | st.integers(0, 10), st.integers(0, 3))
+def test_heldout_is_exact_disjoint_and_free_of_duplicates(sources, count, seed):
+    total = sum(map(len, sources))
+    try:
+        parts = split_heldout(sources, count, seed)
+    except ValueError as error:
+        assert count is not None  # a share always fits
+        assert f"data.heldout_conversations={count}: cannot be taken from {total}" in str(error)
+        return
+    heldout = [one for _, held in parts for one in held]
+    assert len(heldout) == count if count is not None else len(heldout) <= total // 20
+    # Breaks if a conversation is lost, stands on both sides, or if its duplicate is trained, of whatever source.
+    for conversations_, (train, held) in zip(sources, parts, strict=True):
+        order = [int(one.name) for one in train], [int(one.name) for one in held]
+        assert train and sorted(order[0] + order[1]) == list(range(len(conversations_)))
+        assert order == (sorted(order[0]), sorted(order[1]))
+    assert not {spoken(one) for train, _ in parts for one in train} & set(map(spoken, heldout))
+
+
+def numbered(count):
+    return [Conversation.from_record(record(number), f"{number}") for number in range(count)]
+
+
+def heldout_names(conversations, count, seed):
+    ((_, heldout),) = split_heldout([conversations], count, seed)
+    return {one.name for one in heldout}
+
+
+def test_heldout_depends_on_the_seed_and_the_text_only():
+    everything = numbered(60)
+    chosen = heldout_names(everything, 10, seed=0)
+    assert heldout_names(random.Random(0).sample(everything, len(everything)), 10, seed=0) == chosen
+    assert heldout_names(everything, 10, seed=1) != chosen
+    # Of a longer source only what sorts before the last one chosen can displace it.
+    assert len(heldout_names(numbered(66), 10, seed=0) & chosen) >= 4
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_heldout_must_leave_something_to_train_on(count):
+    with pytest.raises(ValueError, match=f"heldout_conversations={count}: cannot be taken from 3"):
+        split_heldout([numbered(3)], count, seed=0)
+
+
+@given(st.integers(0, 50), st.lists(st.integers(1, 100), min_size=1, max_size=5))
+def test_parts_add_up_and_are_in_proportion(total, counts):
+    parts = apportion(total, counts)
+    assert sum(parts) == total
+    assert all(abs(part - total * count / sum(counts)) < 1 for part, count in zip(parts, counts, strict=True))
+
+
+@pytest.mark.parametrize(("weight", "times"), [(1, [1]), (2, [2]), (0.5, [0, 1]), (2.3, [2, 3])])
+def test_a_weight_is_how_often_each_stands_in_an_epoch(weight, times):
+    everything = numbered(40)
+    epoch = [one.name for one in repeated(everything, weight, seed=0)]
+    assert len(epoch) == weight * 40
+    assert sorted({epoch.count(one.name) for one in everything}) == sorted(set(times))
+    assert (epoch == [one.name for one in repeated(everything, weight, seed=1)]) == (weight % 1 == 0)

@@ -11,7 +11,6 @@ computes more tokens than there are distinct prefixes. Prints the run folder on 
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ import matplotlib
 from omegaconf import DictConfig
 
 from recipes.benchmark_config import BenchmarkConfig, Section, to_benchmark
+from recipes.command import command
 from recipes.config import CONF_DIR
 from recipes.environment import device_name, git_commit
 from recipes.run_folder import write_json
@@ -44,13 +44,9 @@ MIX_COLORS = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="benchmark")
+@command
 def main(composed: DictConfig) -> None:
-    try:
-        benchmark(to_benchmark(composed))
-    except ValueError as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        sys.exit(f"error: {error}\n(HYDRA_FULL_ERROR=1 shows where)")
+    benchmark(to_benchmark(composed))
 
 
 def benchmark(config: BenchmarkConfig) -> dict:

@@ -16,6 +16,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from recipes.command import command
+
 # Column, key in result.json, format.
 COLUMNS = (
     ("answers right", "answer_accuracy", "{:.1%}"),
@@ -29,7 +31,8 @@ COLUMNS = (
 COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E00", "last_turn": "#CC79A7"}
 
 
-def main(folder: Path) -> None:
+def compare(folder: Path) -> None:
+    """Write and print the comparison. Raises ValueError as `read_runs` does."""
     runs = read_runs(folder)
     table = markdown_table(runs)
     (folder / "comparison.md").write_text(table, encoding="utf-8")
@@ -119,10 +122,12 @@ def plot(runs: dict[str, list[dict]]) -> plt.Figure:
     return figure
 
 
-if __name__ == "__main__":
+@command
+def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m recipes.compare SWEEP_FOLDER")
-    try:
-        main(Path(sys.argv[1]))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    compare(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.compare import main as compare
+from recipes.compare import compare
 from recipes.config import load_run_config
 
 ROOT = Path(__file__).parents[2]

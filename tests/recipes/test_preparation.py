@@ -2,17 +2,29 @@
 
 import copy
 import dataclasses
+import errno
+import os
+import pickle
+import shutil
+import time
+import warnings
 
 import numpy as np
 import pytest
 from factories import chatml_tokenizer, random_conversation
 
-from flexmask import prepare_conversation
-from recipes import preparation
+from flexmask import Conversation, prepare_conversation
+from recipes import preparation, row_store
 from recipes.config import compose
 from recipes.preparation import fingerprint, prepare, settings_of
 
 CONVERSATIONS = [random_conversation(seed) for seed in range(12)]
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(preparation.datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    return tmp_path / "flexmask"
 
 
 def rows_of(prepared):
@@ -27,9 +39,9 @@ def same(one, other):
 
 # Breaks if a column is cut at a wrong place, loses its type, or processes mix up the order.
 @pytest.mark.parametrize("processes", [1, 2])
-def test_rows_are_those_of_each_conversation(processes, monkeypatch, tmp_path):
+def test_rows_are_those_of_each_conversation(processes, monkeypatch, cache):
     monkeypatch.setattr(preparation, "_WORTH_A_PROCESS", 3)
-    monkeypatch.setattr(preparation.datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(preparation, "_CONVERSATIONS_AT_ONCE", 5)
     # A short pack: some conversations are split in several rows.
     overrides = [f"data.processes={processes}", "duplication.pack_length=256", "duplication.too_long=drop"]
     config, tokenizer = compose(overrides), chatml_tokenizer()
@@ -40,10 +52,99 @@ def test_rows_are_those_of_each_conversation(processes, monkeypatch, tmp_path):
     assert all(map(same, rows_of(prepared), expected))
     assert prepared.dropped_turns == sum(len(one.dropped_turns) for one in laid_out) > 0
     assert prepared.branching == sum(not all(row.is_chain for row in one.rows) for one in laid_out)
+    assert prepared.ends == tuple(sorted({end for one in laid_out for end in one.ends})) != ()
+    assert prepared.tokens_computed == sum(map(len, expected))
+    assert prepared.tokens_trained == sum(int((row.loss_weights > 0).sum()) for row in expected)
+    assert prepared.turns == sum(len(row.turns) for row in expected)
+    per_turn = prepare(CONVERSATIONS, tokenizer, config, "per_turn")
+    assert prepared.tokens_per_turn == per_turn.tokens_computed > prepared.tokens_computed
+    # A data loader's processes get the sequence pickled, and not the data with it.
+    assert len(pickle.dumps(prepared.items)) < 1000
+    assert all(map(same, pickle.loads(pickle.dumps(prepared.items))[0], prepared.items[0]))
 
 
-def test_the_second_time_nothing_is_rendered_and_warnings_are_repeated(monkeypatch, tmp_path):
-    monkeypatch.setattr(preparation.datasets.config, "HF_DATASETS_CACHE", tmp_path)
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_conversations(cache, count):
+    for _ in range(2):  # made, and found again
+        prepared = prepare(CONVERSATIONS[:count], chatml_tokenizer(), compose(), "one_pass")
+        assert len(prepared.items) == len(list(prepared.items)) == count
+        assert bool(prepared.turns) == bool(prepared.ends) == bool(count)
+
+
+def test_conversations_of_which_nothing_is_trained(cache):
+    prepared = prepare(CONVERSATIONS, chatml_tokenizer(), compose(["duplication.turns='99:'"]), "one_pass")
+    assert (len(prepared.items), prepared.without_rows, prepared.turns, prepared.ends) == (0, 12, 0, ())
+
+
+def test_a_conversation_that_stands_several_times_is_prepared_once(cache, monkeypatch):
+    names, one = [], preparation._prepare_one
+    monkeypatch.setattr(
+        preparation,
+        "_prepare_one",
+        lambda conversation, *more: names.append(conversation.name) or one(conversation, *more),
+    )
+    first, second = CONVERSATIONS[:2]
+    prepared = prepare([first, second, first], chatml_tokenizer(), compose(), "one_pass")
+    assert names == [first.name, second.name]
+    assert [rows[0].name for rows in prepared.items] == [first.name, second.name, first.name]
+    assert prepared.tokens_computed == sum(map(len, rows_of(prepared)))
+
+
+# --- invalid conversations ---------------------------------------------------------------------------------
+
+
+def saying(text, name):
+    messages = ({"role": "user", "content": text}, {"role": "assistant", "content": "a"})
+    return Conversation(name, messages)
+
+
+def deep(name):
+    arguments = '{"a":' * 900 + "1" + "}" * 900
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    return Conversation(
+        name, ({"role": "user", "content": "u"}, {"role": "assistant", "content": "", "tool_calls": [call]})
+    )
+
+
+BAD = [saying("<|im_end|>", "bad.jsonl:1"), *CONVERSATIONS, saying("<|im_start|>", "bad.jsonl:2"), deep("bad.jsonl:3")]
+
+
+def test_conversations_that_cannot_be_rendered_are_one_error_or_left_out_and_counted(cache):
+    tokenizer = chatml_tokenizer()
+    for _ in range(2):  # made, and found again
+        with pytest.raises(ValueError, match="^3 of 15 conversations cannot be prepared:\n") as raised:
+            prepare(BAD, tokenizer, compose(), "one_pass")
+        assert all(f"\nbad.jsonl:{line}: " in str(raised.value) for line in (1, 2, 3))
+        assert str(raised.value).endswith("data.on_invalid=drop")
+        prepared = prepare(BAD, tokenizer, compose(["data.on_invalid=drop"]), "one_pass")
+        assert list(prepared.invalid) == ["bad.jsonl:1", "bad.jsonl:2", "bad.jsonl:3"]
+        assert 'control token "<|im_end|>"' in prepared.invalid["bad.jsonl:1"]
+        assert len(prepared.items) == 12 and prepared.without_rows == 0
+
+
+def test_when_very_many_are_invalid_nobody_waits_for_the_others(cache, monkeypatch):
+    monkeypatch.setattr(preparation, "_MOST_ERRORS", 20)
+    everything = [saying("<|im_end|>", f"{number}") for number in range(100)]
+    with pytest.raises(ValueError, match="^32 of 32 conversations cannot be prepared"):
+        prepare(everything, chatml_tokenizer(), compose(), "one_pass")
+
+
+def test_a_long_turn_is_no_invalid_conversation(cache):
+    """`on_invalid=drop` must not leave out what `too_long=error` refuses."""
+    overrides = ["duplication.pack_length=128", "data.on_invalid=drop"]
+    with pytest.raises(ValueError, match="pack_length is 128") as raised:
+        prepare(CONVERSATIONS, chatml_tokenizer(), compose(overrides), "one_pass")
+    assert "duplication.too_long=drop" in str(raised.value) and "on_invalid" not in str(raised.value)
+    prepared = prepare(
+        CONVERSATIONS, chatml_tokenizer(), compose([*overrides, "duplication.too_long=drop"]), "one_pass"
+    )
+    assert prepared.dropped_turns and not prepared.invalid
+
+
+# --- the cache ---------------------------------------------------------------------------------------------
+
+
+def test_the_second_time_nothing_is_rendered_and_warnings_are_repeated(monkeypatch, cache):
     config, tokenizer = compose(), copy.copy(chatml_tokenizer())
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -55,6 +156,77 @@ def test_the_second_time_nothing_is_rendered_and_warnings_are_repeated(monkeypat
     with pytest.warns(UserWarning, match=r"renders no thinking.*\(\d+ of 12 conversations\)"):
         second = prepare(CONVERSATIONS, tokenizer, config, "one_pass")
     assert all(map(same, rows_of(first), rows_of(second)))
+
+
+def changed_byte(folder):
+    file = folder / "rows.arrow"
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+
+
+def cut(folder):
+    file = folder / "rows.arrow"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGE = {
+    "a byte": changed_byte,
+    "cut off": cut,
+    "empty": lambda folder: (folder / "rows.arrow").write_bytes(b""),
+    "no rows": lambda folder: (folder / "rows.arrow").unlink(),
+    "no checksum": lambda folder: (folder / "rows.sha256").unlink(),
+    "another checksum": lambda folder: (folder / "rows.sha256").write_bytes(b"\xff\xfe"),
+    "nothing at all": lambda folder: [path.unlink() for path in folder.iterdir()],
+    "a folder for a file": lambda folder: [(folder / "rows.arrow").unlink(), (folder / "rows.arrow").mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_rows_are_noticed_said_and_prepared_anew(cache, damage):
+    arguments = CONVERSATIONS, chatml_tokenizer(), compose(), "one_pass"
+    before = rows_of(prepare(*arguments))
+    (folder,) = cache.iterdir()
+    DAMAGE[damage](folder)
+    with pytest.warns(UserWarning, match=f"{folder}: prepared rows are damaged"):
+        after = rows_of(prepare(*arguments))
+    assert len(before) == len(after) and all(map(same, before, after))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(*arguments)
+
+
+def test_what_an_interrupted_run_left_is_not_taken_and_goes_in_time(cache):
+    old, new = cache / "partial-old", cache / "partial-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (time.time() - 10**6,) * 2)
+
+    def interrupted():
+        yield [row_store.invalid_record("a", "b", too_long=False)]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        row_store.store(cache / "rows", interrupted())
+    assert list(cache.iterdir()) == [new]
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(cache, monkeypatch):
+    arguments = CONVERSATIONS[:2], chatml_tokenizer(), compose(), "one_pass"
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(ValueError, match="HF_DATASETS_CACHE=<folder>") as raised:
+        prepare(*arguments)
+    assert str(raised.value).startswith(f"{cache}: ")
+    cache.unlink()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(row_store.pyarrow.ipc, "new_file", full)
+    with pytest.raises(ValueError, match=f"^{cache}: .*No space left on device"):
+        prepare(*arguments)
+    assert not list(cache.iterdir())
+    shutil.rmtree(cache)
 
 
 def changed_tokenizer():
@@ -78,6 +250,9 @@ CHANGES = {
     "the pack length": dict(overrides=["duplication.pack_length=4096"]),
     "a weight": dict(overrides=["duplication.thinking_weight=0.5"]),
     "turns": dict(overrides=["duplication.turns=-1"]),
+    "a template argument of one": dict(
+        conversations=[dataclasses.replace(CONVERSATIONS[0], template_kwargs={"a": 1}), *CONVERSATIONS[1:]]
+    ),
     "a template argument": dict(overrides=["+data.template_kwargs.enable_thinking=false"]),
     "a declared format": dict(overrides=["data.thinking_format='<t>{thinking}</t>'"]),
     "the date": dict(overrides=["data.date=2020-02-02"]),

@@ -77,7 +77,8 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
     def widen(module, _):
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         inside = module
-        while (inside := getattr(inside, "base_layer", None)) is not None:  # layers of peft read the weights of those they wrap
+        # Layers of peft read the weights of those that they wrap.
+        while (inside := getattr(inside, "base_layer", None)) is not None:
             tensors += [*inside.parameters(recurse=False), *inside.buffers(recurse=False)]
         # Some code casts to the dtype of the norm that it calls next (Nemotron-H), or computes a convolution itself.
         for child in module.children():

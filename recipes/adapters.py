@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import importlib.util
 import json
 import re
 import warnings
@@ -19,10 +20,7 @@ from recipes.schema import AdapterConfig, AdapterKind
 
 ADAPTER_CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
-_INSTALL = {
-    AdapterKind.lora: "peft, which is not installed: pip install 'flexmask[lora]'",
-    AdapterKind.qlora: "peft and bitsandbytes, which are not both installed: pip install 'flexmask[qlora]'",
-}
+_PACKAGES = {AdapterKind.lora: ("peft",), AdapterKind.qlora: ("peft", "bitsandbytes")}
 
 
 def lora_config(model: PreTrainedModel, adapter: AdapterConfig):
@@ -266,11 +264,11 @@ def _kinds(paths) -> str:
 
 
 def _check_installed(kind: AdapterKind) -> None:
-    import importlib.util
-
-    needed = ("peft", "bitsandbytes") if kind is AdapterKind.qlora else ("peft",)
-    if not all(importlib.util.find_spec(name) for name in needed):
-        raise ValueError(f"adapter={kind}: needs the Python package{'s' if len(needed) > 1 else ''} {_INSTALL[kind]}")
+    if missing := [name for name in _PACKAGES[kind] if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"adapter={kind}: needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)} (or "
+            f"the extra of this project: pip install -e '.[{kind}]')"
+        )
 
 
 @contextlib.contextmanager

@@ -25,8 +25,9 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
+from recipes.model_files import GGUF_MAGIC
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-GGUF_MAGIC = b"GGUF"
 # How text is split before BPE, by the name that the file gives (tokenizer.ggml.pre). transformers 5.23 knows
 # many but not these, and falls back on GPT-2's rule: "a\n\n1" would get other tokens than in pre-training.
 MISSING_SPLITS = {

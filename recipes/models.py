@@ -135,6 +135,7 @@ def load_trained(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedM
     model, which is read from where the run read it. Raises ValueError naming the folder for one that is no model's,
     and for a base model that cannot be reached.
     """
+    dtype = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, dtype)
     if not (folder / ADAPTER_CONFIG).is_file():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder}: no trained model, it has neither config.json nor {ADAPTER_CONFIG}")
@@ -197,6 +198,11 @@ def _with_weights(name: str, shape: PreTrainedConfig, dtype: torch.dtype, quanti
             f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}), which would be random; give a model "
             "whose files are complete"
         )
+    for module in model.modules():
+        # On a CPU, bitsandbytes (0.50) repacks weights in 4 bits when it first runs in evaluation mode, as the check
+        # before training does, for a kernel through which no gradients flow.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -216,12 +222,14 @@ def _make_savable(model: PreTrainedModel, name: str) -> None:
                 stacklevel=3,
             )
     with tempfile.TemporaryDirectory() as folder:
-        for file, part in {"generation_config.json": generation, "config.json": model.config}.items():
-            try:
-                part.validate(strict=True) if part is generation else None
-                part.save_pretrained(folder)
-            except Exception as error:
-                raise ValueError(
-                    f"model.name_or_path={name}: its {file} could not be saved again with the trained model; "
-                    f"correct it in the folder: {error}"
-                ) from error
+        try:
+            file = "generation_config.json"
+            generation.validate(strict=True)  # saving one that nobody has changed does not look so closely
+            generation.save_pretrained(folder)
+            file = "config.json"
+            model.config.save_pretrained(folder)
+        except Exception as error:
+            raise ValueError(
+                f"model.name_or_path={name}: its {file} could not be saved again with the trained model; correct it in "
+                f"the folder: {error}"
+            ) from error

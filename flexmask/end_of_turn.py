@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 import jinja2
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def align_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
@@ -29,21 +29,25 @@ def align_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     if not ends:
         return None
     generation = getattr(model, "generation_config", None)
-    configs = list({id(one): one for one in (model.config, model.config.get_text_config())}.values())
+    configs = [model.config.get_text_config(), *([generation] if generation is not None else [])]
     changes = []
     before = tokenizer.eos_token_id
     if before not in ends:
-        known = [index for one in (generation, *configs) for index in _ids(one) if index in ends]
+        known = [index for config in configs[::-1] for index in _ids(config) if index in ends]
         changes.append(_set_token(tokenizer, "eos_token", (known or list(ends))[0]))
     if tokenizer.pad_token_id is None:
         changes.append(_set_token(tokenizer, "pad_token", _padding(model, tokenizer, ends, before)))
-    trained = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
     for config in configs:
-        changes += _set_ends(config, trained, keep=isinstance(getattr(config, "eos_token_id", None), list))
-    if generation is not None:
-        changes += _set_ends(generation, trained, keep=True)
-    for name in ("bos_token_id", "pad_token_id"):
-        changes += _follow(tokenizer, name, [config for config in (*configs, generation) if config is not None])
+        found = getattr(config, "eos_token_id", None)
+        trained = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
+        # A single end in config.json is the one that is replaced; a list, and generation_config.json, tell where to
+        # stop, and more places do no harm.
+        kept = _ids(config) if config is generation or isinstance(found, list) else []
+        wanted = _ids(config) if set(trained) <= set(_ids(config)) else list(dict.fromkeys([*trained, *kept]))
+        changes += _set(config, "eos_token_id", wanted if isinstance(found, list) or len(wanted) > 1 else wanted[0])
+        for name in ("bos_token_id", "pad_token_id"):
+            if (index := getattr(tokenizer, name)) is not None:
+                changes += _set(config, name, index)
     if not changes:
         return None
     shown = " and ".join(map(repr, tokenizer.convert_ids_to_tokens(list(ends))))
@@ -56,24 +60,11 @@ def _ids(config) -> list[int]:
     return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-def _set_ends(config, trained: Sequence[int], keep: bool) -> Iterator[str]:
-    """Add what is missing of `trained` to a config's ends of sequence; keep: whether the others stay."""
-    found = _ids(config)
-    if set(trained) <= set(found):
-        return
-    wanted = list(dict.fromkeys([*trained, *(found if keep else ())]))
-    config.eos_token_id = wanted if len(wanted) > 1 else wanted[0]
-    yield f"eos_token_id of the {type(config).__name__} is {config.eos_token_id} (it was {_shown(found)})"
-
-
-def _follow(tokenizer: PreTrainedTokenizerBase, name: str, configs: Sequence) -> Iterator[str]:
-    index = getattr(tokenizer, name)
-    if index is None:
-        return
-    for config in configs:
-        if (found := getattr(config, name, None)) != index:
-            setattr(config, name, index)
-            yield f"{name} of the {type(config).__name__} is {index} (it was {found})"
+def _set(config, name: str, value: int | list[int]) -> Iterator[str]:
+    if (found := getattr(config, name, None)) != value:
+        setattr(config, name, value)
+        of = "generation_config" if isinstance(config, GenerationConfig) else "config"
+        yield f"{of}.{name} is {value} (it was {found})"
 
 
 def _set_token(tokenizer: PreTrainedTokenizerBase, name: str, index: int) -> str:
@@ -123,7 +114,3 @@ def _padding(
     ]
     rows = getattr(text, "vocab_size", None) or len(tokenizer)
     return next((i for i in candidates if i is not None and 0 <= i < rows and i not in ends), tokenizer.eos_token_id)
-
-
-def _shown(found: list[int]) -> str:
-    return "none" if not found else str(found[0] if len(found) == 1 else found)

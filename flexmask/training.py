@@ -139,12 +139,12 @@ class OnePassTrainer(Trainer):
             warnings.warn(
                 f"{len(layers)} layers carry state from token to token ({layers[0]}, ...): every row is a pack of its "
                 "own, and attention is the model's",
-                stacklevel=4,
+                stacklevel=3,
             )
         check_exact(prepare_model(model, chains=bool(layers)), self.data_collator.block_size)
         if self.args.neftune_noise_alpha:
             draws = [f"neftune_noise_alpha={self.args.neftune_noise_alpha}"]
-            warn_of_shared_draws(type(inner).__name__, draws, stacklevel=4)
+            warn_of_shared_draws(type(inner).__name__, draws, stacklevel=3)
         if self.args.torch_compile:
             _compile_layers(inner, self.args)
 
@@ -184,7 +184,7 @@ class OnePassTrainer(Trainer):
         for name, dataset in (datasets | datasets_of(self.eval_dataset, "eval_dataset")).items():
             check_rows(dataset, name, self.data_collator.pack_length, type(inner).__name__, layers)
         if self._ends and (changed := align_end_of_turn(model, self.processing_class, self._ends)):
-            warnings.warn(changed, stacklevel=4)
+            warnings.warn(changed, stacklevel=3)
 
     def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
         # A compiled model would be compiled again for every pack; its layers are compiled instead.

@@ -1,5 +1,5 @@
-"""Run by torchrun in test_training.py: one rank's part of a run of each model, its result written by rank 0 to the
-folder given."""
+"""Run by torchrun in test_training.py: one rank's part of each of its runs, the result written by rank 0 to the folder
+given."""
 
 import gc
 import sys
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_training import BATCH, MODELS, losses_of, make_trainer
+from trainers import BATCH, TWO_PROCESSES, losses_of, make_trainer
 
 
-def train(model: str, folder: Path) -> None:
+def train(name: str, folder: Path) -> None:
     arguments = dict(per_device_train_batch_size=BATCH // 2, pack_length=512, ddp_backend="gloo")
-    trainer = make_trainer(folder, model=model, **arguments)
+    trainer = make_trainer(folder, **TWO_PROCESSES[name], **arguments)
     trainer.train()
     if trainer.args.process_index == 0:
-        torch.save((losses_of(trainer), dict(trainer.model.named_parameters())), folder / f"{model}.pt")
+        torch.save((losses_of(trainer), dict(trainer.model.named_parameters())), folder / f"{name}.pt")
 
 
-for name in MODELS:
+for name in TWO_PROCESSES:
     train(name, Path(sys.argv[1]))
 # Threads of a process group that is alive when the interpreter ends can abort it (torch 2.13, gloo): wrapped models and
 # their cycles go first, then the group.

@@ -1,5 +1,8 @@
 """Prompts of long conversations are put together from short renders: the same text, in linear time, or counted."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 from factories import Work, chatml_tokenizer, random_conversation
 
@@ -94,3 +97,21 @@ def test_preparation_is_linear_in_the_text(name, monkeypatch):
         return (work.characters - before) / len(passes[-1])
 
     assert per_token(64) <= 1.5 * per_token(8)
+
+
+# Breaks if the arguments of a conversation are lost, or lose to those of the run.
+@pytest.mark.parametrize(
+    ("run", "own", "shown"),
+    [
+        (None, None, "-"),
+        ({"style": "long"}, None, "long-"),
+        ({"style": "long", "language": "en"}, {"style": "short"}, "short-en"),
+        (None, {"style": "short"}, "short-"),
+    ],
+)
+def test_template_arguments_of_a_conversation_are_over_those_of_the_run(run, own, shown):
+    tokenizer = copy.deepcopy(chatml_tokenizer())
+    tokenizer.chat_template = "{{ style }}-{{ language }}" + CHAT_TEMPLATE
+    conversation = replace(random_conversation(0, turns=1), template_kwargs=own)
+    (text,) = render_turns(conversation, ChatTemplate(tokenizer, conversation, run)).texts
+    assert text.prompt.startswith(shown + "<|im_start|>")

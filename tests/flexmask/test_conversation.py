@@ -262,3 +262,17 @@ def test_errors_list_every_known_role():
     with pytest.raises(ValueError) as raised:
         read(chat({"role": "bot", "content": "a"}))
     assert all(role in str(raised.value) for role in ROLES)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (["a"], r"file:1: template_kwargs is \['a'\] \(list\), not names with values"),
+        ({1: 2}, r"file:1: template_kwargs is \{1: 2\} \(dict\), not names with values"),
+        ({"tokenize": True}, "file:1: template_kwargs has 'tokenize', which rendering sets itself; remove it"),
+    ],
+)
+def test_template_kwargs_that_are_no_arguments_of_a_template_are_refused(kwargs, message):
+    messages = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+    with pytest.raises(ValueError, match=message):
+        Conversation("file:1", messages, template_kwargs=kwargs)

@@ -8,72 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import chatml_tokenizer, in_double, random_conversation, tiny_qwen3
-from families import Family
+from factories import chatml_tokenizer, in_double, tiny_qwen3
 from reference import gradients, per_turn_loss
-from stateful_families import BRANCHING
-from transformers import TrainerCallback, TrainingArguments
+from trainers import CONVERSATIONS, STEPS, TWO_PROCESSES, VOCAB, KillAt, Killed, make_trainer, rows_in, trained
 
-from flexmask import NonFiniteLossError, OnePassCollator, OnePassTrainer, prepare_conversation, render_passes
-
-VOCAB = len(chatml_tokenizer())
-CONVERSATIONS = [random_conversation(seed, turns=1 + seed % 5) for seed in range(24)]
-STEPS, BATCH = 6, 4
-
-
-def rows_in(layout, pack_length=1024):
-    tokenizer = chatml_tokenizer()
-    return [prepare_conversation(c, tokenizer, layout=layout, pack_length=pack_length).rows for c in CONVERSATIONS]
-
-
-def tiny_hybrid(vocab, dtype):
-    """A model whose layers carry state, which branches with the tree."""
-    config = BRANCHING["Qwen3.5"].config()
-    config.vocab_size = vocab
-    return Family("", lambda: config).build(dtype)
-
-
-MODELS = {"attention": tiny_qwen3, "hybrid": tiny_hybrid}
-
-
-def make_trainer(
-    tmp_path,
-    *,
-    model="attention",
-    layout="one_pass",
-    pack_length=1024,
-    dtype=torch.float64,
-    callbacks=None,
-    **arguments,
-):
-    arguments = {
-        "per_device_train_batch_size": BATCH,
-        "max_steps": STEPS,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": 3,
-        "logging_nan_inf_filter": False,
-    } | arguments
-    return OnePassTrainer(
-        MODELS[model](VOCAB, dtype),
-        TrainingArguments(output_dir=str(tmp_path), **arguments),
-        OnePassCollator(pack_length, block_size=16),
-        train_dataset=rows_in(layout, pack_length),
-        callbacks=callbacks,
-    )
-
-
-def losses_of(trainer):
-    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
-
-
-def trained(trainer, **arguments):
-    trainer.train(**arguments)
-    return losses_of(trainer), {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+from flexmask import NonFiniteLossError, OnePassCollator, OnePassTrainer, render_passes
 
 
 # The Trainer sums its logged losses in float32; weights keep all of float64.
@@ -117,10 +56,10 @@ def test_the_same_run_on_two_processes(tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    for model in MODELS:
-        losses, parameters = torch.load(tmp_path / f"{model}.pt", weights_only=False)
+    for name, settings in TWO_PROCESSES.items():
+        losses, parameters = torch.load(tmp_path / f"{name}.pt", weights_only=False)
         parameters = {name: parameter.detach() for name, parameter in parameters.items()}
-        assert_same_run(trained(make_trainer(tmp_path, model=model)), (losses, parameters))
+        assert_same_run(trained(make_trainer(tmp_path, **settings)), (losses, parameters))
 
 
 def test_another_layout_is_another_run(tmp_path):
@@ -172,21 +111,6 @@ def test_thinking_and_answer_losses_average_to_the_loss(tmp_path):
             sums[role] += int(((p.roles == value) & (p.loss_weights > 0)).sum())
     mean = (entry["thinking_loss"] * sums["thinking"] + entry["answer_loss"] * sums["answer"]) / sum(sums.values())
     assert mean == pytest.approx(entry["loss"], rel=1e-6)
-
-
-class Killed(BaseException):
-    pass
-
-
-class KillAt(TrainerCallback):
-    """Ends the process's training between two checkpoints, as a kill would: nothing gets to clean up."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Killed
 
 
 # Breaks if the data order, the scheduler, the optimizer or the totals start anew.

@@ -181,3 +181,12 @@ def test_the_latest_branch_first_costs_half_the_blocks():
     visible = int((row.position_ids + 1).sum())
     assert computed(row.visible_until) < 1.6 * visible
     assert computed(earliest_first(row)) > 1.9 * computed(row.visible_until)
+
+
+def test_ends_are_those_of_the_passes_that_are_trained():
+    untrained = make_pass("qabaQ", "T", "U", 2)
+    untrained.loss_weights[:] = 0
+    passes = [make_pass("q", "t", "ab"), make_pass("qabQ", "T" * 9, "A", 1), untrained, make_pass("qa", "", "cb", 3)]
+    assert lay_out(passes, "one_pass").ends == (ord("A"), ord("b"))
+    assert lay_out(passes, "one_pass", pack_length=8, too_long="drop").ends == (ord("b"),)
+    assert lay_out(passes, "last_turn").ends == (ord("b"),)

@@ -79,11 +79,18 @@ def train(config: TrainConfig) -> dict:
         data = load_data(config.data)
         check_same_data(folder, data.fingerprint, resumed)
         rows = prepare(data.train, tokenizer, config, config.duplication.layout)
+        if not rows.items:
+            raise ValueError(
+                f"nothing to train: of {len(data.train):,} conversations {len(rows.invalid):,} are invalid and "
+                f"{rows.without_rows:,} have no turn that duplication.turns chooses and that fits into "
+                "duplication.pack_length; make inspect shows why"
+            )
         model = load_model(config, len(tokenizer), chains=not rows.branching)
         # Held-out loss is always measured on what inference shows, whatever the layout that was trained; as one pass a
         # turn it is the same sum, and right for layers whose state does not branch as well.
         heldout_layout = "per_turn" if unbranched_layers(model) else "one_pass"
         heldout = prepare(data.heldout, tokenizer, config, heldout_layout)
+        valid = [one for one in data.heldout if one.name not in heldout.invalid]
         if not heldout.items:
             arguments = without_heldout(arguments, config)
         collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
@@ -111,7 +118,7 @@ def train(config: TrainConfig) -> dict:
                 )
             trainer.save_model(folder / MODEL)
             measured = heldout_figures(trainer)
-            figures, chats = evaluate_chats(model, tokenizer, data.heldout, config)
+            figures, chats = evaluate_chats(model, tokenizer, valid, config)
             report_chats(reporter, chats, trainer.state.global_step)
             result = training_result(trainer, config, data, rows, heldout, measured) | figures
             reporter.summary(result)

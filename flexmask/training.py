@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import TorchDynamoPlugin, extract_model_from_parallel
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
@@ -132,6 +132,7 @@ class OnePassTrainer(Trainer):
     def _make_exact(self, model: nn.Module) -> None:
         """Route a model's attention and state, and try it."""
         self._use_cache = getattr(model.config, "use_cache", None)
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)  # the autocast of an earlier trainer
         inner = unwrapped(model)
         layers = unbranched_layers(inner)
         if layers:

@@ -8,7 +8,7 @@ from factories import in_double
 from trainers import CONVERSATIONS, STEPS, KillAt, Killed, make_trainer, rows_in, trained
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from flexmask import NonFiniteLossError
+from flexmask import NonFiniteLossError, OnePassTrainer
 
 HELDOUT = rows_in("one_pass")[:6]
 
@@ -186,3 +186,12 @@ def test_a_checkpoint_says_nothing_of_the_attention_that_trained_it(tmp_path):
     saved = json.loads((tmp_path / "config.json").read_text())
     assert not [key for key, value in saved.items() if "attn_implementation" in key or value == "flexmask"]
     assert saved["use_cache"] is True
+
+
+# Breaks if a model is tried under the mixed precision that it was trained in before, whose rounding looks like a leak.
+def test_a_model_that_was_trained_in_mixed_precision_gets_another_trainer(tmp_path):
+    first = make_trainer(tmp_path, dtype=torch.float32, bf16=True, max_steps=1)
+    first.train()
+    second = OnePassTrainer(first.model, first.args, first.data_collator, train_dataset=HELDOUT)
+    second.train()
+    assert second.state.global_step == 1

@@ -148,12 +148,12 @@ class _Chat:
         try:
             prompt = self.template.render(messages, self.conversation.name, add_generation_prompt=True)
         except ValueError as error:
-            self._give_up(f"the chat template rejects its history ({error.__cause__ or error})")
+            self._give_up(f"the chat template rejects the history ({error.__cause__ or error})")
             return None
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         room = max_new_tokens if positions is None else min(max_new_tokens, positions - len(ids))
         if room < 1:
-            self._give_up(f"its prompt fills the model's {positions:,} positions")
+            self._give_up(f"the prompt fills the model's {positions:,} positions")
             return None
         return _Question(self, prompt, ids, room)
 

@@ -109,7 +109,7 @@ def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             if override.type is not OverrideType.CHANGE or override.is_sweep_override():
                 raise ConfigError(f"{override.input_line}: only key=value changes a run's configuration")
-            OmegaConf.update(loaded, override.key_or_group, override.value())
+            OmegaConf.update(loaded, override.key_or_group, override.value(), merge=False)
     except (OmegaConfBaseException, OverrideParseException) as error:
         raise ConfigError(f"{path} with {list(overrides)}: {error}") from error
     return to_dataclass(loaded, overrides)

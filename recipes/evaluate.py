@@ -16,6 +16,7 @@ import datetime
 import json
 import random
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from recipes.command import command
 from recipes.config import RUN_CONFIG, load_run_config
 from recipes.config_rules import ConfigError
 from recipes.overrides import checked_overrides
-from recipes.run_folder import MODEL
+from recipes.run_folder import DATA, MODEL
 from recipes.schema import DataKind, History, TrainConfig
 
 
@@ -97,6 +98,12 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     disable_progress_bar()
     data = load_data(config.data)
     conversations = data.train if file else data.heldout
+    if not file and trained_fingerprint(run) not in (None, data.fingerprint):
+        warnings.warn(
+            f"{run}: its data is not what it was when the run was trained (a file has changed, or settings of data), "
+            "so conversations may be held out now that were trained then",
+            stacklevel=2,
+        )
     if not conversations:
         raise ConfigError(
             f"{run}: holds no conversations out; name a file to chat on: RUN FILE, as in {run} test.jsonl"
@@ -111,6 +118,12 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     print(json.dumps(figures))
 
 
+def trained_fingerprint(run: Path) -> str | None:
+    """The fingerprint of the conversations that a run was trained on, None where it left none."""
+    path = run / DATA
+    return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
+
+
 def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> TrainConfig:
     """The run's configuration with the overrides, and with FILE as all of its data where there is one.
 
@@ -119,7 +132,15 @@ def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> Tra
     own = ["model.chat_template=null"]  # its text is saved with the model
     if file is not None:
         own += _all_of(file, run)
-    config = load_run_config(run, [*own, *overrides])
+    try:
+        config = load_run_config(run, [*own, *overrides])
+    except ConfigError as error:
+        if "no such file" not in str(error) or file is not None:
+            raise
+        raise ConfigError(
+            f"{error}\nPaths in a run's settings are seen from the folder that it was started in. Say where its data is "
+            "now with data.path=..., or name a file to chat on"
+        ) from error
     if not (run / MODEL).is_dir():
         raise ConfigError(f'{run}: has no {MODEL}/, so its training has not ended; make train ARGS="resume={run}"')
     if config.evaluation.conversations == 0:

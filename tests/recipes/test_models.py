@@ -7,34 +7,20 @@ import shutil
 import pytest
 import torch
 import transformers as hf
-from journeys import assets
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainingArguments
+from pretrained import NONE, config_of, train
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from flexmask import Conversation, OnePassCollator, OnePassTrainer, UnsupportedModelError, prepare_conversation
+from flexmask import UnsupportedModelError
 from recipes.models import load_model, load_tokenizer, load_trained, resolve_precision, weightless_model
-from recipes.schema import AdapterConfig, AdapterKind, Dtype, MixedPrecision, ModelConfig, ModelKind, TrainConfig
+from recipes.schema import AdapterConfig, AdapterKind, Dtype, MixedPrecision
 
-NONE = AdapterConfig(kind=AdapterKind.none)
 KINDS = ["dense", "experts", "hybrid"]
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    assets.save_models(folder)
-    return folder
 
 
 @pytest.fixture
 def copied(models, tmp_path):
     """A folder of the dense model to damage."""
     return shutil.copytree(models / "dense", tmp_path / "model")
-
-
-def config_of(folder, adapter=NONE, mixed=MixedPrecision.auto, **settings) -> TrainConfig:
-    config = TrainConfig(model=ModelConfig(kind=ModelKind.hub, name_or_path=str(folder), **settings), adapter=adapter)
-    config.trainer.mixed_precision = mixed
-    return config
 
 
 def load(folder, **settings):
@@ -45,19 +31,6 @@ def load(folder, **settings):
 def change(folder, file="config.json", **values):
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def train(model, tokenizer, folder, steps=6):
-    records = enumerate(assets.conversations(8))
-    conversations = [Conversation.from_record(record, f"{number}") for number, record in records]
-    rows = [prepare_conversation(one, tokenizer, pack_length=512).rows for one in conversations]
-    arguments = TrainingArguments(
-        str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=5e-3, logging_steps=1,
-        report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
-    trainer = OnePassTrainer(model, arguments, OnePassCollator(512), train_dataset=rows)
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 # Breaks if any argument of the recipe collides with what it passes on: no model of a user would load.

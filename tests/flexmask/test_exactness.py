@@ -1,9 +1,12 @@
 """The check before training: what is not exact is found in every dtype, what is exact passes, the model is kept."""
 
+import warnings
+
 import pytest
 import torch
 import transformers as hf
 from factories import TINY_MODELS, tiny_qwen3
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from flexmask import UnsupportedModelError, prepare_model
@@ -96,6 +99,31 @@ def test_code_that_takes_no_float32_is_tried_as_it_is():
     model.model.layers[0].mlp.up_proj.register_forward_pre_hook(half_only)
     with pytest.warns(UserWarning, match="tried in torch.float16 only, .* TypeError: expected Half"):
         check_exact(model, 16)
+
+
+ADAPTERS = {
+    "LoRA": dict(target_modules=["q_proj", "down_proj"]),
+    "DoRA": dict(target_modules=["q_proj"], use_dora=True),
+    "parameters": dict(target_modules=["q_proj"], target_parameters=["mlp.up_proj.weight"]),
+    "tokens": dict(target_modules=["q_proj"], trainable_token_indices=[1, 2]),
+    "modules to save": dict(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+    "embedding and head": dict(target_modules=["q_proj", "embed_tokens", "lm_head"]),
+}
+
+
+# Layers of peft read the weights of the layer that they wrap without running it. Breaks if those stay in half precision
+# while the check runs (a warning: it was not tried in float32), or in float32 afterwards.
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("family", TINY_MODELS)
+def test_a_model_with_adapters_is_tried_in_float32(name, family):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of tied embeddings and names that are to go
+        model = get_peft_model(TINY_MODELS[family](60, torch.bfloat16), LoraConfig(**ADAPTERS[name]))
+    before = storage(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_exact(prepare_model(model), 16)
+    assert storage(model) == before
 
 
 # Another machine would do: the model is not to blame.

@@ -7,6 +7,7 @@ import torch
 import transformers as hf
 from factories import chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
 from families import FAMILIES
+from peft import LoraConfig, get_peft_model
 from stateful_families import BRANCHING
 from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -14,7 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
 from flexmask.attention import ATTENTION_NAME
 from flexmask.exactness import check_exact
-from flexmask.models import attention_masks, check_model, stateful_layers
+from flexmask.models import attention_masks, branching_layers, check_model, stateful_layers, unwrapped
 from flexmask.randomness import random_settings
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
@@ -170,6 +171,46 @@ def test_dropout_outside_of_attention_is_named_once():
         prepare_model(hf.GPT2LMHeadModel(config))
     (message,) = [str(one.message) for one in seen]
     assert "GPT2LMHeadModel: resid_pdrop=0.2, embd_pdrop=0.1: turns of one pass share one draw" in message
+
+
+def with_lora(model, **settings):
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **settings))
+
+
+# Found in the layers themselves: breaks if peft's dropout, which config.json does not have, is passed over in silence,
+# or if that of an adapter that is not active is named.
+def test_dropout_of_adapters_is_named_as_other_dropout_is():
+    with pytest.warns(UserWarning) as seen:
+        prepare_model(with_lora(tiny_qwen3(60, torch.float32), lora_dropout=0.25))
+    (message,) = [str(one.message) for one in seen if "lora" in str(one.message)]
+    assert "Qwen3ForCausalLM: lora_dropout=0.25: turns of one pass share one draw" in message
+    model = with_lora(tiny_qwen3(60, torch.float32), lora_dropout=0.25)
+    model.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
+    model.set_adapter("other")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare_model(model)
+    # As transformers' own add_adapter puts them: no wrapper around the model.
+    model = tiny_qwen3(60, torch.float32)
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], lora_dropout=0.5))
+    with pytest.warns(UserWarning, match="lora_dropout=0.5"):
+        prepare_model(model)
+
+
+# Whatever wraps a model, its layers are found, refused and named as without.
+def test_a_model_is_found_in_its_wrappers():
+    wrapped = with_lora(BRANCHING["Kimi Linear"].build(torch.float32))
+    assert stateful_layers(wrapped) == branching_layers(wrapped) == stateful_layers(wrapped.get_base_model())
+    assert unwrapped(torch.compile(wrapped)) is wrapped.get_base_model()
+    assert prepare_model(wrapped) is wrapped
+    stateful = get_peft_model(
+        hf.MambaForCausalLM(hf.MambaConfig(num_hidden_layers=1, hidden_size=32, vocab_size=60)),
+        LoraConfig(target_modules=["in_proj"]),
+    )
+    with pytest.raises(UnsupportedModelError, match=r"^MambaForCausalLM: backbone.layers.0.mixer \(MambaMixer\) carry"):
+        prepare_model(stateful)
+    with pytest.raises(UnsupportedModelError, match="Linear neither is nor holds a model of transformers"):
+        prepare_model(nn.Linear(2, 2))
 
 
 # The error of the table itself names neither the model nor the length; on a GPU it ends the process.

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from journeys import assets
-from journeys.workshop import Workshop
+from journeys.forked import start_server
+from journeys.workshop import Workshop, environment
 
 DATA = Path(__file__).parent / "data"
 
@@ -23,10 +24,18 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def server():
+    process = start_server(environment())
+    yield process
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory, models) -> Workshop:
+def workshop(tmp_path_factory, models, server) -> Workshop:
     """A fresh checkout with a user's files in it: models/, my.jsonl and what else `furnish` makes."""
-    made = Workshop(tmp_path_factory.mktemp("workshop"))
+    made = Workshop(tmp_path_factory.mktemp("workshop"), server)
     furnish(made.folder, models)
     return made
 

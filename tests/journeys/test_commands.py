@@ -13,17 +13,17 @@ TOLD = told()
 
 
 @pytest.fixture
-def workshop(tmp_path, models):
+def workshop(tmp_path, models, server):
     """A fresh one for each command."""
-    made = Workshop(tmp_path)
+    made = Workshop(tmp_path, server)
     furnish(tmp_path, models)
     return made
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, models):
+def runs(tmp_path_factory, models, server):
     """Folders of a finished and of an interrupted run."""
-    made = Workshop(tmp_path_factory.mktemp("runs"))
+    made = Workshop(tmp_path_factory.mktemp("runs"), server)
     furnish(made.folder, models)
     settings = [*TINY.split(), "wandb=off"]
     made.train(*settings, "output_dir=runs/finished")

@@ -32,7 +32,7 @@ def unbroken(workshop) -> Path:
 
 def stopped(workshop, name: str, number: int, step: int = 3):
     """A training that got a signal behind `step`; what it printed, with the exit code that belongs to the signal."""
-    process = workshop.start(f"exec {train(*SETTINGS, f'output_dir=runs/{name}')}")
+    process = workshop.start(train(*SETTINGS, f"output_dir=runs/{name}"))
     metrics = workshop.folder / f"runs/{name}/metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count('"loss"') >= step, process)
     os.killpg(process.pid, number)
@@ -68,7 +68,7 @@ def test_ctrl_c_under_make_says_the_same(workshop):
 
 # Breaks if a second signal has to wait for the step.
 def test_before_training_a_signal_ends_at_once(workshop):
-    process = workshop.start(f"exec {train(*SETTINGS, 'output_dir=runs/early')}")
+    process = workshop.start(train(*SETTINGS, "output_dir=runs/early"))
     wait_for(lambda: (workshop.folder / "runs/early/config.yaml").exists(), process)
     os.killpg(process.pid, signal.SIGTERM)
     workshop.end(process, code=143, timeout=60)
@@ -104,7 +104,7 @@ def test_a_half_written_checkpoint_is_passed_over(workshop, unbroken):
 
 def test_resume_auto_finds_the_newest_run_of_the_same_settings(workshop, unbroken):
     short = [*SETTINGS, "seed=7"]
-    process = workshop.start(f"exec {train(*short)}")
+    process = workshop.start(train(*short))
     wait_for(lambda: list(workshop.folder.glob("runs/*/checkpoints/checkpoint-10/trainer_state.json")), process)
     os.killpg(process.pid, signal.SIGTERM)
     stopped_run = workshop.end(process, code=143)

@@ -138,8 +138,8 @@ def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> Tra
         if "no such file" not in str(error) or file is not None:
             raise
         raise ConfigError(
-            f"{error}\nPaths in a run's settings are seen from the folder that it was started in. Say where its data is "
-            "now with data.path=..., or name a file to chat on"
+            f"{error}\nPaths in a run's settings are seen from the folder that it was started in. Say where its data "
+            "is now with data.path=..., or name a file to chat on"
         ) from error
     if not (run / MODEL).is_dir():
         raise ConfigError(f'{run}: has no {MODEL}/, so its training has not ended; make train ARGS="resume={run}"')

@@ -229,7 +229,7 @@ def test_a_prompt_longer_than_the_models_positions_is_counted(monkeypatch):
     for history, unasked in (("own", [1, 2]), ("teacher", [1, 2])):
         script = say("yes<|im_end|>")
         script.model.config.max_position_embeddings = 60
-        with pytest.warns(UserWarning, match=r"2 turns were not asked: its prompt fills the model's 60 positions"):
+        with pytest.warns(UserWarning, match=r"2 turns were not asked: the prompt fills the model's 60 positions"):
             results = ask(script, monkeypatch, [short, long], history=history)
         assert [len(result.turns) for result in results] == [1, 1]
         assert sorted(results[1].unasked) == unasked and not results[1].correct
@@ -252,7 +252,7 @@ def test_a_template_that_rejects_the_history_ends_one_conversation(monkeypatch):
     ) + strict.chat_template
     script = Scripted(lambda prompt: "no<|im_end|>" if "bad" in prompt else "yes<|im_end|>")
     talks = [conversation(("bad", "no"), ("b", "yes")), conversation(("a", "yes"), ("b", "yes"), name="test:2")]
-    with pytest.warns(UserWarning, match=r"1 turns were not asked: the chat template rejects its history \(never no\)"):
+    with pytest.warns(UserWarning, match=r"1 turns were not asked: the chat template rejects the history \(never no\)"):
         one, other = chat(script.install(monkeypatch), strict, talks, max_new_tokens=9, batch_size=2)
     assert [turn.correct for turn in one.turns] == [True] and not one.correct
     assert other.correct

@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from flexmask.arguments import OnePassConfig
-from flexmask.models import UnsupportedModelError
+from flexmask.models import UnsupportedModelError, unbranched_layers
 from flexmask.training_data import OnePassCollator, is_rows
 from flexmask.tree import Row
 
@@ -31,6 +37,8 @@ def check_settings(args: TrainingArguments, model: Any, others: Mapping[str, Any
 
     others: the arguments of the trainer that are handed on to the Trainer.
     """
+    if not isinstance(args, TrainingArguments):
+        raise ValueError(f"args is a {type(args).__name__}; give OnePassConfig(output_dir, ...)")
     for name, advice in _REFUSED.items():
         if others.get(name) is not None:
             raise ValueError(f"{name}: {advice}")
@@ -119,11 +127,14 @@ def check_metric(args: TrainingArguments, eval_dataset: Any) -> None:
         raise ValueError(f"metric_for_best_model={metric!r}: evaluation gives {', '.join(known)}")
 
 
-def check_rows(dataset: Any, name: str, pack_length: int, model: str = "", state_layers: Sequence[str] = ()) -> None:
-    """Raise ValueError for conversations without rows and rows longer than a pack, UnsupportedModelError for rows that
-    branch where `state_layers`, whose state does not, are to run over them. Streams are checked as they are read."""
+def check_rows(dataset: Any, name: str, pack_length: int, model: PreTrainedModel | None = None) -> None:
+    """Raise ValueError for conversations without rows, rows longer than a pack and tokens that `model` does not have;
+    UnsupportedModelError for rows that branch where the state of its layers does not. Streams are checked as they are
+    read."""
     if isinstance(dataset, IterableDataset):
         return
+    state_layers = [] if model is None else unbranched_layers(model)
+    tokens = None if model is None else getattr(model.get_input_embeddings(), "num_embeddings", None)
     empty = []
     for i, rows in enumerate(dataset):
         if not is_rows(rows):
@@ -134,8 +145,13 @@ def check_rows(dataset: Any, name: str, pack_length: int, model: str = "", state
                     f"{name}[{i}]: row {row.name} has {len(row):,} tokens, and pack_length is {pack_length:,}; prepare "
                     "it with that pack_length, or raise the trainer's"
                 )
+            if tokens is not None and (greatest := int(row.input_ids.max())) >= tokens:
+                raise ValueError(
+                    f"{name}[{i}]: row {row.name} has token {greatest:,}, and {type(model).__name__} has embeddings "
+                    f"for {tokens:,}; give the tokenizer of this model, or resize_token_embeddings"
+                )
             if state_layers and not row.is_chain:
-                raise UnsupportedModelError(_branches(model, state_layers, row))
+                raise UnsupportedModelError(_branches(type(model).__name__, state_layers, row))
         if not rows:
             empty.append(i)
     if empty:

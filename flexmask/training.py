@@ -86,8 +86,8 @@ class OnePassTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self.args = copy.copy(args) if args is not None else OnePassConfig("trainer_output")
-        self.args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
         check_settings(self.args, model, kwargs)
+        self.args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
         self.data_collator = settle_collator(self.args, data_collator)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model)
@@ -131,9 +131,9 @@ class OnePassTrainer(Trainer):
 
     def _make_exact(self, model: nn.Module) -> None:
         """Route a model's attention and state, and try it."""
+        inner = unwrapped(model)
         self._use_cache = getattr(model.config, "use_cache", None)
         extract_model_from_parallel(model, keep_fp32_wrapper=False)  # the autocast of an earlier trainer
-        inner = unwrapped(model)
         layers = unbranched_layers(inner)
         if layers:
             self.data_collator.one_row_per_pack = True
@@ -181,9 +181,8 @@ class OnePassTrainer(Trainer):
     def _fit_to_data(self, model: nn.Module) -> None:
         """Refuse rows that the model cannot be trained on, and let it stop where it learns to."""
         datasets = {"train_dataset": self.train_dataset} if self.train_dataset is not None else {}
-        layers, inner = unbranched_layers(unwrapped(model)), unwrapped(model)
         for name, dataset in (datasets | datasets_of(self.eval_dataset, "eval_dataset")).items():
-            check_rows(dataset, name, self.data_collator.pack_length, type(inner).__name__, layers)
+            check_rows(dataset, name, self.data_collator.pack_length, unwrapped(model))
         if self._ends and (changed := align_end_of_turn(model, self.processing_class, self._ends)):
             warnings.warn(changed, stacklevel=3)
 
@@ -272,6 +271,11 @@ class OnePassTrainer(Trainer):
         self.run_totals.loss_sum = self._loss_sum()
         super()._save_checkpoint(model, trial)
 
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if (inner := unwrapped(self.model)) is not self.model:  # peft saves adapters, and not how to generate with them
+            inner.generation_config.save_pretrained(output_dir or self.args.output_dir)
+
     def _finalize_training(self, trial, num_train_samples, start_time):
         """The Trainer (5.23) divides by the steps since the run was resumed; here all of them count."""
         totals = self.run_totals
@@ -294,6 +298,8 @@ class OnePassTrainer(Trainer):
         out), and the time taken; of a dict those of each data set under `{prefix}_{name}`.
         """
         if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, Mapping):
+            if eval_dataset not in self.eval_dataset:
+                raise ValueError(f"evaluate({eval_dataset!r}): eval_dataset has {', '.join(self.eval_dataset)}")
             dataset = self.eval_dataset[eval_dataset]
         else:
             dataset = self.eval_dataset if eval_dataset is None else self._heldout(eval_dataset)

@@ -86,6 +86,11 @@ class Preparation:
                 f"{name} is a {'Conversation' if isinstance(item, Conversation) else 'record'}, and there is no "
                 "tokenizer to prepare it with; give processing_class=tokenizer"
             )
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                "processing_class has no chat_template; set one (tokenizer.chat_template = ...), or give the tokenizer "
+                "of a chat model"
+            )
         conversation = item if isinstance(item, Conversation) else Conversation.from_record(item, name)
         return prepare_conversation(conversation, self.tokenizer, **self.settings)
 

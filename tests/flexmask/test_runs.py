@@ -26,7 +26,7 @@ class Steps(TrainerCallback):
 # Breaks if a run that was killed behind its last checkpoint trains "step 25 of 24".
 @pytest.mark.parametrize(
     "length",
-    [{"max_steps": STEPS}, {"max_steps": -1, "num_train_epochs": 2}, {"max_steps": -1, "num_train_epochs": 1.5}],
+    [{"max_steps": 9}, {"max_steps": -1, "num_train_epochs": 2}, {"max_steps": -1, "num_train_epochs": 1.5}],
     ids=["steps", "epochs", "part of an epoch"],
 )
 def test_a_run_resumed_from_its_last_step_trains_nothing(tmp_path, length):
@@ -141,6 +141,8 @@ def test_held_out_data_of_several_names(tmp_path):
     for name, rows in {"a": HELDOUT[:2], "b": HELDOUT[2:]}.items():
         alone = make_trainer(tmp_path, heldout=rows).evaluate()
         assert metrics[f"eval_{name}_loss"] == alone["eval_loss"] == trainer.evaluate(name)["eval_loss"]
+    with pytest.raises(ValueError, match=r"evaluate\('c'\): eval_dataset has a, b"):
+        trainer.evaluate("c")
     with pytest.raises(ValueError, match="metric_for_best_model='eval_loss': evaluation gives eval_a_loss, eval_a_th"):
         make_trainer(tmp_path, heldout={"a": HELDOUT}, metric_for_best_model="eval_loss")
 

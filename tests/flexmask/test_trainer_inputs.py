@@ -184,7 +184,17 @@ def test_samplers_that_go_by_length(tmp_path, strategy):
     )
 
 
+NO_TEMPLATE = copy.deepcopy(TOKENIZER)
+NO_TEMPLATE.chat_template = None
+
 REFUSED = {
+    "no chat template": (dict(tokenizer=NO_TEMPLATE), "processing_class has no chat_template; set one"),
+    "tokens of others": (
+        dict(model=tiny_qwen3(100, torch.float32)),
+        r"train_dataset\[0\]: row train_dataset\[0\] has token \d+, and Qwen3ForCausalLM has embeddings for 100",
+    ),
+    "no model of transformers": (dict(model=torch.nn.Linear(2, 2)), "Linear neither is nor holds a model"),
+    "arguments of no run": (dict(args={"max_steps": 1}), "args is a dict; give OnePassConfig"),
     "no tokenizer": (dict(tokenizer=None), r"train_dataset\[0\] is a record, and there is no tokenizer"),
     "a file name": (dict(data="my.jsonl"), "train_dataset is the string 'my.jsonl'; give the data itself"),
     "a dict": (dict(data={"train": RECORDS}), r"train_dataset is a dict with the keys \['train'\]"),

@@ -65,11 +65,6 @@ def chat(
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat_template; set one, or use a chat model's tokenizer")
     ends = end_tokens(model, tokenizer)
-    if not ends:
-        raise ValueError(
-            "no token ends a turn: the tokenizer has no eos_token and the model's generation_config no eos_token_id; "
-            "set one of them to the token that ends a turn"
-        )
     errors: Counter[str] = Counter()
     chats = [
         _Chat(one, ChatTemplate(tokenizer, one, template_kwargs, date=date), history, _guarded(matcher, errors))
@@ -285,7 +280,16 @@ def generate(
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """What ends a turn: the tokenizer's end of sequence and what the model's generation config says."""
+    """What ends a turn: the tokenizer's end of sequence and what the model's generation config says.
+
+    Raises ValueError where neither says anything.
+    """
     own = model.generation_config.eos_token_id
     own = [] if own is None else [own] if isinstance(own, int) else own
-    return {*own} | ({tokenizer.eos_token_id} - {None})
+    ends = {*own} | ({tokenizer.eos_token_id} - {None})
+    if not ends:
+        raise ValueError(
+            "no token ends a turn: the tokenizer has no eos_token and the model's generation_config no eos_token_id; "
+            "set one of them to the token that ends a turn"
+        )
+    return ends

@@ -10,7 +10,7 @@ from flexmask.conversation import Conversation
 from recipes import tutoring
 from recipes.chat import chat, generate, ready_to_generate
 from recipes.matchers import number
-from recipes.replies import figures
+from recipes.replies import Thinking, figures
 from recipes.tiny import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -109,6 +109,28 @@ def test_template_kwargs_reach_the_template(monkeypatch):
         template_kwargs={"enable_thinking": False},
     )
     assert script.prompts[0].endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_conversations_own_template_arguments_count(monkeypatch):
+    """One prompt closes the thinking, the other leaves it to the model; the data thinks in both."""
+    messages = (
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "reasoning_content": "t"},
+    )
+    talks = [
+        Conversation("test:1", messages),
+        Conversation("test:2", messages, template_kwargs={"enable_thinking": False}),
+    ]
+    script = Scripted(
+        lambda prompt: "a<|im_end|>" if prompt.endswith("</think>\n\n") else "<think>t</think>a<|im_end|>"
+    )
+    one, other = ask(script, monkeypatch, talks)
+    assert [(r.turns[0].reply.state, r.turns[0].expects_thinking) for r in (one, other)] == [
+        (Thinking.valid, True),
+        (Thinking.empty, False),
+    ]
+    assert all(r.turns[0].thinks_as_expected and r.correct for r in (one, other))
+    assert one.turns[0].thinking_tokens == 1
 
 
 @pytest.fixture(scope="module")

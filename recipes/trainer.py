@@ -11,6 +11,7 @@ from typing import Self
 
 import matplotlib
 import matplotlib.pyplot as plt
+import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
@@ -59,6 +60,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
         bf16=resolve_precision(config).mixed_precision is MixedPrecision.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # transformers takes bf16 on CPU only where it is told of the CPU
         torch_compile=trainer.torch_compile,
         neftune_noise_alpha=trainer.neftune_noise_alpha,
         activation_checkpointing=config.model.gradient_checkpointing,

@@ -14,7 +14,7 @@ class How:
     args: str = ""
     shows: tuple[str, ...] = ()  # words it prints
     leaves: tuple[str, ...] = ()  # patterns of files that are there afterwards
-    needs: str = ""  # "finished" or "interrupted": a run that must be there before, as runs/one
+    needs: str = ""  # "finished", "interrupted" or "adapted": the run that must be there before, as runs/one
     runs_in: str = ""  # the file of tests/journeys that runs it instead, or ".ci/run"
     why: str = ""  # the reason for `runs_in`, or for running it otherwise than it stands
 
@@ -24,15 +24,22 @@ TINY = (
     "trainer.conversations_per_step=2 data.train_conversations=12 data.heldout_conversations=2 "
     "evaluation.conversations=2 evaluation.max_new_tokens=8"
 )
-TINY_MODEL = "model.tiny.layers=1 model.tiny.hidden_size=32 trainer.steps=3 trainer.warmup_steps=0"
 FINETUNE = "trainer.steps=4 evaluation.max_new_tokens=8"
 BENCH = (
     "grid.turns=[2] grid.mixes=[balanced] grid.repeats=1 grid.cell_seconds=1 grid.conversation_tokens=512 "
     "create_block_mask=false pack_length=1024"
 )
 RUN = ("runs/*/result.json", "runs/*/config.yaml", "runs/*/metrics.jsonl", "runs/*/model/model.safetensors")
+TINY_MODEL = (
+    "model.tiny.layers=1 model.tiny.hidden_size=32 trainer.steps=3 trainer.warmup_steps=0 evaluation.max_new_tokens=8"
+)
+MIX = "'data.sources={mine:{path:my.jsonl},maths:{kind:gsm8k_socratic,path:gsm8k.jsonl,weight:0.5}}'"
 OWN_FILE = "data=jsonl data.path=my.jsonl"
 NO_HUB = {"Qwen/Qwen3-0.6B": "models/dense", "Qwen/Qwen3-1.7B": "models/dense"}
+ONE = {"<folder>": "one"}
+DENSE = {"<folder>": "models/dense"}
+ADAPTER = ("runs/*/result.json", "runs/*/model/adapter_config.json", "runs/*/model/adapter_model.safetensors")
+MERGED = ("runs/one/merged/config.json", "runs/one/merged/model.safetensors", "runs/one/merged/tokenizer.json")
 LOCAL_MODEL = "model.name_or_path=models/dense"
 
 TABLE = {
@@ -50,7 +57,6 @@ TABLE = {
     'trainer.save_every=0 evaluation.conversations=0"': How(args=TINY, leaves=RUN),
     'make train ARGS="experiment=short"': How(args=TINY, leaves=RUN),
     # own data, own model
-    'make train ARGS="data=jsonl data.path=my.jsonl"': How(args=TINY_MODEL, leaves=RUN),
     f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune {OWN_FILE}"': How(
         replace=NO_HUB, args=FINETUNE, leaves=RUN
     ),
@@ -74,12 +80,16 @@ TABLE = {
     ),
     "python -m recipes.convert_gguf": How(runs_in="test_real_weights.py", why="with the real weights"),
     # runs
-    'make train ARGS="resume=runs/<folder>"': How(replace={"<folder>": "one"}, needs="interrupted", leaves=RUN),
+    'make train ARGS="resume=runs/<folder>"': How(replace=ONE, needs="interrupted", leaves=RUN),
     'make evaluate ARGS="runs/<folder>"': How(
-        replace={"<folder>": "one"}, needs="finished", shows=("answer_accuracy", "conversation_accuracy")
+        replace=ONE, needs="finished", shows=("answer_accuracy", "conversation_accuracy")
     ),
     "make evaluate": How(args="runs/one", needs="finished", shows=("answer_accuracy",)),
-    "make merge": How(runs_in="test_adapters.py", why="of a run with an adapter"),
+    'make evaluate ARGS="runs/<folder> evaluation.history=both evaluation.matcher=number"': How(
+        replace=ONE, needs="finished", shows=("answer_accuracy", "teacher_answer_accuracy")
+    ),
+    "make merge": How(args="runs/one", needs="adapted", leaves=MERGED),
+    'make merge ARGS="runs/<folder>"': How(replace=ONE, needs="adapted", leaves=MERGED),
     "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/comparison.png")),
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
     # measuring

@@ -22,11 +22,16 @@ def workshop(tmp_path, models, server):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, models, server):
-    """Folders of a finished and of an interrupted run."""
+    """Folders of a finished run, of an interrupted one, and of one with an adapter."""
     made = Workshop(tmp_path_factory.mktemp("runs"), server)
     furnish(made.folder, models)
     settings = [*TINY.split(), "wandb=off"]
     made.train(*settings, "output_dir=runs/finished")
+    made.train(
+        *"model=hub model.name_or_path=models/dense adapter=lora trainer=lora".split(),
+        *"data=jsonl data.path=my.jsonl trainer.steps=3 evaluation.conversations=0 wandb=off".split(),
+        "output_dir=runs/adapted",
+    )
     process = made.start(train(*settings, "trainer.steps=60", "output_dir=runs/interrupted"))
     wait_for(lambda: list(made.folder.glob("runs/interrupted/checkpoints/*/trainer_state.json")), process)
     kill(process)
@@ -48,7 +53,7 @@ def test_what_runs_elsewhere_or_otherwise_does_and_says_why():
         if how.runs_in:
             path = ROOT / how.runs_in if how.runs_in == ".ci/run" else ROOT / "tests/journeys" / how.runs_in
             assert IN_CI.get(command, command) in path.read_text(encoding="utf-8"), command
-        others = how.replace.keys() - {"<folder>", "<file>"}
+        others = how.replace.keys() - {"<folder>"}
         assert how.why or not (how.runs_in or any(not name.startswith("Qwen/") for name in others)), command
 
 

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import importlib.util
 import json
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -128,12 +129,15 @@ def _named(model: PreTrainedModel, adapter: AdapterConfig) -> _Targets:
     """Modules and parameters by the names of `adapter.target_modules`: a list, or a pattern for whole paths."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    wanted = adapter.target_modules if isinstance(adapter.target_modules, str) else set(adapter.target_modules)
-    given = f"adapter.target_modules={adapter.target_modules}"
-    bare = [] if isinstance(wanted, str) else [path for path, *_ in _parameters(model)]
-    fused = {name for name in wanted if any(_ends(path, name) for path in bare)} if bare else set()
+    given, wanted = f"adapter.target_modules={adapter.target_modules}", adapter.target_modules
+    paths = [path for path, _ in model.named_modules() if path]
+    fused: set[str] = set()
+    if not isinstance(wanted, str):
+        fused = {name for name in wanted if any(_ends(path, name) for path, *_ in _parameters(model))}
+        alone = {name for name in fused if not any(_ends(path, name) for path in paths)}
+        wanted = set(wanted) - alone
     config = _peft_config(model, adapter, target_modules=wanted)
-    modules = {path for path, _ in model.named_modules() if path and check_target_module_exists(config, path)}
+    modules = {path for path in paths if check_target_module_exists(config, path)}
     if found := sorted(modules & _tied(model)):
         raise ValueError(
             f"{given}: {' and '.join(sorted(_tied(model)))} are one and the same weight in this model, and an adapter "
@@ -142,22 +146,20 @@ def _named(model: PreTrainedModel, adapter: AdapterConfig) -> _Targets:
         )
     with _named_by_key(adapter):
         config = _converted(model, config)
-    # A name that peft has taken for the fused weights of experts is in its config no more.
-    names = {wanted} if isinstance(wanted, str) else wanted & config.target_modules - fused
-    unknown = [name for name in names if not any(name == wanted or _ends(path, name) for path in modules)]
-    if unknown or not (modules or fused or config.target_parameters):
-        raise ValueError(
-            f"{given}: no layer of {type(model).__name__} is named {', '.join(sorted(unknown or names))}; its linear "
-            f"layers are {_kinds(_linear(model))}"
-            + (". A text is a pattern for whole paths; names stand in a list" if isinstance(wanted, str) else "")
-        )
-    if fused:
-        config.target_modules -= fused
-    lost = {f"{path}.weight" for path in modules if not check_target_module_exists(config, path)}
     experts = fused | set(config.target_parameters or ())
+    if isinstance(wanted, str):
+        unknown = [] if modules or experts else [f"{wanted}, a pattern for whole paths (names stand in a list)"]
+    else:  # a name that peft has taken for the fused weights of experts is in its config no more
+        unknown = [name for name in wanted & config.target_modules if not any(_ends(path, name) for path in modules)]
+    if unknown:
+        raise ValueError(
+            f"{given}: no layer of {type(model).__name__} is named {', '.join(sorted(unknown))}; its linear layers are "
+            f"{_kinds(_linear(model))}"
+        )
+    lost = {f"{path}.weight" for path in modules if not check_target_module_exists(config, path)}
     for parameters in (experts, lost):
         if parameters and (why := _no_parameters(adapter, quantized=parameters is lost)):
-            raise ValueError(f"{given}: {_kinds(parameters)} cannot have an adapter: {why}; leave them out")
+            raise ValueError(f"{given}: {_kinds(sorted(parameters))} cannot have an adapter: {why}; leave them out")
     return _Targets(config.target_modules, experts | lost)
 
 
@@ -264,6 +266,8 @@ def _kinds(paths) -> str:
 
 
 def _check_installed(kind: AdapterKind) -> None:
+    # At every import it says on a CPU that an optional kernel is missing, also where nothing is quantized.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if missing := [name for name in _PACKAGES[kind] if importlib.util.find_spec(name) is None]:
         raise ValueError(
             f"adapter={kind}: needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)} (or "

@@ -41,7 +41,7 @@ def merge(run: Path, out: Path | None = None) -> Path:
     partial = out.with_name(out.name + ".partial")
     for target in (out, partial):
         if target.is_file() or (target.is_dir() and any(target.iterdir())):
-            raise ValueError(f"{target}: already exists; remove it or choose another folder: merge {run} OUT_DIR")
+            raise ValueError(f"{target}: already exists; remove it, or choose another OUT_DIR")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     adapted = load_trained(folder)
     generation = adapted.generation_config

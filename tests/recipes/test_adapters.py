@@ -12,8 +12,9 @@ from families import FAMILIES
 from peft import AutoPeftModelForCausalLM
 from pretrained import config_of, train
 from stateful_families import BRANCHING
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
+from flexmask import OnePassCollator, OnePassTrainer
 from recipes.adapters import add_adapter, lora_config
 from recipes.merge import main, merge
 from recipes.models import load_model, load_tokenizer, load_trained
@@ -100,6 +101,7 @@ def test_experts_without_an_adapter_are_said(settings):
         ("Qwen3", ["q_proj"], {"self_attn.q_proj.weight"}),
         # As before transformers 5: the projections that experts had.
         ("Qwen3-MoE", ["gate_proj", "up_proj"], {"mlp.experts.gate_up_proj"}),
+        ("Qwen3-MoE", r".*experts\.(gate|up)_proj", {"mlp.experts.gate_up_proj"}),
         ("gpt-oss", ["q_proj", "experts.down_proj"], {"self_attn.q_proj.weight", "mlp.experts.down_proj"}),
         (
             "Qwen3-Next",
@@ -122,7 +124,7 @@ WRONG = {
     "a text": (
         "Qwen3",
         dict(target_modules="q_proj"),
-        r"adapter.target_modules=q_proj: .* A text is a pattern for whole paths; names stand in a list",
+        r"adapter.target_modules=q_proj: .* is named q_proj, a pattern for whole paths \(names stand in a list\)",
     ),
     "no linear layer": (
         "Qwen3",
@@ -250,15 +252,17 @@ def test_a_base_model_that_has_gone_is_named(tmp_path):
 def test_the_merged_model_generates_as_the_run_says(models, tmp_path):
     model = randomized(load_model(config_of(models / "base", lora()), 300))
     tokenizer = load_tokenizer(config_of(models / "base").model)
-    run = tmp_path / "run"
-    model.save_pretrained(run / "model")
-    tokenizer.save_pretrained(run / "model")
     model.generation_config.eos_token_id, model.generation_config.max_length = [2, 0], 77
-    model.generation_config.save_pretrained(run / "model")
-    merge(run, tmp_path / "out")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    trainer = OnePassTrainer(
+        model, TrainingArguments(str(tmp_path / "out"), report_to=[]), OnePassCollator(64), processing_class=tokenizer
+    )
+    run = tmp_path / "run"
+    trainer.save_model(run / "model")
+    assert load_trained(run / "model").generation_config.max_length == 77
+    merge(run, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert (merged.generation_config.eos_token_id, merged.generation_config.max_length) == ([2, 0], 77)
-    own = AutoTokenizer.from_pretrained(tmp_path / "out")
+    own = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert (own.chat_template, own.get_vocab()) == (tokenizer.chat_template, tokenizer.get_vocab())
 
 
@@ -280,7 +284,7 @@ def test_merge_refuses_by_name(models, tmp_path, capsys):
     with pytest.raises(ValueError, match="none: no such folder"):
         merge(tmp_path / "none")
     merge(run)
-    with pytest.raises(ValueError, match="merged: already exists; remove it or choose another folder"):
+    with pytest.raises(ValueError, match="merged: already exists; remove it, or choose another OUT_DIR"):
         merge(run)
     with pytest.raises(SystemExit, match="^error: .*already exists"):
         main([str(run)])

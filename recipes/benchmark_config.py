@@ -1,4 +1,4 @@
-"""The typed configuration of the benchmark: conf/benchmark.yaml -> BenchmarkConfig, checked as `recipes.config` checks."""
+"""The typed configuration of the benchmark: conf/benchmark.yaml -> BenchmarkConfig, checked as that of a run is."""
 
 import math
 from collections.abc import Iterator, Sequence

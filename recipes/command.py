@@ -21,7 +21,8 @@ _SETTINGS = {
     "turns": "duplication",
     "layout": "duplication",
 }
-_ARGUMENT = re.compile(rf"(?<![\w.])({'|'.join(_SETTINGS)})=")
+# In the library's words: `pack_length=8`, `control_tokens="escape"`, `too_long to "drop"`.
+_ARGUMENT = re.compile(rf"""(?<![\w.])({"|".join(_SETTINGS)})(?:=| to (?="))(?:"(\w*)")?""")
 
 
 class Interrupted(BaseException):
@@ -72,5 +73,5 @@ def explained(error: Exception) -> str | None:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"
     if isinstance(error, (ValueError, FloatingPointError)) or type(error).__module__.startswith("hydra."):
-        return _ARGUMENT.sub(lambda found: f"{_SETTINGS[found[1]]}.{found[1]}=", str(error))
+        return _ARGUMENT.sub(lambda found: f"{_SETTINGS[found[1]]}.{found[1]}={found[2] or ''}", str(error))
     return None

@@ -9,6 +9,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -18,10 +19,11 @@ import matplotlib.pyplot as plt
 
 from recipes.command import command
 
-# Column, key in result.json, format.
+# Column, key in result.json, format. A column that no run has measured is left out.
 COLUMNS = (
     ("answers right", "answer_accuracy", "{:.1%}"),
     ("conversations right", "conversation_accuracy", "{:.1%}"),
+    ("answers right on the data's history", "teacher_answer_accuracy", "{:.1%}"),
     ("held-out loss", "heldout_loss", "{:.4f}"),
     ("last training loss", "loss_last", "{:.4f}"),
     ("training seconds", "train_seconds", "{:.0f}"),
@@ -70,21 +72,24 @@ def read_runs(folder: Path) -> dict[str, list[dict]]:
 
 def markdown_table(runs: dict[str, list[dict]]) -> str:
     """A line a run, and for several seeds a line with each layout's mean."""
+    every = [result for results in runs.values() for result in results]
+    columns = [one for one in COLUMNS if any(result.get(one[1]) is not None for result in every)]
     lines = [
-        "| layout | seed | " + " | ".join(name for name, _, _ in COLUMNS) + " |",
-        "|---|---|" + "---:|" * len(COLUMNS),
+        "| layout | seed | " + " | ".join(name for name, _, _ in columns) + " |",
+        "|---|---|" + "---:|" * len(columns),
     ]
     for layout, results in runs.items():
         for result in results:
-            lines.append(_line(layout, str(result["seed"]), {key: result[key] for _, key, _ in COLUMNS}))
+            lines.append(_line(layout, str(result["seed"]), result, columns))
         if len(results) > 1:
-            means = {key: _mean([result[key] for result in results]) for _, key, _ in COLUMNS}
-            lines.append(_line(f"**{layout}**", f"mean of {len(results)}", means))
+            means = {key: _mean([result.get(key) for result in results]) for _, key, _ in columns}
+            lines.append(_line(f"**{layout}**", f"mean of {len(results)}", means, columns))
     return "\n".join(lines) + "\n"
 
 
-def _line(layout: str, seed: str, values: dict[str, float | None]) -> str:
-    cells = ["-" if values[key] is None else form.format(values[key]) for _, key, form in COLUMNS]
+def _line(layout: str, seed: str, values: dict, columns: Sequence[tuple[str, str, str]]) -> str:
+    """A row of the table; what was not measured is a dash."""
+    cells = ["-" if values.get(key) is None else form.format(values[key]) for _, key, form in columns]
     return f"| {layout} | {seed} | " + " | ".join(cells) + " |"
 
 

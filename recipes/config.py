@@ -26,8 +26,6 @@ from recipes.config_rules import ConfigError, validate
 from recipes.overrides import CONF_DIR, checked_overrides
 from recipes.schema import SourceConfig, TrainConfig
 
-CONF_DIR = str(Path(__file__).resolve().parent.parent / "conf")
-
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 
 

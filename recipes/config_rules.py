@@ -136,7 +136,7 @@ def _source(source: SourceConfig, key: str) -> Iterator[str]:
         yield f"{key}.kind=mix: a mix cannot be a source of another; name its sources here"
     elif source.kind is DataKind.tutoring:
         if source.path is not None:
-            yield f"{key}.path={source.path}: tutoring dialogues are generated; choose {key}.kind=records to read a file"
+            yield f"{key}.path={source.path}: tutoring dialogues are generated; {key}.kind=records reads a file"
         if source.train_conversations is None:
             yield f"{key}.train_conversations=null: tutoring dialogues have no end; give the number to generate"
     elif source.kind is DataKind.records and source.path is None and source.hub_id is None:

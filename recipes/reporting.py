@@ -70,7 +70,7 @@ class Reporter:
         self._send(send)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """A table such as sample chats; `<name>.jsonl` holds the latest one. Text goes to wandb only with `wandb.chats`.
+        """A table such as sample chats; `<name>.jsonl` holds the latest one. wandb gets it only with `wandb.chats`.
 
         Raises ValueError when a row is not as long as `columns`.
         """

@@ -61,7 +61,7 @@ def config_to_resume(config: TrainConfig, given: list[str]) -> TrainConfig | Non
 
 
 def newest_unfinished(config: TrainConfig) -> Path | None:
-    """The newest folder in runs/, or `output_dir` where one is given, whose run has this configuration and no result."""
+    """The newest run in runs/, or that in `output_dir` where one is given, that has this configuration and no result."""
     folders = RUNS.iterdir() if config.output_dir is None else [Path(config.output_dir)]
     candidates = (
         [folder for folder in folders if _same_run(folder, config)] if RUNS.is_dir() or config.output_dir else []

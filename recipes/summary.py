@@ -17,6 +17,10 @@ from recipes.schema import DataKind, TrainConfig
 MANY_EPOCHS = 10
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def opening_lines(
     config: TrainConfig,
     model: PreTrainedModel,
@@ -72,7 +76,8 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     ]
     if config.data.kind is DataKind.mix:
         lines += [f"            {name}: {count}" for name, count in data.sources.items()]
-    computed = f"{rows.tokens_computed:,} tokens computed in layout {config.duplication.layout}, {rows.tokens_trained:,} trained"
+    layout = config.duplication.layout
+    computed = f"{rows.tokens_computed:,} tokens computed in layout {layout}, {rows.tokens_trained:,} trained"
     if rows.tokens_computed and rows.tokens_per_turn > rows.tokens_computed:
         ratio = rows.tokens_per_turn / rows.tokens_computed
         computed += f"; one pass a turn computes {ratio:.2f} times as many: about the speed-up to expect"
@@ -101,14 +106,15 @@ def _steps(config: TrainConfig, rows: PreparedData) -> str:
     epochs = steps / an_epoch
     if epochs > MANY_EPOCHS and trainer.steps:
         warnings.warn(
-            f"trainer.steps={trainer.steps:,} go {epochs:,.0f} times through {conversations:,} conversations, which will "
-            "be learned by heart; give trainer.epochs=3, or fewer steps",
+            f"trainer.steps={trainer.steps:,} go {epochs:,.0f} times through {counted(conversations, 'conversation')}, "
+            "which will be learned by heart; give trainer.epochs=3, or fewer steps",
             stacklevel=3,
         )
     a_step = min(trainer.conversations_per_step, conversations)
+    tokens = rows.tokens_computed / conversations * a_step
     return (
-        f"{steps:,} steps of {a_step:,} conversations, about {rows.tokens_computed / conversations * a_step:,.0f} tokens "
-        f"each; {epochs:,.3g} times through the data"
+        f"{counted(steps, 'step')} of {counted(a_step, 'conversation')}, about {tokens:,.0f} tokens each; "
+        f"{epochs:,.3g} times through the data"
     )
 
 
@@ -157,8 +163,9 @@ def training_result(
 
 def closing_lines(result: dict) -> list[str]:
     lines = [
-        f"trained {result['steps']} steps in {result['train_seconds']:.0f} s: loss {result['loss_first']:.3f} -> "
-        f"{result['loss_last']:.3f}, {result['tokens_computed']:,} tokens computed, {result['tokens_trained']:,} trained"
+        f"trained {counted(result['steps'], 'step')} in {result['train_seconds']:.0f} s: loss "
+        f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}, {result['tokens_computed']:,} tokens computed, "
+        f"{result['tokens_trained']:,} trained"
     ]
     if result["best_step"]:
         lines.append(f"model/ is the checkpoint of step {result['best_step']}, which has the lowest held-out loss")

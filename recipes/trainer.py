@@ -20,12 +20,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from flexmask import OnePassCollator, Pack
 from flexmask.viz import plot_pack
-from recipes.chat import ChatResult
 from recipes.models import resolve_precision
 from recipes.progress import duration, progress
+from recipes.replies import ChatResult
 from recipes.reporting import Reporter
 from recipes.run_folder import CHECKPOINTS
-from recipes.schema import MixedPrecision, TrainConfig
+from recipes.schema import History, MixedPrecision, TrainConfig
 
 matplotlib.use("Agg")
 PRINTED = {"loss": "loss", "thinking_loss": "thinking", "answer_loss": "answer"}
@@ -158,6 +158,8 @@ class ReportingCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self._advance(note=self._rate)
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last loss of a run is reported, whatever `log_every`
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._bar.close()
@@ -199,10 +201,22 @@ def report_mask(reporter: Reporter, pack: Pack, collator: OnePassCollator) -> No
 
 
 def report_chats(reporter: Reporter, chats: Sequence[ChatResult], step: int) -> None:
-    """Save and send the first few chats, a row each turn."""
+    """Save and send the first few chats of each history, a row each turn."""
+    columns = ["conversation", "history", "turn", "thinking", "answer", "expected", "correct", "thinks", "ended"]
+    shown = [one for history in History for one in [chat for chat in chats if chat.history == history][:SAMPLE_CHATS]]
     rows = [
-        [chat.name, i, turn.thinking, turn.answer, turn.expected, turn.correct]
-        for chat in chats[:SAMPLE_CHATS]
-        for i, turn in enumerate(chat.turns)
+        [
+            chat.name,
+            chat.history,
+            turn.turn,
+            turn.thinking,
+            turn.answer,
+            turn.expected,
+            turn.correct,
+            str(turn.reply.state),
+            turn.reply.ended,
+        ]
+        for chat in shown
+        for turn in chat.turns
     ]
-    reporter.table("chats", ["conversation", "turn", "thinking", "answer", "expected", "correct"], rows, step)
+    reporter.table("chats", columns, rows, step)

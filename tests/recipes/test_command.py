@@ -31,6 +31,8 @@ def ending(error):
         (ValueError("my.jsonl: 3 are invalid, on_invalid=drop leaves them out"), "data.on_invalid=drop leaves"),
         (ValueError("see data.on_invalid=drop"), "see data.on_invalid=drop"),
         (ValueError("pack_length=8 is short"), "duplication.pack_length=8 is short"),
+        (ValueError('or set too_long to "drop" to'), "or set duplication.too_long=drop to"),
+        (ValueError('write layout="per_turn", or'), "write duplication.layout=per_turn, or"),
         (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x: Permission denied"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "lower it. model.gradient_checkpointing=true"),

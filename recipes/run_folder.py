@@ -20,16 +20,11 @@ RESULT, DATA, CHECKPOINTS, MODEL = "result.json", "data.json", "checkpoints", "m
 def new_folder(config: TrainConfig) -> Path:
     """A folder that holds no run yet: `config.output_dir`, or a new one in runs/ that no other process gets.
 
-    Raises ValueError where `output_dir` holds a run, which would be overwritten.
+    Raises ValueError as `refuse_taken` does.
     """
+    refuse_taken(config)
     if config.output_dir is not None:
         folder = Path(config.output_dir)
-        taken = [name for name in ("metrics.jsonl", CHECKPOINTS, MODEL, RESULT) if (folder / name).exists()]
-        if taken:
-            raise ValueError(
-                f"output_dir={folder}: holds a run already ({', '.join(taken)}), which would be overwritten; choose "
-                f"another folder, or go on with it: resume={folder}"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     RUNS.mkdir(exist_ok=True)
@@ -42,6 +37,19 @@ def new_folder(config: TrainConfig) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def refuse_taken(config: TrainConfig) -> None:
+    """Raise ValueError where `config.output_dir` holds a run that is not to be resumed: it would be overwritten."""
+    if config.output_dir is None or config.resume is not None:
+        return
+    folder = Path(config.output_dir)
+    taken = [name for name in ("metrics.jsonl", CHECKPOINTS, MODEL, RESULT) if (folder / name).exists()]
+    if taken:
+        raise ValueError(
+            f"output_dir={folder}: holds a run already ({', '.join(taken)}), which would be overwritten; choose "
+            f"another folder, or go on with it: resume={folder}"
+        )
 
 
 def config_to_resume(config: TrainConfig, given: list[str]) -> TrainConfig | None:
@@ -61,7 +69,7 @@ def config_to_resume(config: TrainConfig, given: list[str]) -> TrainConfig | Non
 
 
 def newest_unfinished(config: TrainConfig) -> Path | None:
-    """The newest run in runs/, or that in `output_dir` where one is given, that has this configuration and no result."""
+    """The newest run of this configuration without a result: in runs/, or in `output_dir` where one is given."""
     folders = RUNS.iterdir() if config.output_dir is None else [Path(config.output_dir)]
     candidates = (
         [folder for folder in folders if _same_run(folder, config)] if RUNS.is_dir() or config.output_dir else []

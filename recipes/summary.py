@@ -4,7 +4,8 @@ import math
 import warnings
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel, TrainingArguments
+import torch
+from transformers import PreTrainedModel
 
 from flexmask.models import unbranched_layers
 from recipes.data import LoadedData
@@ -27,19 +28,19 @@ def opening_lines(
     data: LoadedData,
     rows: PreparedData,
     heldout: PreparedData,
-    arguments: TrainingArguments,
+    device: torch.device,
     notes: Sequence[str],
 ) -> list[str]:
     """Model, data and length of a run, a line or two each; `notes` are sentences that stand behind them."""
     return [
-        *_model_lines(config, model, arguments),
+        *_model_lines(config, model, device),
         *data_lines(config, data, rows, heldout),
         f"steps       {_steps(config, rows)}",
         *(f"note        {note}" for note in notes if note),
     ]
 
 
-def _model_lines(config: TrainConfig, model: PreTrainedModel, arguments: TrainingArguments) -> list[str]:
+def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.device) -> list[str]:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     weights = "random weights, trained from scratch" if config.model.from_scratch else config.model.name_or_path
@@ -48,7 +49,6 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel, arguments: Trainin
         if trained == total
         else f"{trained:,} trained ({trained / total:.2%}, adapter={config.adapter.kind})"
     )
-    device = arguments.device
     return [
         f"model       {_name(model)} ({weights}): {total:,} parameters, {which}",
         f"device      {device_name(device)}; {resolve_precision(config)}",

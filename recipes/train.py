@@ -9,9 +9,11 @@ Leaves in the run folder: config.yaml, metrics.jsonl, model/ (what `from_pretrai
 block_mask.png, chats.jsonl, result.json. Prints the run folder on its last line.
 """
 
+import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,8 +22,25 @@ from omegaconf import DictConfig
 from recipes.command import Interrupted, command
 from recipes.config import CONF_DIR, save_run_config, to_dataclass
 from recipes.overrides import checked_overrides
-from recipes.run_folder import MODEL, RESULT, check_same_data, config_to_resume, last_checkpoint, new_folder, write_json
+from recipes.run_folder import (
+    MODEL,
+    RESULT,
+    check_same_data,
+    config_to_resume,
+    last_checkpoint,
+    new_folder,
+    refuse_taken,
+    write_json,
+)
 from recipes.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from flexmask import OnePassTrainer
+    from recipes.data import LoadedData
+    from recipes.preparation import PreparedData
+    from recipes.reporting import Reporter
 
 
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
@@ -40,91 +59,122 @@ def main(composed: DictConfig) -> None:
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
-    from transformers import PrinterCallback, set_seed
-
-    from flexmask import OnePassCollator, OnePassTrainer, align_end_of_turn
-    from flexmask.models import unbranched_layers
-    from recipes.data import load_data
-    from recipes.evaluate import evaluate_chats
     from recipes.interrupts import StopAfterStep
-    from recipes.matchers import load_matcher
-    from recipes.models import load_model, load_tokenizer
-    from recipes.preparation import prepare
     from recipes.reporting import Reporter
-    from recipes.summary import closing_lines, heldout_figures, opening_lines, training_result
-    from recipes.trainer import (
-        ReportingCallback,
-        early_stopping,
-        quiet,
-        report_chats,
-        report_mask,
-        training_arguments,
-        without_heldout,
-    )
+    from recipes.summary import closing_lines
+    from recipes.trainer import ReportingCallback
 
-    resumed = config.resume is not None
-    checkpoint, done = (last_checkpoint(Path(config.resume)) or (None, 0)) if resumed else (None, None)
-    folder = Path(config.resume) if resumed else new_folder(config)
-    config = replace(config, output_dir=str(folder))
-    stop = StopAfterStep(f'Go on with: make train ARGS="resume={folder}"')
-    with stop:
-        print(f"run folder  {folder}" + (f", going on behind step {done}" if resumed else ""))
-        load_matcher(config.evaluation.matcher)  # a wrong name fails here, not after training
-        arguments = training_arguments(config, folder)
+    resumed = Path(config.resume) if config.resume else None
+    checkpoint, done = (last_checkpoint(resumed) or (None, 0)) if resumed else (None, None)
+    refuse_taken(config)
+    with StopAfterStep("Nothing has been trained yet") as stop:
+        run = prepare_run(config)
+        folder = resumed or new_folder(config)
+        config = replace(config, output_dir=str(folder))
+        stop.message = f'Go on with: make train ARGS="resume={folder}"'
+        check_same_data(folder, run.data.fingerprint, resumed is not None)
         save_run_config(config, folder)
-        set_seed(config.seed)
-        quiet()
-
-        tokenizer = load_tokenizer(config.model)
-        data = load_data(config.data)
-        check_same_data(folder, data.fingerprint, resumed)
-        rows = prepare(data.train, tokenizer, config, config.duplication.layout)
-        if not rows.items:
-            raise ValueError(
-                f"nothing to train: of {len(data.train):,} conversations {len(rows.invalid):,} are invalid and "
-                f"{rows.without_rows:,} have no turn that duplication.turns chooses and that fits into "
-                "duplication.pack_length; make inspect shows why"
-            )
-        model = load_model(config, len(tokenizer), chains=not rows.branching)
-        # Held-out loss is always measured on what inference shows, whatever the layout that was trained; as one pass a
-        # turn it is the same sum, and right for layers whose state does not branch as well.
-        heldout_layout = "per_turn" if unbranched_layers(model) else "one_pass"
-        heldout = prepare(data.heldout, tokenizer, config, heldout_layout)
-        valid = [one for one in data.heldout if one.name not in heldout.invalid]
-        if not heldout.items:
-            arguments = without_heldout(arguments, config)
-        collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
-        notes = [align_end_of_turn(model, tokenizer, rows.ends)]
-        print("\n".join(opening_lines(config, model, data, rows, heldout, arguments, notes)), flush=True)
-
+        print(f"run folder  {folder}" + (f", going on behind step {done}" if resumed else ""))
+        print("\n".join(run.opening_lines), flush=True)
         with Reporter(config, resumed_from=done) as reporter, ReportingCallback(reporter) as reporting:
-            trainer = OnePassTrainer(
-                model,
-                arguments,
-                collator,
-                train_dataset=rows.items,
-                eval_dataset=heldout.items or None,
-                processing_class=tokenizer,
-                callbacks=[reporting, *early_stopping(config), stop],
-            )
-            trainer.remove_callback(PrinterCallback)  # ReportingCallback prints
-            report_mask(reporter, collator(rows.items[: config.trainer.conversations_per_step])["packs"][0], collator)
+            trainer = make_trainer(config, run, folder, reporter, [reporting, stop])
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             if stop.received is not None:
-                raise Interrupted(
-                    stop.received,
-                    f"stopped behind step {trainer.state.global_step} of {trainer.state.max_steps}, with a checkpoint. "
-                    + stop.message,
-                )
+                reached = f"stopped behind step {trainer.state.global_step} of {trainer.state.max_steps}"
+                raise Interrupted(stop.received, f"{reached}, with a checkpoint. {stop.message}")
             trainer.save_model(folder / MODEL)
-            measured = heldout_figures(trainer)
-            figures, chats = evaluate_chats(model, tokenizer, valid, config)
-            report_chats(reporter, chats, trainer.state.global_step)
-            result = training_result(trainer, config, data, rows, heldout, measured) | figures
-            reporter.summary(result)
+            result = evaluate_run(config, run, trainer, reporter)
             write_json(folder / RESULT, result)
         print("\n".join(closing_lines(result)))
         print(folder)
+    return result
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """All that a training needs, and what is said of it before it starts; nothing of it is in a folder yet."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    data: "LoadedData"
+    rows: "PreparedData"  # to train
+    heldout: "PreparedData"
+    model: "PreTrainedModel"
+    opening_lines: list[str]
+
+
+def prepare_run(config: TrainConfig) -> PreparedRun:
+    """Load, prepare and check everything; what is wrong with a run ends it here, before it has a folder."""
+    from transformers import set_seed
+
+    from flexmask import align_end_of_turn
+    from flexmask.models import unbranched_layers
+    from recipes.data import load_data
+    from recipes.matchers import load_matcher
+    from recipes.models import load_model, load_tokenizer
+    from recipes.preparation import prepare
+    from recipes.summary import opening_lines
+    from recipes.trainer import check_heldout, quiet, training_arguments
+
+    quiet()
+    set_seed(config.seed)
+    load_matcher(config.evaluation.matcher)
+    device = training_arguments(config, Path(), evaluates=True).device  # knows which names transformers has
+    tokenizer = load_tokenizer(config.model)
+    data = load_data(config.data)
+    rows = prepare(data.train, tokenizer, config, config.duplication.layout)
+    if not rows.items:
+        raise ValueError(
+            f"nothing to train: of {len(data.train):,} conversations {len(rows.invalid):,} are invalid and "
+            f"{rows.without_rows:,} have no turn that duplication.turns chooses and that fits into "
+            "duplication.pack_length; make inspect shows why"
+        )
+    model = load_model(config, len(tokenizer), chains=not rows.branching)
+    # Held-out loss is always measured on what inference shows, whatever the layout that was trained; as one pass a turn
+    # it is the same sum, and right for layers whose state does not branch as well.
+    heldout = prepare(data.heldout, tokenizer, config, "per_turn" if unbranched_layers(model) else "one_pass")
+    check_heldout(config, len(heldout.items))
+    note = align_end_of_turn(model, tokenizer, rows.ends)
+    lines = opening_lines(config, model, data, rows, heldout, device, [note] if note else [])
+    return PreparedRun(tokenizer, data, rows, heldout, model, lines)
+
+
+def make_trainer(
+    config: TrainConfig, run: PreparedRun, folder: Path, reporter: "Reporter", callbacks: list
+) -> "OnePassTrainer":
+    """The Trainer of a run, which tries the model on a small row; the picture of its first pack is drawn."""
+    from transformers import PrinterCallback
+
+    from flexmask import OnePassCollator, OnePassTrainer
+    from recipes.trainer import early_stopping, report_mask, training_arguments
+
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
+    trainer = OnePassTrainer(
+        run.model,
+        training_arguments(config, folder, evaluates=bool(run.heldout.items)),
+        collator,
+        train_dataset=run.rows.items,
+        eval_dataset=run.heldout.items or None,
+        processing_class=run.tokenizer,
+        callbacks=[*callbacks, *early_stopping(config)],
+    )
+    trainer.remove_callback(PrinterCallback)  # ReportingCallback prints
+    report_mask(reporter, collator(run.rows.items[: config.trainer.conversations_per_step])["packs"][0], collator)
+    return trainer
+
+
+def evaluate_run(config: TrainConfig, run: PreparedRun, trainer: "OnePassTrainer", reporter: "Reporter") -> dict:
+    """Held-out loss and chats of the trained model: what `result.json` holds."""
+    from recipes.evaluate import evaluate_chats
+    from recipes.summary import heldout_figures, training_result
+    from recipes.trainer import report_chats
+
+    measured = heldout_figures(trainer)
+    valid = [one for one in run.data.heldout if one.name not in run.heldout.invalid]
+    figures, chats = evaluate_chats(run.model, run.tokenizer, valid, config)
+    report_chats(reporter, chats, trainer.state.global_step)
+    result = training_result(trainer, config, run.data, run.rows, run.heldout, measured) | figures
+    reporter.summary(result)
     return result
 
 

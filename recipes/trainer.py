@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +13,7 @@ import matplotlib.pyplot as plt
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
@@ -32,8 +31,10 @@ PRINTED = {"loss": "loss", "thinking_loss": "thinking", "answer_loss": "answer"}
 SAMPLE_CHATS = 20
 
 
-def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
+def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> TrainingArguments:
     """`trainer` as transformers' TrainingArguments; batch sizes count conversations.
+
+    evaluates: whether any conversation is held out.
 
     Raises ValueError for a name that the installed transformers does not have, for a logger or an optimizer whose
     package is not installed, and under several processes, each of which would write the same run folder.
@@ -45,7 +46,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
             " in a script of your own"
         )
     _check_loggers(trainer.report_to)
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    evaluates = evaluates and trainer.evaluate_every > 0
     settings = dict(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=trainer.steps or -1,
@@ -71,11 +72,12 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         save_strategy="steps" if trainer.save_every else "no",
         save_steps=trainer.save_every or 1,
         save_total_limit=trainer.keep_checkpoints,
-        eval_strategy="steps" if trainer.evaluate_every else "no",
-        eval_steps=trainer.evaluate_every or None,
-        load_best_model_at_end=trainer.keep_best,
-        metric_for_best_model="eval_loss" if trainer.evaluate_every else None,
-        greater_is_better=False if trainer.evaluate_every else None,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=trainer.evaluate_every if evaluates else None,
+        load_best_model_at_end=trainer.keep_best and evaluates,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         seed=config.seed,
         dataloader_pin_memory=False,  # a batch holds packs, which move as a whole
         disable_tqdm=True,
@@ -92,14 +94,13 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     return arguments
 
 
-def without_heldout(arguments: TrainingArguments, config: TrainConfig) -> TrainingArguments:
-    """The same arguments for a run that holds no conversation out. Raises ValueError where settings need some."""
-    if config.trainer.keep_best or config.trainer.early_stopping:
+def check_heldout(config: TrainConfig, heldout: int) -> None:
+    """Raise ValueError for settings that go by the held-out loss where nothing is held out."""
+    if not heldout and (config.trainer.keep_best or config.trainer.early_stopping):
         raise ValueError(
             f"trainer.keep_best={config.trainer.keep_best}, trainer.early_stopping={config.trainer.early_stopping}: go "
             "by the held-out loss, and no conversation is held out; give data.heldout_conversations=<number>"
         )
-    return replace(arguments, eval_strategy=IntervalStrategy.NO, metric_for_best_model=None, greater_is_better=None)
 
 
 def _check_loggers(names: Sequence[str]) -> None:

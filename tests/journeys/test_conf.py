@@ -23,7 +23,8 @@ BESIDE = {
     "model/*": ["model.name_or_path=models/dense", "data=jsonl", "data.path=my.jsonl"],
     "data/tutoring": [*TINY, "data.train_conversations=8"],
     "data/gsm8k_socratic": [*DENSE, "data.path=gsm8k.jsonl"],
-    "data/mix": [*DENSE],
+    "data/mix": [*DENSE, "data.sources={mine: {path: my.jsonl}}"],
+    "data/hub": [*DENSE, "data.path=my.jsonl", "data.hub_id=nobody/nothing"],
     "data/*": [*DENSE, "data.path=my.jsonl"],
     "adapter/none": TINY,
     "adapter/*": [*DENSE, "data=jsonl", "data.path=my.jsonl"],
@@ -32,8 +33,6 @@ BESIDE = {
     "experiment/*": ["model.name_or_path=models/dense", "data.path=my.jsonl"],
     "*": [*TINY, "data.train_conversations=8"],
 }
-# Cannot run here, and say so. Their keys are composed and checked before.
-REFUSED = {"adapter/qlora": "adapter=qlora"}
 
 
 def choices() -> dict[str, list[str]]:
@@ -57,7 +56,6 @@ def starts() -> list[list[str]]:
         for group, names in choices().items()
         if group not in free and group != "sweep"
         for name in names
-        if f"{group}/{name}" not in REFUSED
     ]
     return [[one for one in some if one] for some in together] + alone
 
@@ -83,12 +81,6 @@ def test_a_run_with_it_ends_with_its_result(workshop, chosen):
             assert result["layout"] == name
         if choice == "wandb/off":
             assert not Path(folder / "wandb").exists()
-
-
-@pytest.mark.parametrize("choice", REFUSED)
-def test_what_cannot_run_here_says_so(workshop, choice):
-    done = workshop.train(choice.replace("/", "="), *beside(choice), *SMALL, code=None)
-    assert f"error: {REFUSED[choice]}" in done.err, done
 
 
 @pytest.mark.parametrize("sweep", choices()["sweep"])

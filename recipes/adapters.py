@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import importlib.util
 import json
-import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -266,8 +265,6 @@ def _kinds(paths) -> str:
 
 
 def _check_installed(kind: AdapterKind) -> None:
-    # At every import it says on a CPU that an optional kernel is missing, also where nothing is quantized.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if missing := [name for name in _PACKAGES[kind] if importlib.util.find_spec(name) is None]:
         raise ValueError(
             f"adapter={kind}: needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)} (or "

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from flexmask import align_end_of_turn
 from recipes.adapters import ADAPTER_CONFIG
 from recipes.command import command
 from recipes.models import load_trained
@@ -55,6 +56,8 @@ def merge(run: Path, out: Path | None = None) -> Path:
             "is, with peft. Its layers are in adapter_config.json"
         )
     merged.generation_config = generation
+    if tokenizer.eos_token_id is not None:  # an adapter has no config.json to say where the trained turns end
+        align_end_of_turn(merged, tokenizer, [tokenizer.eos_token_id])
     merged.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     if out.exists():  # empty, or it was refused

@@ -252,6 +252,7 @@ def test_a_base_model_that_has_gone_is_named(tmp_path):
 def test_the_merged_model_generates_as_the_run_says(models, tmp_path):
     model = randomized(load_model(config_of(models / "base", lora()), 300))
     tokenizer = load_tokenizer(config_of(models / "base").model)
+    tokenizer.eos_token = "<|im_end|>"
     model.generation_config.eos_token_id, model.generation_config.max_length = [2, 0], 77
     trainer = OnePassTrainer(
         model, TrainingArguments(str(tmp_path / "out"), report_to=[]), OnePassCollator(64), processing_class=tokenizer
@@ -262,7 +263,9 @@ def test_the_merged_model_generates_as_the_run_says(models, tmp_path):
     merge(run, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert (merged.generation_config.eos_token_id, merged.generation_config.max_length) == ([2, 0], 77)
+    assert merged.config.eos_token_id == 2
     own = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert own.eos_token == "<|im_end|>"
     assert (own.chat_template, own.get_vocab()) == (tokenizer.chat_template, tokenizer.get_vocab())
 
 

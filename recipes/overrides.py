@@ -30,6 +30,8 @@ def checked_overrides(words: Sequence[str], schema: type = TrainConfig) -> list[
         key = _key(word)
         if key is None:
             result.append(word)
+        elif key == "hydra.run.dir":
+            problems.append("hydra.run.dir: the recipes make the folder of a run; name it with output_dir=<folder>")
         elif any(key == one or key.startswith(f"{one}.") for one in free):
             result.append(f"++{word.lstrip('+')}")
         elif key in keys or key in groups or key.startswith("hydra"):

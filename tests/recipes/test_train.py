@@ -108,7 +108,7 @@ def test_a_finished_run_can_be_evaluated_again(whole, tmp_path):
 def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
     slow = "trainer.log_every=1"
     killed = subprocess.Popen(
-        command(*SMALL, slow, "wandb=off", "hydra.run.dir=killed"),
+        command(*SMALL, slow, "wandb=off", "output_dir=killed"),
         cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     folder, deadline = tmp_path / "killed", time.monotonic() + 200
@@ -134,8 +134,8 @@ def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
 # Breaks if a second run writes into a folder that has one: its model and metrics would be lost.
 def test_a_run_does_not_overwrite_another(whole, tmp_path):
     before = (whole[0] / "metrics.jsonl").read_text()
-    done = run(tmp_path, *SMALL, "wandb=off", f"hydra.run.dir={whole[0]}", "seed=5")
-    assert done.returncode != 0 and "holds a run already (metrics.jsonl, checkpoints, model)" in done.stderr
+    done = run(tmp_path, *SMALL, "wandb=off", f"output_dir={whole[0]}", "seed=5")
+    assert done.returncode != 0 and "holds a run already (metrics.jsonl, checkpoints, model, result.json)" in done.stderr
     assert (whole[0] / "metrics.jsonl").read_text() == before
 
 
@@ -165,7 +165,7 @@ def test_a_wrong_setting_fails_at_once_with_its_name(tmp_path, override, message
 def test_a_pass_longer_than_the_pack_names_its_conversation(tmp_path):
     done = run(tmp_path, *SMALL, "wandb=off", "duplication.pack_length=128")
     assert done.returncode != 0
-    assert "error: tutoring/train[" in done.stderr and "pack_length is 128" in done.stderr
+    assert "conversations cannot be prepared:\ntutoring/train[" in done.stderr and "pack_length is 128" in done.stderr
 
 
 def test_a_sweep_ends_in_one_table_and_one_plot(tmp_path, capsys):

@@ -39,7 +39,6 @@ _RESTRICTIONS = {
 _STATE = {"linear_attention", "conv"}
 _WITHOUT_ATTENTION = {"mlp", "moe"} | _STATE
 
-
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -127,8 +126,8 @@ def trying(model: nn.Module) -> Iterator[None]:
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"{type(unwrapped(model)).__name__} fails over a few tokens of text: {type(error).__name__}: {error}; if no "
-            "key of its config.json explains that, train it elsewhere one unpacked pass at a time"
+            f"{type(unwrapped(model)).__name__} fails over a few tokens of text: {type(error).__name__}: {error}; if "
+            "no key of its config.json explains that, train it elsewhere one unpacked pass at a time"
         ) from error
     finally:
         for module, training in modes:

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from flexmask import align_end_of_turn
 from recipes.adapters import ADAPTER_CONFIG
 from recipes.command import command
+from recipes.model_files import named_errors
 from recipes.models import load_trained
 from recipes.run_folder import MODEL
 
@@ -43,7 +44,8 @@ def merge(run: Path, out: Path | None = None) -> Path:
     for target in (out, partial):
         if target.is_file() or (target.is_dir() and any(target.iterdir())):
             raise ValueError(f"{target}: already exists; remove it, or choose another OUT_DIR")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with named_errors(str(folder), key=None):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     adapted = load_trained(folder)
     generation = adapted.generation_config
     before = _logits(adapted)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from flexmask.models import unbranched_layers
+from flexmask.models import unbranched_layers, unwrapped
 from recipes.data import LoadedData
 from recipes.environment import device_name, git_commit, versions
 from recipes.models import branching_note, resolve_precision
@@ -41,8 +41,8 @@ def opening_lines(
 
 
 def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.device) -> list[str]:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    whole = unwrapped(model)  # counts weights that are stored in 4 bits as what they stand for
+    total, trained = whole.num_parameters(), whole.num_parameters(only_trainable=True)
     weights = "random weights, trained from scratch" if config.model.from_scratch else config.model.name_or_path
     which = (
         "all trained"
@@ -50,14 +50,10 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.devi
         else f"{trained:,} trained ({trained / total:.2%}, adapter={config.adapter.kind})"
     )
     return [
-        f"model       {_name(model)} ({weights}): {total:,} parameters, {which}",
+        f"model       {type(whole).__name__} ({weights}): {total:,} parameters, {which}",
         f"device      {device_name(device)}; {resolve_precision(config)}",
         f"attention   {_attention(model, device.type)}",
     ]
-
-
-def _name(model: PreTrainedModel) -> str:
-    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
 
 
 def _attention(model: PreTrainedModel, device: str) -> str:

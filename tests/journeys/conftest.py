@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from journeys import assets
-from journeys.forked import start_server
-from journeys.workshop import Workshop, environment
+from journeys import assets, forked
+from journeys.workshop import Workshop, clean_environment
 
 DATA = Path(__file__).parent / "data"
 
@@ -15,6 +14,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "workshop" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.journey)
+            if item.path.name != "test_commands.py":  # each command has a workshop of its own
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +26,11 @@ def models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server():
-    process = start_server(environment())
-    yield process
+def server(tmp_path_factory) -> Path:
+    """The socket of a Python that has the libraries ready."""
+    path = tmp_path_factory.mktemp("server") / "socket"
+    process = forked.start(path, clean_environment())
+    yield path
     process.stdin.close()
     process.wait(timeout=60)
 

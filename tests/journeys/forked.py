@@ -1,9 +1,9 @@
-"""`python -m recipes.<command>` in a process of its own that need not import PyTorch first.
+"""A Python for the workshops in which the libraries are imported already: most of a short run is importing them.
 
-Nine tenths of a short run are imports of other people's packages. A server has them ready and forks for each command;
-the project's own modules are imported anew in every one. Journeys of `make` start a whole Python, as a user does.
-
-    python tests/journeys/forked.py     the server: a request a line on stdin, the process id of each on stdout
+The server imports other people's packages and forks for each command; the project's own modules are imported anew in
+every process. In a workshop `.venv/bin/python` is this file as a launcher: it hands `-m recipes.<command>` with its
+files to the server, passes signals on and ends as the command does. Without FLEXMASK_SERVER, and for anything else, it
+becomes the real Python.
 """
 
 import json
@@ -11,95 +11,106 @@ import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+SERVER = "FLEXMASK_SERVER"  # the path of its socket
 READY = (
     "torch", "torch._dynamo", "torch.nn.attention.flex_attention", "hydra", "rich.progress", "matplotlib.pyplot",
     "datasets", "accelerate", "peft", "transformers", "transformers.trainer", "transformers.pipelines",
     "transformers.models.qwen3.modeling_qwen3", "transformers.models.auto.modeling_auto",
 )  # fmt: skip
+MOST = 1 << 20  # bytes of a request
 
 
-class Forked:
-    """A command that runs, with what the journeys use of `subprocess.Popen`. Its output goes to files."""
-
-    def __init__(self, server: subprocess.Popen, line: str, argv: list[str], cwd: Path, env: dict, log: Path):
-        self.args = line
-        self._log = log
-        request = {"argv": argv, "cwd": str(cwd), "env": env, "log": str(log)}
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        self.pid = int(server.stdout.readline())
-
-    @property
-    def returncode(self) -> int | None:
-        ended = self._log.with_suffix(".code")
-        return int(ended.read_text()) if ended.exists() else None
-
-    poll = returncode.fget
-
-    def wait(self, timeout: float = 300) -> int:
-        deadline = time.monotonic() + timeout
-        while self.returncode is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(0.01)
-        return self.returncode
-
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
-        self.wait(timeout)
-        return self._log.with_suffix(".out").read_text(), self._log.with_suffix(".err").read_text()
+def install(folder: Path, real: Path) -> None:
+    """Make `folder` a virtual environment that is `real` but for its Python."""
+    (folder / "bin").mkdir(parents=True)
+    for path in (real / "bin").iterdir():
+        if not path.name.startswith("python"):
+            (folder / "bin" / path.name).symlink_to(path)
+    launcher = folder / "bin/python"
+    launcher.write_text(f"#!{real}/bin/python -SE\nREAL = {str(real / 'bin/python')!r}\n{Path(__file__).read_text()}")
+    launcher.chmod(0o755)
+    # make finds it up to date.
+    (folder / "constraints-used").write_text((real / "constraints-used").read_text())
 
 
-def start_server(env: dict) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, __file__], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+def launch(real: str) -> int:
+    module = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""
+    if SERVER not in os.environ or not module.startswith("recipes."):
+        os.execv(real, [real, *sys.argv[1:]])
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ[SERVER])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: connection.send(bytes([number])))
+    request = {"argv": sys.argv[2:], "cwd": os.getcwd(), "env": dict(os.environ)}
+    socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+    return int(connection.recv(16) or b"70")  # nothing: the server has gone
+
+
+def start(path: Path, env: dict[str, str]) -> subprocess.Popen:
+    """The server, which ends when its stdin does."""
+    server = subprocess.Popen(
+        [sys.executable, __file__, str(path)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+    server.stdout.readline()
+    return server
 
 
-def serve() -> dict | None:
-    """The request to run, in the process that was forked for it; None in the server when stdin has ended."""
-    running: dict[int, Path] = {}
+def serve(listening: socket.socket) -> tuple[dict, list[int]] | None:
+    """The request to run and its files, in the process that was forked for it; None in the server at its end."""
+    running: dict[int, socket.socket] = {}
     while True:
-        if select.select([sys.stdin], [], [], 0.01)[0]:
-            if not (line := sys.stdin.readline()):
-                return None
-            request = json.loads(line)
+        ready, _, _ = select.select([sys.stdin, listening, *running.values()], [], [], 0.02)
+        if sys.stdin in ready:
+            return None
+        if listening in ready:
+            connection, _ = listening.accept()
+            text, files, _, _ = socket.recv_fds(connection, MOST, 3)
             if (pid := os.fork()) == 0:
-                return request
-            running[pid] = Path(request["log"])
-            print(pid, flush=True)
-        for pid in list(running):
+                return json.loads(text), files
+            running[pid] = connection
+            for file in files:
+                os.close(file)
+        for pid, connection in list(running.items()):
+            if connection in ready:  # a signal for it; nothing: whoever started it was killed
+                number = connection.recv(1)
+                os.killpg(pid, number[0] if number else signal.SIGKILL)
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                # Whole or not at all: a reader may look at any moment.
-                log = running.pop(pid)
-                log.with_suffix(".partial").write_text(str(os.waitstatus_to_exitcode(status)))
-                log.with_suffix(".partial").rename(log.with_suffix(".code"))
+                code = os.waitstatus_to_exitcode(status)
+                try:
+                    connection.send(str(code if code >= 0 else 128 - code).encode())
+                except BrokenPipeError:
+                    pass  # whoever started it was killed
+                running.pop(pid).close()
 
 
-def become(request: dict) -> None:
-    """As the shell would have started it."""
+def become(request: dict, files: list[int]) -> None:
+    """As the shell would have started it, in a group of its own."""
     os.setsid()
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    for number, suffix in ((1, ".out"), (2, ".err")):
-        file = os.open(Path(request["log"]).with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for number, file in enumerate(files):
         os.dup2(file, number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path[0] = request["cwd"]
     sys.argv[1:] = request["argv"][1:]
 
 
 if __name__ == "__main__":
+    if "REAL" in globals():
+        sys.exit(launch(REAL))  # noqa: F821
     for name in READY:
         __import__(name)
-    asked = serve()
+    with socket.socket(socket.AF_UNIX) as at:
+        at.bind(sys.argv[1])
+        at.listen()
+        print("ready", flush=True)
+        asked = serve(at)
     if asked is not None:
-        become(asked)
-        runpy.run_module(asked["argv"][0], run_name="__main__", alter_sys=True)
+        become(*asked)
+        runpy.run_module(asked[0]["argv"][0], run_name="__main__", alter_sys=True)

@@ -35,7 +35,7 @@ TINY_MODEL = (
 )
 MIX = "'data.sources={mine:{path:my.jsonl},maths:{kind:gsm8k_socratic,path:gsm8k.jsonl,weight:0.5}}'"
 OWN_FILE = "data=jsonl data.path=my.jsonl"
-NO_HUB = {"Qwen/Qwen3-0.6B": "models/dense", "Qwen/Qwen3-1.7B": "models/dense"}
+NO_HUB = {"Qwen/Qwen3-1.7B": "models/dense"}
 ONE = {"<folder>": "one"}
 DENSE = {"<folder>": "models/dense"}
 ADAPTER = ("runs/*/result.json", "runs/*/model/adapter_config.json", "runs/*/model/adapter_model.safetensors")
@@ -61,7 +61,28 @@ TABLE = {
         replace=NO_HUB, args=FINETUNE, leaves=RUN
     ),
     'make inspect ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
-        replace=NO_HUB, shows=("my.jsonl:12", "plain copy", "trained answer")
+        replace={"Qwen/Qwen3-0.6B": "models/dense"}, shows=("my.jsonl:12", "plain copy", "trained answer")
+    ),
+    f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B adapter=lora trainer=lora {OWN_FILE}"': How(
+        replace=NO_HUB, args=FINETUNE, leaves=ADAPTER
+    ),
+    f'make train ARGS="model=hub model.name_or_path=<folder> adapter=lora trainer=lora {OWN_FILE}"': How(
+        replace=DENSE, args=FINETUNE, leaves=ADAPTER
+    ),
+    f'make train ARGS="model=hub model.name_or_path=<folder> adapter=qlora trainer=lora {OWN_FILE}"': How(
+        replace=DENSE, args=FINETUNE, leaves=ADAPTER
+    ),
+    f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune data=mix {MIX}"': How(
+        replace=NO_HUB, args=FINETUNE, leaves=RUN, shows=("mine", "maths")
+    ),
+    f'make train ARGS="data=mix {MIX.replace("my.jsonl", "a.jsonl").replace("gsm8k.jsonl", "b.jsonl")}"': How(
+        replace={"a.jsonl": "my.jsonl", "b.jsonl": "gsm8k.jsonl"}, args=TINY_MODEL, leaves=RUN, why="other names"
+    ),
+    'make train ARGS="data=mix data.sources.mine.path=a.jsonl data.sources.maths.kind=gsm8k_socratic"': How(
+        replace={"a.jsonl": "my.jsonl", "data.sources.maths": "data.sources.maths.path=gsm8k.jsonl data.sources.maths"},
+        args=TINY_MODEL,
+        leaves=RUN,
+        why="the problems are on the hub",
     ),
     "make inspect": How(
         args="data.train_conversations=20", shows=("tutoring/train[0]", "plain copy", "trained answer")
@@ -93,7 +114,7 @@ TABLE = {
     "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/comparison.png")),
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
     # measuring
-    "make bench": How(args=f"sections=[grid,loss] {BENCH}", leaves=("runs/bench/*/*",)),
+    "make bench": How(args=f"sections=[grid] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="threads=1"': How(args=f"sections=[packing,preparation] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[attention,mask]"': How(args=BENCH, leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[state] threads=1"': How(args=BENCH, leaves=("runs/bench/*/*",)),
@@ -109,18 +130,22 @@ TABLE = {
     "make check": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
     "make network-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make journeys": How(runs_in=".ci/run", why="these tests themselves"),
-    "make gpu-test": How(args="--collect-only", shows=("tests collected",), why="it needs a GPU"),
+    "make gpu-test": How(
+        args="--collect-only tests/flexmask/test_attention.py", shows=("test_attention.py",), why="it needs a GPU"
+    ),
     "make support": How(
         runs_in=".ci/run", why="its tests are those of make test and make network-test; CI checks what it would write"
     ),
     "make clean": How(
-        replace={"make clean": "rm .venv && mkdir -p .venv/bin && make clean && test ! -e .venv && test -e runs"},
+        replace={"make clean": "make clean && test ! -e .venv && test -e runs"},
         needs="finished",
-        why="a stand-in for .venv, which all tests share",
+        why="it is looked at afterwards",
     ),
     # these would install another environment than the one that all tests share: make says what it would do
     "make train CONSTRAINTS=my.txt": How(
-        replace={"make": "make --dry-run"}, shows=("-c my.txt", "recipes.train"), why="it would install anew"
+        replace={"make": "cp constraints.txt my.txt && make --dry-run"},
+        shows=("-c my.txt", "recipes.train"),
+        why="it would install anew",
     ),
     "UV_TORCH_BACKEND=auto make train": How(
         replace={"make": "make --dry-run"}, shows=("recipes.train",), why="it would install anew"

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -9,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from journeys.forked import Forked
+from journeys import forked
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("docs",)  # commands write there
 LINKED = (
     "Makefile", "README.md", "LICENSE", "pyproject.toml", "constraints.txt",
-    "conf", "flexmask", "recipes", "notebooks", "tests", ".venv",
+    "conf", "flexmask", "recipes", "notebooks", "tests",
 )  # fmt: skip
 
 
@@ -39,38 +40,36 @@ class Done:
 class Workshop:
     """The project's own files without its `runs/`, its virtual environment, and room for the user's files.
 
-    No Hugging Face hub, no account, one thread. Hydra, transformers and datasets find nothing that others have cached.
+    `server`: the socket of tests/journeys/forked.py.
     """
 
-    def __init__(self, folder: Path, server: subprocess.Popen):
+    def __init__(self, folder: Path, server: Path):
         self.folder = folder
         self._server = server
-        self._started = 0
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
         for name in COPIED:
-            subprocess.run(["cp", "-r", ROOT / name, folder / name], check=True)
+            shutil.copytree(ROOT / name, folder / name)
+        forked.install(folder / ".venv", ROOT / ".venv")
 
-    def run(self, command: str, code: int | None = 0, timeout: float = 300) -> Done:
+    def run(self, command: str, code: int | None = 0, timeout: float = 300, real: bool = False) -> Done:
         """Run a line of a shell; the exit code must be `code` (None: any but 0), and nobody may see a traceback."""
-        process = self.start(command)
+        process = self.start(command, real)
         try:
             return self.end(process, code, timeout)
         finally:
             kill(process)
 
-    def start(self, command: str) -> subprocess.Popen | Forked:
-        """In a session of its own, as from a terminal: a signal to its group reaches make and what make started."""
-        words = shlex.split(command)
-        if words[:2] == ["python", "-m"] and words[2].startswith("recipes."):
-            self._started += 1
-            log = self.folder / ".logs" / str(self._started)
-            log.parent.mkdir(exist_ok=True)
-            return Forked(self._server, command, words[2:], self.folder, environment(), log)
+    def start(self, command: str, real: bool = False) -> subprocess.Popen:
+        """In a session of its own, as from a terminal: a signal to its group reaches make and what make started.
+
+        real: no library is imported before.
+        """
+        environment = clean_environment() | {"PATH": f"{self.folder / '.venv/bin'}:{os.environ['PATH']}"}
         return subprocess.Popen(
             ["bash", "-c", command],
             cwd=self.folder,
-            env=environment(),
+            env=environment if real else environment | {forked.SERVER: str(self._server)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
@@ -78,15 +77,15 @@ class Workshop:
             start_new_session=True,
         )
 
-    def end(self, process: subprocess.Popen | Forked, code: int | None = 0, timeout: float = 300) -> Done:
+    def end(self, process: subprocess.Popen, code: int | None = 0, timeout: float = 300) -> Done:
         """Wait for what `start` began, and check it as `run` does."""
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             kill(process)
             out, err = process.communicate()
-            raise AssertionError(f"not ended after {timeout} s: {Done(_line(process), -1, out, err)}") from None
-        done = Done(_line(process), process.returncode, out, err)
+            raise AssertionError(f"not ended after {timeout} s: {Done(process.args[-1], -1, out, err)}") from None
+        done = Done(process.args[-1], process.returncode, out, err)
         assert done.code != 0 if code is None else done.code == code, done
         assert "Traceback (most recent call last)" not in out + err, done
         return done
@@ -95,11 +94,10 @@ class Workshop:
         return self.run(train(*overrides), code, timeout)
 
 
-def environment() -> dict[str, str]:
-    """One thread, no hub, no account."""
+def clean_environment() -> dict[str, str]:
+    """One thread, no hub, no account, nothing of the make that runs the tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MAKE", "MFLAGS"))}
-    path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
-    return kept | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def train(*overrides: str) -> str:
@@ -107,11 +105,7 @@ def train(*overrides: str) -> str:
     return shlex.join(["python", "-m", "recipes.train", *overrides])
 
 
-def _line(process: subprocess.Popen | Forked) -> str:
-    return process.args if isinstance(process.args, str) else process.args[-1]
-
-
-def kill(process: subprocess.Popen | Forked) -> None:
+def kill(process: subprocess.Popen) -> None:
     """The process and all that it started, at once."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -119,7 +113,7 @@ def kill(process: subprocess.Popen | Forked) -> None:
         pass
 
 
-def wait_for(there: Callable[[], object], process: subprocess.Popen | Forked, timeout: float = 200) -> None:
+def wait_for(there: Callable[[], object], process: subprocess.Popen, timeout: float = 200) -> None:
     """Until `there()` is true; fails when the process has ended or the time is over."""
     deadline = time.monotonic() + timeout
     while not there():

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import get_args
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, MissingMandatoryValue, OmegaConf
 
-from recipes.config import CONF_DIR, unknown_keys
 from recipes.config_rules import ConfigError
+from recipes.overrides import CONF_DIR
 
 
 class Device(StrEnum):
@@ -129,10 +130,10 @@ def to_benchmark(composed: DictConfig) -> BenchmarkConfig:
     unknown = []
     named = {"mixes": MixConfig, "shapes": ShapeConfig, "devices": DeviceConfig}
     plain = OmegaConf.masked_copy(composed, [key for key in composed if key not in named])
-    unknown += unknown_keys(plain, BenchmarkConfig, "")
+    unknown += _unknown_keys(plain, BenchmarkConfig, "")
     for key, schema in named.items():
         for name in composed[key]:
-            unknown += unknown_keys(composed[key][name], schema, f"{key}.{name}.")
+            unknown += _unknown_keys(composed[key][name], schema, f"{key}.{name}.")
     if unknown:
         raise ConfigError("\n".join(f"{key}: no such key; see recipes/benchmark_config.py" for key in unknown))
     try:
@@ -143,6 +144,18 @@ def to_benchmark(composed: DictConfig) -> BenchmarkConfig:
     if problems := list(_benchmark(config)):
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _unknown_keys(node: DictConfig, schema: type, prefix: str) -> Iterator[str]:
+    """The dotted keys of `node` that a dataclass, or one inside it, does not have."""
+    known = {field_.name: field_.type for field_ in fields(schema)}
+    for key in node:
+        if key not in known:
+            yield f"{prefix}{key}"
+            continue
+        nested = [kind for kind in (known[key], *get_args(known[key])) if is_dataclass(kind)]
+        if nested and OmegaConf.is_dict(node._get_node(key)) and node[key] is not None:
+            yield from _unknown_keys(node[key], nested[0], f"{prefix}{key}.")
 
 
 def compose_benchmark(overrides: Sequence[str] = (), output_dir: str | Path = "runs/composed") -> BenchmarkConfig:

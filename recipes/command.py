@@ -10,12 +10,9 @@ from typing import Any
 
 # The library names its arguments as a script gives them. In a run they are settings, which have longer names.
 _SETTINGS = {
-    "on_invalid": "data",
     "control_tokens": "data",
     "thinking_format": "data",
     "template_kwargs": "data",
-    "heldout_conversations": "data",
-    "train_conversations": "data",
     "pack_length": "duplication",
     "too_long": "duplication",
     "turns": "duplication",
@@ -62,7 +59,10 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def explained(error: Exception) -> str | None:
-    """The message for what a user, a disk or a device can cause; None for an error of the program itself."""
+    """The message for what a user, a disk or a device can cause; None for an error that only the program can have made.
+
+    A ValueError is what settings and data raise everywhere, so it counts as the former.
+    """
     if type(error).__name__ == "OutOfMemoryError":  # torch's: this module does not import torch
         return (
             f"out of memory: {str(error).splitlines()[0]}\nMemory follows duplication.pack_length, the most tokens of "

@@ -3,16 +3,14 @@
 A misspelt key or a wrong type fails while composing. `to_dataclass` then checks what types cannot say
 (`recipes.config_rules`) and gives the recipes plain dataclasses. Nothing here imports torch or transformers: a wrong
 setting fails before anything is loaded.
-
-A recipe is `@hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")` and begins with
-`config = to_dataclass(composed)`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -23,7 +21,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.config_rules import ConfigError, validate
-from recipes.overrides import CONF_DIR, checked_overrides
+from recipes.overrides import CONF_DIR, checked_overrides, given_keys
 from recipes.schema import SourceConfig, TrainConfig
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
@@ -32,36 +30,22 @@ ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 def to_dataclass(composed: DictConfig, given: Sequence[str] = ()) -> TrainConfig:
     """The composed configuration as plain dataclasses, checked.
 
-    given: the overrides of the command line. Of `trainer.steps` and `trainer.epochs`, the one that stands there counts
-    and the other one, which comes from a file, is dropped.
-    Raises ConfigError naming every key that is unknown, has no value, or that the rules refuse.
+    given: the overrides of the command line. If they set only one of `trainer.steps` and `trainer.epochs`, the other,
+    which a file has set, is cleared.
+    Raises ConfigError naming every key that has no value or that the rules refuse.
     """
-    # Hydra's `+key=value` adds keys past the schema (hydra 1.3), and to_object would keep them.
-    if unknown := list(unknown_keys(composed, TrainConfig, "")):
-        raise ConfigError("\n".join(f"{key}: no such key; see recipes/config.py" for key in unknown))
     try:
         config = OmegaConf.to_object(composed)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: has no value; give one with {error.full_key}=...") from None
     assert isinstance(config, TrainConfig)  # what the schema makes of every composition
     config.data.sources = {name: _source(name, values) for name, values in config.data.sources.items()}
-    chosen = {key for key in ("steps", "epochs") if any(one.startswith(f"trainer.{key}=") for one in given)}
-    if len(chosen) == 1:
-        setattr(config.trainer, *({"steps", "epochs"} - chosen), None)
+    lengths = {"trainer.steps", "trainer.epochs"}
+    if len(chosen := lengths & given_keys(given)) == 1:
+        (other,) = lengths - chosen
+        setattr(config.trainer, other.removeprefix("trainer."), None)
     validate(config)
     return config
-
-
-def unknown_keys(node: DictConfig, schema: type, prefix: str) -> Iterator[str]:
-    """The dotted keys of `node` that a dataclass, or one inside it, does not have."""
-    known = {field_.name: field_.type for field_ in fields(schema)}
-    for key in node:
-        if key not in known:
-            yield f"{prefix}{key}"
-            continue
-        nested = [kind for kind in (known[key], *get_args(known[key])) if is_dataclass(kind)]
-        if nested and OmegaConf.is_dict(node._get_node(key)) and node[key] is not None:
-            yield from unknown_keys(node[key], nested[0], f"{prefix}{key}.")
 
 
 def _source(name: str, values: Any) -> SourceConfig:
@@ -108,6 +92,6 @@ def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> TrainConfig:
             if override.type is not OverrideType.CHANGE or override.is_sweep_override():
                 raise ConfigError(f"{override.input_line}: only key=value changes a run's configuration")
             OmegaConf.update(loaded, override.key_or_group, override.value(), merge=False)
-    except (OmegaConfBaseException, OverrideParseException) as error:
+    except (OmegaConfBaseException, OverrideParseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path} with {list(overrides)}: {error}") from error
     return to_dataclass(loaded, overrides)

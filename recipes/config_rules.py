@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from recipes.schema import AdapterKind, DataKind, ModelKind, SourceConfig, TrainConfig
+from recipes.schema import SPLIT, AdapterConfig, AdapterKind, DataKind, ModelKind, SourceConfig, TrainConfig
 
 
 class ConfigError(ValueError):
@@ -98,10 +98,12 @@ def _model(config: TrainConfig) -> Iterator[str]:
 
 
 def _adapter(config: TrainConfig) -> Iterator[str]:
-    adapter = config.adapter
-    if adapter.kind is AdapterKind.none and (adapter.modules_to_save or adapter.trainable_token_indices):
-        yield "adapter=none: has no modules_to_save and no trainable_token_indices; choose adapter=lora"
-    if adapter.kind is not AdapterKind.none and config.model.from_scratch:
+    adapter, unused = config.adapter, AdapterConfig(kind=AdapterKind.none)
+    if adapter.kind is AdapterKind.none:
+        for key, value in vars(adapter).items():
+            if value != getattr(unused, key):
+                yield f"adapter.{key}={value}: there is no adapter; choose adapter=lora or qlora, or leave it out"
+    elif config.model.from_scratch:
         yield f"adapter={adapter.kind}: adapts weights that are trained already; choose model=hub, or adapter=none"
 
 
@@ -110,6 +112,9 @@ def _data(config: TrainConfig) -> Iterator[str]:
     if data.kind is DataKind.mix:
         if not data.sources:
             yield "data.sources: has no value; give one entry for each source of the mix, as conf/data/mix.yaml shows"
+        for key in ("path", "hub_id", "hub_config", "train_conversations"):
+            if (value := getattr(data, key)) is not None:
+                yield f"data.{key}={value}: a mix has that for each of its sources, as data.sources.<name>.{key}"
         for name, source in data.sources.items():
             yield from _source(source, f"data.sources.{name}")
             if not 0 < source.weight < math.inf:
@@ -132,6 +137,8 @@ def _source(source: SourceConfig, key: str) -> Iterator[str]:
         yield f"{key}.train_conversations={source.train_conversations}: must be at least 1"
     if source.path is not None and not glob.glob(source.path) and not Path(source.path).exists():
         yield f"{key}.path={source.path}: no such file or folder, and no file of that pattern"
+    if source.split != SPLIT and (source.path is not None or source.kind is DataKind.tutoring):
+        yield f"{key}.split={source.split}: only data of the hub has splits; name the file of that split in {key}.path"
     if source.kind is DataKind.mix:
         yield f"{key}.kind=mix: a mix cannot be a source of another; name its sources here"
     elif source.kind is DataKind.tutoring:
@@ -170,10 +177,10 @@ def _trainer(config: TrainConfig) -> Iterator[str]:
             f"trainer.keep_best={trainer.keep_best}, trainer.early_stopping={trainer.early_stopping}: both go by the "
             "held-out loss during training; give trainer.evaluate_every=<steps>"
         )
-    elif trainer.keep_best and (not trainer.save_every or trainer.save_every % trainer.evaluate_every):
+    elif trainer.keep_best and trainer.save_every != trainer.evaluate_every:
         yield (
-            f"trainer.save_every={trainer.save_every}: trainer.keep_best keeps a saved checkpoint, so this must be a "
-            f"multiple of trainer.evaluate_every={trainer.evaluate_every}"
+            f"trainer.save_every={trainer.save_every}: trainer.keep_best chooses among saved checkpoints, so there "
+            f"must be one for each measurement; set it to trainer.evaluate_every={trainer.evaluate_every}"
         )
 
 

@@ -16,7 +16,7 @@ class StopAfterStep(TrainerCallback):
     """Context manager and callback of the Trainer. While training, the first signal asks for a checkpoint and the end
     after this step; anywhere else in the run, and at the second signal, the process stops at once.
 
-    `message`: what to tell whoever sent a signal outside of training. Raises Interrupted.
+    `message`: how to go on, for whoever sent a signal outside of training. Raises Interrupted.
     """
 
     def __init__(self, message: str) -> None:
@@ -47,6 +47,9 @@ class StopAfterStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self.received is not None:
             control.should_save = control.should_training_stop = True
+
+    # The Trainer saves behind these two, and a signal may come between the end of a step and its saving.
+    on_log = on_evaluate = on_step_end
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._training = False

@@ -43,6 +43,11 @@ def checked_overrides(words: Sequence[str], schema: type = TrainConfig) -> list[
     return result
 
 
+def given_keys(words: Sequence[str]) -> set[str]:
+    """The settings and groups that the words of a command line set."""
+    return {key for key in map(_key, words) if key is not None}
+
+
 def _key(word: str) -> str | None:
     """The key that an override sets; None for a word that sets none, or is for Hydra to judge."""
     if word.startswith("-"):
@@ -55,8 +60,10 @@ def _key(word: str) -> str | None:
 
 
 def _meant(key: str, known: Sequence[str]) -> str:
-    ending = key.rpartition(".")[2]
-    close = [one for one in known if one.rpartition(".")[2] == ending] or difflib.get_close_matches(key, known, n=1)
+    group, _, ending = key.rpartition(".")
+    close = [one for one in known if one.rpartition(".")[2] == ending]
+    inside = [one for one in known if group and one.startswith(f"{group}.")]
+    close = close or difflib.get_close_matches(key, inside or known, n=1)
     return f"did you mean {' or '.join(sorted(close))}?" if close else "recipes/schema.py lists them"
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from recipes.schema import TrainConfig, WandbConfig, WandbMode
 
+ROWS_SENT = 200  # of a table to wandb; the file has all
 # Seconds that wandb may take to reach its server at the start, and to send what is left at the end. Without
 # an answer the start takes about 2 seconds more than that.
 INIT_TIMEOUT = 15.0
@@ -84,7 +85,7 @@ class Reporter:
         def send(run: Any) -> None:
             import wandb
 
-            data = [list(row) for row in rows]
+            data = [list(row) for row in rows[:ROWS_SENT]]
             run.log({name: wandb.Table(columns=list(columns), data=data), "step": step})
 
         if self._sends_text:

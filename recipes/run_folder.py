@@ -70,10 +70,11 @@ def config_to_resume(config: TrainConfig, given: list[str]) -> TrainConfig | Non
 
 def newest_unfinished(config: TrainConfig) -> Path | None:
     """The newest run of this configuration without a result: in runs/, or in `output_dir` where one is given."""
-    folders = RUNS.iterdir() if config.output_dir is None else [Path(config.output_dir)]
-    candidates = (
-        [folder for folder in folders if _same_run(folder, config)] if RUNS.is_dir() or config.output_dir else []
-    )
+    if config.output_dir is not None:
+        folders = [Path(config.output_dir)]
+    else:
+        folders = list(RUNS.iterdir()) if RUNS.is_dir() else []
+    candidates = [folder for folder in folders if _same_run(folder, config)]
     return max(candidates, key=lambda folder: (folder / RUN_CONFIG).stat().st_mtime, default=None)
 
 
@@ -88,8 +89,8 @@ def _same_run(folder: Path, config: TrainConfig) -> bool:
 
 def _identity(config: TrainConfig) -> dict:
     """What makes two runs the same training: all but places, the day, processes and where metrics go."""
-    data = replace(config.data, date="", processes=None)
-    return asdict(replace(config, data=data, wandb=None, output_dir=None, resume=None))
+    data, trainer = replace(config.data, date="", processes=None), replace(config.trainer, report_to=[])
+    return asdict(replace(config, data=data, trainer=trainer, wandb=None, output_dir=None, resume=None))
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
@@ -121,18 +122,21 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def check_same_data(folder: Path, fingerprint: str, resumed: bool) -> None:
-    """Remember what a run trains, and refuse to resume it on anything else."""
+def remember_data(folder: Path, fingerprint: str) -> None:
+    """Write down what conversations a run trains, and refuse to go on with others."""
+    if trained_fingerprint(folder) not in (None, fingerprint):
+        raise ValueError(
+            f"resume={folder}: the conversations are not those that this run began with (a data file has changed?), so "
+            f"it would not be the same training. Put the data back, or start a new run; with {folder / DATA} deleted, "
+            "the run goes on with what is there now"
+        )
+    write_json(folder / DATA, {"fingerprint": fingerprint})
+
+
+def trained_fingerprint(folder: Path) -> str | None:
+    """`LoadedData.fingerprint` of the conversations that a run was trained on; None where it left none."""
     path = folder / DATA
-    if resumed and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-        if before != fingerprint:
-            raise ValueError(
-                f"resume={folder}: the conversations are not those that this run began with (a data file has "
-                f"changed?), so it would not be the same training. Put the data back, or start a new run; {path} "
-                "deleted, the run goes on with what is there now"
-            )
-    write_json(path, {"fingerprint": fingerprint})
+    return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
 
 
 def write_json(path: Path, value: dict) -> None:

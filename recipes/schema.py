@@ -1,6 +1,10 @@
 """What a recipe can be told: the settings of a run as dataclasses, with types, units and defaults.
 
-The YAML files in conf/ fill them (`recipes.config`); what types cannot say is checked in `recipes.config_rules`.
+The YAML files in conf/ fill them (`recipes.config`); what types cannot say is checked in `recipes.config_rules`. A new
+setting is a field here, with a comment that says its unit and its special values. What it means for rows stands in
+`recipes.preparation.settings_of`, for the Trainer in `recipes.arguments`; `flexmask.OnePassConfig` has the same as an
+argument for scripts where it shapes rows. One that does not change what is trained is left out of
+`recipes.run_folder._identity`, by which resume=auto knows a run.
 """
 
 from dataclasses import dataclass, field
@@ -76,6 +80,8 @@ class WandbMode(StrEnum):
     off = "off"  # wandb is not even imported
 
 
+SPLIT = "train"
+
 # Where a default depends on what is chosen in conf/, it stands there and is MISSING here: each has one home.
 # The dataclasses are not frozen: OmegaConf makes a frozen one read-only, and no YAML file could fill it.
 
@@ -126,7 +132,7 @@ class SourceConfig:
     path: str | None = None
     hub_id: str | None = None
     hub_config: str | None = None
-    split: str = "train"
+    split: str = SPLIT
     train_conversations: int | None = None
     weight: float = 1.0  # how often each conversation stands in an epoch: 1 once, 0.5 a seeded half of them
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # for this source, over those of the run
@@ -138,7 +144,7 @@ class DataConfig:
     path: str | None = None  # a local file, folder or glob; taken in place of the hub
     hub_id: str | None = None
     hub_config: str | None = None
-    split: str = "train"  # of the hub's data
+    split: str = SPLIT  # of the hub's data
     sources: dict[str, Any] = field(default_factory=dict)  # SourceConfig by name; only with kind=mix
     train_conversations: int | None = None  # null: all that are not held out
     heldout_conversations: int | None = None  # never trained; null: 5 percent, at most 200
@@ -171,7 +177,7 @@ class DuplicationConfig:
 class TrainerConfig:
     epochs: float | None = MISSING  # times through the data; null: trainer.steps says how long
     steps: int | None = MISSING  # optimizer steps; null: trainer.epochs says how long
-    conversations_per_step: int = MISSING  # over all processes
+    conversations_per_step: int = MISSING
     learning_rate: float = MISSING  # the highest
     schedule: str = MISSING  # a name of transformers' SchedulerType: linear, cosine, constant_with_warmup, ...
     schedule_args: dict[str, Any] = field(default_factory=dict)  # of that schedule: {min_lr: 1e-6}
@@ -189,7 +195,7 @@ class TrainerConfig:
     save_every: int = MISSING  # steps between checkpoints to resume from; 0: none
     keep_checkpoints: int = MISSING
     evaluate_every: int = 0  # steps between measurements of held-out loss; 0: at the end only
-    keep_best: bool = False  # model/ is the checkpoint of the lowest held-out loss, not the last one
+    keep_best: bool = False  # model/ is the checkpoint of the lowest held-out loss; save_every is then evaluate_every
     early_stopping: int | None = None  # measurements without a lower held-out loss after which a run ends; null: never
     report_to: list[str] = field(default_factory=list)  # loggers of transformers' Trainer: tensorboard, mlflow, ...
 

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -29,14 +28,14 @@ def opening_lines(
     rows: PreparedData,
     heldout: PreparedData,
     device: torch.device,
-    notes: Sequence[str],
+    note: str | None,
 ) -> list[str]:
-    """Model, data and length of a run, a line or two each; `notes` are sentences that stand behind them."""
+    """Model, data and length of a run, a line or two each; `note` is a sentence behind them."""
     return [
         *_model_lines(config, model, device),
         *data_lines(config, data, rows, heldout),
         f"steps       {_steps(config, rows)}",
-        *(f"note        {note}" for note in notes if note),
+        *([f"note        {note}"] if note else []),
     ]
 
 
@@ -115,10 +114,12 @@ def _steps(config: TrainConfig, rows: PreparedData) -> str:
 
 
 def heldout_figures(trainer) -> dict[str, float]:
-    """Held-out losses of the model as it is saved: measured now, unless the last step of training has just done so."""
-    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), None)
-    if last is not None and last["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-        return last
+    """Held-out losses of the model as it is saved: measured now, unless that was done at its step."""
+    keeps_best = trainer.args.load_best_model_at_end
+    step = trainer.state.best_global_step if keeps_best else trainer.state.global_step
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == step:
+            return entry
     return trainer.evaluate() if trainer.eval_dataset is not None else {}
 
 

@@ -21,15 +21,15 @@ from omegaconf import DictConfig
 
 from recipes.command import Interrupted, command
 from recipes.config import CONF_DIR, save_run_config, to_dataclass
-from recipes.overrides import checked_overrides
+from recipes.overrides import checked_overrides, given_keys
 from recipes.run_folder import (
     MODEL,
     RESULT,
-    check_same_data,
     config_to_resume,
     last_checkpoint,
     new_folder,
     refuse_taken,
+    remember_data,
     write_json,
 )
 from recipes.schema import TrainConfig
@@ -49,7 +49,7 @@ def main(composed: DictConfig) -> None:
     given = list(HydraConfig.get().overrides.task)
     config = to_dataclass(composed, given)
     if config.resume is not None:
-        found = config_to_resume(config, [one for one in given if not one.startswith("resume=")])
+        found = config_to_resume(config, sorted(given_keys(given) - {"resume"}))
         if found is None:
             print("resume=auto: no unfinished run of these settings, so this is a new one")
         config = found or replace(config, resume=None)
@@ -61,27 +61,32 @@ def train(config: TrainConfig) -> dict:
     # torch and transformers take seconds to import: a wrong configuration has failed before.
     from recipes.interrupts import StopAfterStep
     from recipes.reporting import Reporter
+    from recipes.reports import ReportingCallback, report_mask
     from recipes.summary import closing_lines
-    from recipes.trainer import ReportingCallback
 
     resumed = Path(config.resume) if config.resume else None
     checkpoint, done = (last_checkpoint(resumed) or (None, 0)) if resumed else (None, None)
     refuse_taken(config)
-    with StopAfterStep("Nothing has been trained yet") as stop:
+    go_on = 'Go on with: make train ARGS="resume={}"'
+    with StopAfterStep(go_on.format(resumed) if resumed else "Nothing has been trained yet") as stop:
         run = prepare_run(config)
         folder = resumed or new_folder(config)
         config = replace(config, output_dir=str(folder))
-        stop.message = f'Go on with: make train ARGS="resume={folder}"'
-        check_same_data(folder, run.data.fingerprint, resumed is not None)
+        stop.message = go_on.format(folder)
+        remember_data(folder, run.data.fingerprint)
         save_run_config(config, folder)
         print(f"run folder  {folder}" + (f", going on behind step {done}" if resumed else ""))
         print("\n".join(run.opening_lines), flush=True)
         with Reporter(config, resumed_from=done) as reporter, ReportingCallback(reporter) as reporting:
-            trainer = make_trainer(config, run, folder, reporter, [reporting, stop])
+            trainer = make_trainer(config, run, folder, [reporting, stop])
+            report_mask(reporter, trainer)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             if stop.received is not None:
-                reached = f"stopped behind step {trainer.state.global_step} of {trainer.state.max_steps}"
-                raise Interrupted(stop.received, f"{reached}, with a checkpoint. {stop.message}")
+                step, saved = trainer.state.global_step, last_checkpoint(folder)
+                kept = f"with a checkpoint of step {saved[1]}" if saved else "without a checkpoint"
+                raise Interrupted(
+                    stop.received, f"stopped behind step {step} of {trainer.state.max_steps}, {kept}. {stop.message}"
+                )
             trainer.save_model(folder / MODEL)
             result = evaluate_run(config, run, trainer, reporter)
             write_json(folder / RESULT, result)
@@ -108,17 +113,18 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
 
     from flexmask import align_end_of_turn
     from flexmask.models import unbranched_layers
+    from recipes.arguments import check_heldout, quiet, training_arguments
     from recipes.data import load_data
     from recipes.matchers import load_matcher
     from recipes.models import load_model, load_tokenizer
     from recipes.preparation import prepare
     from recipes.summary import opening_lines
-    from recipes.trainer import check_heldout, quiet, training_arguments
 
     quiet()
     set_seed(config.seed)
     load_matcher(config.evaluation.matcher)
-    device = training_arguments(config, Path(), evaluates=True).device  # knows which names transformers has
+    # Made early for its checks: an optimizer, schedule or logger that transformers lacks ends the run here.
+    device = training_arguments(config, folder=Path("unused"), evaluates=True).device
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data)
     rows = prepare(data.train, tokenizer, config, config.duplication.layout)
@@ -134,20 +140,18 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     heldout = prepare(data.heldout, tokenizer, config, "per_turn" if unbranched_layers(model) else "one_pass")
     check_heldout(config, len(heldout.items))
     note = align_end_of_turn(model, tokenizer, rows.ends)
-    lines = opening_lines(config, model, data, rows, heldout, device, [note] if note else [])
+    lines = opening_lines(config, model, data, rows, heldout, device, note)
     return PreparedRun(tokenizer, data, rows, heldout, model, lines)
 
 
-def make_trainer(
-    config: TrainConfig, run: PreparedRun, folder: Path, reporter: "Reporter", callbacks: list
-) -> "OnePassTrainer":
-    """The Trainer of a run, which tries the model on a small row; the picture of its first pack is drawn."""
+def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks: list) -> "OnePassTrainer":
+    """The Trainer of a run, which has tried the model on a small row."""
     from transformers import PrinterCallback
 
     from flexmask import OnePassCollator, OnePassTrainer
-    from recipes.trainer import early_stopping, report_mask, training_arguments
+    from recipes.arguments import early_stopping, training_arguments
 
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # each run of a sweep has its own
     collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
     trainer = OnePassTrainer(
         run.model,
@@ -159,15 +163,14 @@ def make_trainer(
         callbacks=[*callbacks, *early_stopping(config)],
     )
     trainer.remove_callback(PrinterCallback)  # ReportingCallback prints
-    report_mask(reporter, collator(run.rows.items[: config.trainer.conversations_per_step])["packs"][0], collator)
     return trainer
 
 
 def evaluate_run(config: TrainConfig, run: PreparedRun, trainer: "OnePassTrainer", reporter: "Reporter") -> dict:
     """Held-out loss and chats of the trained model: what `result.json` holds."""
     from recipes.evaluate import evaluate_chats
+    from recipes.reports import report_chats
     from recipes.summary import heldout_figures, training_result
-    from recipes.trainer import report_chats
 
     measured = heldout_figures(trainer)
     valid = [one for one in run.data.heldout if one.name not in run.heldout.invalid]

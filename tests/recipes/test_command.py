@@ -28,8 +28,8 @@ def ending(error):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ValueError("my.jsonl: 3 are invalid, on_invalid=drop leaves them out"), "data.on_invalid=drop leaves"),
-        (ValueError("see data.on_invalid=drop"), "see data.on_invalid=drop"),
+        (ValueError("write all: turns=all"), "write all: duplication.turns=all"),
+        (ValueError("see data.template_kwargs={a:1}"), "see data.template_kwargs={a:1}"),
         (ValueError("pack_length=8 is short"), "duplication.pack_length=8 is short"),
         (ValueError('or set too_long to "drop" to'), "or set duplication.too_long=drop to"),
         (ValueError('write layout="per_turn", or'), "write duplication.layout=per_turn, or"),
@@ -106,7 +106,7 @@ def test_progress_in_a_log_file_is_a_line_now_and_then(capsys, monkeypatch):
         for _ in range(4):
             advance(100, note="fast")
     assert capsys.readouterr().err.splitlines() == [
-        "rendering: 200 of 1,000, 100 s left, fast".replace("100 s", "2 min"),
+        "rendering: 200 of 1,000, 2 min left, fast",
         "rendering: 400 of 1,000, 75 s left, fast",
     ]
     with progress(0, "nothing") as advance:

@@ -132,7 +132,7 @@ def test_settings_with_keys_of_the_users_choice(words):
 def test_sources_of_a_mix():
     sources = compose(
         [
-            "data.kind=mix",
+            "data=mix",
             "data.sources={a:{hub_id:some/data,weight:0.5,template_kwargs:{x:1}}}",
             "data.sources.b.hub_id=c",
         ]
@@ -143,7 +143,7 @@ def test_sources_of_a_mix():
     }
     for values, message in (("{hub:x}", "'hub'"), ("{kind:recs}", "recs"), ("7", "data.sources.a")):
         with pytest.raises(ConfigError, match=f"data.sources.a.*{message}|{message}"):
-            compose(["data.kind=mix", f"data.sources={{a:{values}}}"])
+            compose(["data=mix", f"data.sources={{a:{values}}}"])
 
 
 @pytest.mark.parametrize(
@@ -198,17 +198,20 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         (["trainer.early_stopping=2"], "trainer.early_stopping=2: both go by .* give trainer.evaluate_every"),
         (
             ["trainer.keep_best=true", "trainer.evaluate_every=100"],
-            "trainer.save_every=350: .* multiple of trainer.evaluate_every=100",
+            "trainer.save_every=350: .* set it to trainer.evaluate_every=100",
         ),
         (["trainer=finetune", "trainer.epochs=0"], "trainer.epochs=0.0: must be greater than 0"),
-        (["adapter.modules_to_save=[lm_head]"], "adapter=none: has no modules_to_save"),
+        (["adapter.modules_to_save=[lm_head]"], "adapter.modules_to_save=.*: there is no adapter"),
+        (["adapter.r=8"], "adapter.r=8: there is no adapter; choose adapter=lora"),
+        (["data.split=test"], "data.split=test: only data of the hub has splits"),
+        (["data=mix", "data.path=a"], "data.path=a: a mix has that for each of its sources"),
         (["adapter.kind=lora"], "adapter=lora: adapts weights that are trained already"),
-        (["data.kind=mix"], "data.sources: has no value"),
+        (["data=mix"], "data.sources: has no value"),
         (["data.sources={a:{path:x}}"], "data.sources: only for data=mix"),
-        (["data.kind=mix", "data.sources={a:{path:none.jsonl}}"], "data.sources.a.path=none.jsonl: no such file"),
-        (["data.kind=mix", "data.sources={a:{kind:tutoring}}"], "data.sources.a.train_conversations=null"),
-        (["data.kind=mix", "data.sources={a:{kind:mix}}"], "data.sources.a.kind=mix: a mix cannot be"),
-        (["data.kind=mix", "data.sources={a:{hub_id:x,weight:0}}"], "data.sources.a.weight=0.0: must be greater"),
+        (["data=mix", "data.sources={a:{path:none.jsonl}}"], "data.sources.a.path=none.jsonl: no such file"),
+        (["data=mix", "data.sources={a:{kind:tutoring}}"], "data.sources.a.train_conversations=null"),
+        (["data=mix", "data.sources={a:{kind:mix}}"], "data.sources.a.kind=mix: a mix cannot be"),
+        (["data=mix", "data.sources={a:{hub_id:x,weight:0}}"], "data.sources.a.weight=0.0: must be greater"),
         (["model.name_or_path=x"], "model.name_or_path=x: the tiny model is built"),
         (["model=hub"], "model.name_or_path: has no value"),
         (["model.from_scratch=false"], "model.from_scratch=false"),

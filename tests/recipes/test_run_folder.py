@@ -1,6 +1,5 @@
 """The run folder: nobody else's, found again, and what an interrupted run left in it."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from recipes.config import compose, save_run_config
-from recipes.run_folder import check_same_data, config_to_resume, last_checkpoint, new_folder
+from recipes.run_folder import config_to_resume, last_checkpoint, new_folder, remember_data, trained_fingerprint
 
 DEFAULT = replace(compose(), output_dir=None)
 
@@ -55,7 +54,7 @@ def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_settings(here):
     started(runs / "finished", wanted, result_json="{}")
     started(runs / "another", ["seed=4"])
     (runs / "unreadable").mkdir()
-    (runs / "unreadable" / "config.yaml").write_text("seed: many\n")
+    (runs / "unreadable" / "config.yaml").write_text("seed: [many\n")
     # The day on which a run is resumed, and where its metrics go, are no part of what it trains.
     asked = replace(compose(["seed=3", "data.date=2026-01-02", "wandb=off"]), output_dir=None, resume="auto")
     found = config_to_resume(asked, ["seed=3"])
@@ -86,8 +85,11 @@ def test_the_last_checkpoint_is_the_newest_that_is_whole(here):
 
 
 def test_a_run_goes_on_only_with_the_data_it_began_with(here):
-    check_same_data(here, "abc", resumed=False)
-    check_same_data(here, "abc", resumed=True)
+    assert trained_fingerprint(here) is None
+    remember_data(here, "abc")
+    remember_data(here, "abc")
     with pytest.raises(ValueError, match="the conversations are not those that this run began with"):
-        check_same_data(here, "abd", resumed=True)
-    assert json.loads((here / "data.json").read_text()) == {"fingerprint": "abc"}
+        remember_data(here, "abd")
+    assert trained_fingerprint(here) == "abc"
+    (here / "data.json").unlink()  # what the error advises
+    remember_data(here, "abd")

@@ -135,7 +135,8 @@ def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
 def test_a_run_does_not_overwrite_another(whole, tmp_path):
     before = (whole[0] / "metrics.jsonl").read_text()
     done = run(tmp_path, *SMALL, "wandb=off", f"output_dir={whole[0]}", "seed=5")
-    assert done.returncode != 0 and "holds a run already (metrics.jsonl, checkpoints, model, result.json)" in done.stderr
+    assert done.returncode != 0
+    assert "holds a run already (metrics.jsonl, checkpoints, model, result.json)" in done.stderr
     assert (whole[0] / "metrics.jsonl").read_text() == before
 
 

@@ -1,15 +1,10 @@
-"""The configuration as the Trainer takes it, and what a run reports while it trains."""
+"""The settings of a run as transformers' Trainer takes them."""
 
 import logging
 import os
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
-import matplotlib
-import matplotlib.pyplot as plt
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -17,18 +12,9 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
-from flexmask import OnePassCollator, Pack
-from flexmask.viz import plot_pack
 from recipes.models import resolve_precision
-from recipes.progress import duration, progress
-from recipes.replies import ChatResult
-from recipes.reporting import Reporter
 from recipes.run_folder import CHECKPOINTS
-from recipes.schema import History, MixedPrecision, TrainConfig
-
-matplotlib.use("Agg")
-PRINTED = {"loss": "loss", "thinking_loss": "thinking", "answer_loss": "answer"}
-SAMPLE_CHATS = 20
+from recipes.schema import MixedPrecision, TrainConfig
 
 
 def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> TrainingArguments:
@@ -49,6 +35,8 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
     evaluates = evaluates and trainer.evaluate_every > 0
     settings = dict(
         output_dir=str(folder / CHECKPOINTS),
+        # A Trainer takes whatever accelerator there is; the block-sparse attention is written for CUDA and CPU.
+        use_cpu=not torch.cuda.is_available(),
         max_steps=trainer.steps or -1,
         num_train_epochs=trainer.epochs or 0,
         per_device_train_batch_size=trainer.conversations_per_step,
@@ -61,7 +49,6 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
         bf16=resolve_precision(config).mixed_precision is MixedPrecision.bf16,
-        use_cpu=not torch.accelerator.is_available(),  # transformers takes bf16 on CPU only where it is told of the CPU
         torch_compile=trainer.torch_compile,
         neftune_noise_alpha=trainer.neftune_noise_alpha,
         activation_checkpointing=config.model.gradient_checkpointing,
@@ -85,13 +72,21 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
     )
     if trainer.optimizer != "auto":
         settings["optim"] = _named("trainer.optimizer", trainer.optimizer, OptimizerNames)
-        settings["optim_args"] = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
-    arguments = TrainingArguments(**settings)
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(arguments)
-    except (ImportError, ValueError) as error:  # of a package that is not installed
-        raise ValueError(f"trainer.optimizer={trainer.optimizer}: {error}") from error
+    plain = TrainingArguments(**settings)
+    given = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
+    arguments = TrainingArguments(**settings, optim_args=given) if given else plain
+    if given and _optimizer(arguments, config) == _optimizer(plain, config):
+        raise ValueError(f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers takes none")
+    _optimizer(arguments, config)
     return arguments
+
+
+def _optimizer(arguments: TrainingArguments, config: TrainConfig) -> tuple:
+    """The class and arguments of the optimizer; ValueError where its package is not installed."""
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"trainer.optimizer={config.trainer.optimizer}: {error}") from error
 
 
 def check_heldout(config: TrainConfig, heldout: int) -> None:
@@ -133,91 +128,3 @@ def quiet() -> None:
 def early_stopping(config: TrainConfig) -> list[TrainerCallback]:
     patience = config.trainer.early_stopping
     return [EarlyStoppingCallback(patience)] if patience else []
-
-
-class ReportingCallback(TrainerCallback):
-    """Passes the Trainer's logs on: to the Reporter, and a line each to the terminal, with a bar below them.
-
-    A context manager, so that the bar is gone whatever ends the training.
-    """
-
-    def __init__(self, reporter: Reporter) -> None:
-        self.reporter = reporter
-        self._bar = ExitStack()
-        self._rate = ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._started, self._first = time.monotonic(), state.global_step
-        self._advance = self._bar.enter_context(progress(state.max_steps, "training", lines=False))
-        self._advance(state.global_step)
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        self._advance(note=self._rate)
-        if state.global_step >= state.max_steps:
-            control.should_log = True  # the last loss of a run is reported, whatever `log_every`
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        self._bar.close()
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if not state.is_world_process_zero:
-            return
-        # transformers says "eval" of the data set that a user knows as held out.
-        values = {
-            name.replace("eval_", "heldout_", 1): value
-            for name, value in logs.items()
-            if isinstance(value, (int, float))
-        }
-        self.reporter.log(state.global_step, values)
-        where = f"step {state.global_step:>5}/{state.max_steps}"
-        if "loss" in logs:
-            self._rate = f"{logs['tokens_per_second']:,.0f} tokens/s"
-            print(f"{where}  {_losses(logs)}  {self._rate}{self._left(state)}", flush=True)
-        elif "eval_loss" in logs:
-            print(f"{where}  held out: {_losses(logs, 'eval_')}", flush=True)
-
-    def _left(self, state) -> str:
-        done, left = state.global_step - self._first, state.max_steps - state.global_step
-        return f", {duration((time.monotonic() - self._started) / done * left)} left" if done and left else ""
-
-
-def _losses(logs: dict[str, float], prefix: str = "") -> str:
-    found = {label: logs[prefix + name] for name, label in PRINTED.items() if prefix + name in logs}
-    return ", ".join(f"{label} {value:.3f}" for label, value in found.items())
-
-
-def report_mask(reporter: Reporter, pack: Pack, collator: OnePassCollator) -> None:
-    """Save and send the picture of one pack's mask."""
-    path = reporter.folder / "block_mask.png"
-    figure = plot_pack(pack, collator.block_size)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    reporter.image("block_mask", path, step=0)
-
-
-def report_chats(reporter: Reporter, chats: Sequence[ChatResult], step: int) -> None:
-    """Save and send the first few chats of each history, a row each turn."""
-    columns = ["conversation", "history", "turn", "thinking", "answer", "expected", "correct", "thinks", "ended"]
-    shown = [one for history in History for one in [chat for chat in chats if chat.history == history][:SAMPLE_CHATS]]
-    rows = [
-        [
-            chat.name,
-            chat.history,
-            turn.turn,
-            turn.thinking,
-            turn.answer,
-            turn.expected,
-            turn.correct,
-            str(turn.reply.state),
-            turn.reply.ended,
-        ]
-        for chat in shown
-        for turn in chat.turns
-    ]
-    reporter.table("chats", columns, rows, step)

@@ -25,8 +25,8 @@ from flexmask.conversation import THINK_CLOSE, Conversation
 from flexmask.models import unbranched_layers, unwrapped
 from recipes.matchers import Matcher, exact
 from recipes.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
+from recipes.schema import History
 
-OWN, TEACHER = "own", "teacher"
 _CALLS = "a turn calls a tool, and tools do not run here"
 _CALLS_SOMEWHERE = f"{_CALLS}; evaluation.history=teacher asks the other turns of such a conversation"
 
@@ -38,7 +38,7 @@ def chat(
     *,
     max_new_tokens: int,
     batch_size: int,
-    history: str = OWN,
+    history: str = History.own,
     matcher: Matcher = exact,
     template_kwargs: dict[str, Any] | None = None,
     date: datetime.date | None = None,
@@ -60,19 +60,24 @@ def chat(
     Raises ValueError for a history that is neither "own" nor "teacher", and a tokenizer without a chat template, or
     where no token is known to end a turn.
     """
-    if history not in (OWN, TEACHER):
-        raise ValueError(f"history={history!r}: write {OWN!r} or {TEACHER!r}")
+    if history not in (History.own, History.teacher):
+        raise ValueError(f"history={str(history)!r}: write {str(History.own)!r} or {str(History.teacher)!r}")
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat_template; set one, or use a chat model's tokenizer")
     ends = end_tokens(model, tokenizer)
     errors: Counter[str] = Counter()
     chats = [
-        _Chat(one, ChatTemplate(tokenizer, one, template_kwargs, date=date), history, _guarded(matcher, errors))
+        _Chat(
+            one, ChatTemplate(tokenizer, one, template_kwargs, date=date), History(history), _guarded(matcher, errors)
+        )
         for one in conversations
     ]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if unbranched_layers(model):
-        batch_size = 1  # transformers 5.23: a state takes in padding (MiniMax), or is not kept a prompt (RWKV)
+        # In batches transformers (5.23) generates something else with these. RWKV ignores the attention mask, so that
+        # its state takes in the padding, and mixes the states of the prompts. MiniMax reads a padded prompt as it
+        # should, but masks all of it for the tokens that follow.
+        batch_size = 1
     with ready_to_generate(model) as plain:
         done = 0
         while waiting := [one for one in chats if one.waiting]:
@@ -112,7 +117,7 @@ class _Chat:
 
     conversation: Conversation
     template: ChatTemplate
-    history: str
+    history: History
     matcher: Matcher
     messages: list[dict[str, Any]] = field(default_factory=list)
     turns: list[ChatTurn] = field(default_factory=list)
@@ -121,7 +126,7 @@ class _Chat:
 
     def __post_init__(self) -> None:
         self.to_ask = turns_to_ask(self.conversation)
-        if self.history == OWN and any(self._expected(index).get("tool_calls") for index in self.to_ask):
+        if self.history == History.own and any(self._expected(index).get("tool_calls") for index in self.to_ask):
             self._give_up(_CALLS_SOMEWHERE)
         else:
             self._show_until_asked()
@@ -165,7 +170,7 @@ class _Chat:
             correct=None if right is None else bool(right) and reply.finished,
         )
         self.turns.append(turn)
-        if self.history == OWN:
+        if self.history == History.own:
             message = {"role": "assistant", "content": reply.answer}
             self.messages.append(message | {"reasoning_content": reply.thinking} if reply.thinking else message)
         else:
@@ -188,15 +193,15 @@ class _Chat:
 
     def _give_up(self, reason: str) -> None:
         """With own history there is nothing to go on with, with teacher history there is what the data says."""
-        last = len(self.conversation.messages) if self.history == OWN else self.next + 1
+        last = len(self.conversation.messages) if self.history == History.own else self.next + 1
         self.unasked |= {turn: reason for index, turn in self.to_ask.items() if self.next <= index < last}
-        self.messages += self.conversation.messages[self.next : last] if self.history == TEACHER else ()
+        self.messages += self.conversation.messages[self.next : last] if self.history == History.teacher else ()
         self.next = last
         self._show_until_asked()
 
     def result(self) -> ChatResult:
         messages = tuple({key: value for key, value in one.items() if key != "train"} for one in self.messages)
-        return ChatResult(self.conversation.name, self.history, messages, tuple(self.turns), self.unasked)
+        return ChatResult(self.conversation.name, str(self.history), messages, tuple(self.turns), self.unasked)
 
 
 def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]:

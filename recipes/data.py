@@ -28,7 +28,7 @@ MOST_NESTED = 100
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """How many conversations of a source are what. train: in one epoch, each as often as it stands there."""
+    """Counts for one source. `train` counts repetitions: weight 2 counts each conversation twice."""
 
     read: int
     train: int
@@ -70,8 +70,9 @@ def load_data(data: DataConfig) -> LoadedData:
     Which ones are held out depends on `data.seed` and on the text of each conversation only, so a longer file moves few
     of them and another `train_conversations` none.
 
-    Raises ValueError when a file is not what its name says or the hub cannot be reached, one that counts the invalid
-    records and quotes the first few, and when `data.heldout_conversations` cannot be had.
+    Raises ValueError when a file is not what its name says, when the hub cannot be reached, when records are invalid
+    (it counts them and quotes the first few; `data.on_invalid=drop` leaves them out), when a source has no valid
+    conversation, and when `data.heldout_conversations` are more than can be held out.
     """
     if data.kind is DataKind.tutoring:
         return _generated(data)

@@ -36,8 +36,8 @@ _MOST_ERRORS = 100  # after which nobody needs to see more of them
 
 @dataclass(frozen=True)
 class PreparedData:
-    """items: the rows of each conversation that trains anything, in order. All other figures are of the conversations
-    given, each as often as it was; they say what is and what is not in `items`.
+    """`items`: rows of each conversation that trains something, in order. The other figures cover all conversations
+    given, repetitions included.
     """
 
     items: PreparedRows
@@ -76,9 +76,10 @@ def prepare(
 ) -> PreparedData:
     """Render and lay out every conversation as `config.duplication` says, in `layout`.
 
-    Runs in `config.data.processes` processes. The result is kept in the cache folder of `datasets` (HF_DATASETS_CACHE)
-    under a fingerprint of everything it depends on, and taken from there the next time; what was damaged since is
-    prepared anew, with a warning. Warnings of rendering are repeated once each, with the number of conversations that
+    Runs in `config.data.processes` processes. The result is kept in the folder `flexmask` of the cache of `datasets`
+    (HF_DATASETS_CACHE, by default ~/.cache/huggingface/datasets) under a fingerprint of everything it depends on, and
+    taken from there the next time; what was damaged since is prepared anew, with a warning, and what was not used for
+    30 days is removed. Warnings of rendering are repeated once each, with the number of conversations that
     caused them. A conversation that stands in `conversations` several times is prepared once.
 
     Raises ValueError that counts the conversations that cannot be rendered and quotes the first few, which
@@ -112,7 +113,9 @@ def prepare(
 def fingerprint(
     conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
 ) -> str:
-    """A hash of all that rows depend on: data, tokenizer, chat template, settings, libraries and our own code."""
+    """A hash of all that rows depend on: data, tokenizer, chat template, settings, libraries and our own code. The date
+    is part of it only where the template reads the clock, or nothing would be found again the next day.
+    """
     code = [*sorted(Path(flexmask.__file__).parent.glob("*.py")), Path(__file__), Path(row_store.__file__)]
     digest = hashlib.sha256()
     for conversation in conversations:
@@ -121,13 +124,18 @@ def fingerprint(
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
         {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
-        {**settings, "date": str(settings["date"])},
+        {**settings, "date": str(settings["date"]) if _reads_the_clock(tokenizer) else None},
         [version(name) for name in ("transformers", "tokenizers", "jinja2", "pyarrow")],
     ]
     digest.update(json.dumps(other, sort_keys=True).encode())
     for path in code:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _reads_the_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether any of the tokenizer's chat templates may write the date (see `ChatTemplate`)."""
+    return "strftime_now" in json.dumps(tokenizer.chat_template)
 
 
 def _prepared_file(

@@ -47,7 +47,7 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # several processes are parallel enough; and it warns after a fork
-    # Handlers of the run are not for its helpers: Ctrl-C reaches them too, and the run then ends them.
+    # Handlers of the run are not for its worker processes: Ctrl-C reaches them too, and the run then ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -58,6 +58,6 @@ def _call(item: Any) -> Any:
 
 
 def _end_with_parent() -> None:
-    """A killed run ends nobody itself."""
+    """A run that is killed cannot end its workers, so each waits for its parent and then exits."""
     multiprocessing.parent_process().join()
     os._exit(1)

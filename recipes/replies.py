@@ -46,8 +46,7 @@ def parse_reply(prompt: str, generated: str, ended: bool) -> Reply:
 
     The answer starts behind the first `</think>`, or is everything where there are no tags.
     """
-    begun = _BEGUN.search(prompt)
-    text = (begun.group() if begun else "").strip() + generated
+    text = thinking_begun(prompt).strip() + generated
     before, opening, inside = text.partition(THINK_OPEN)
     if not opening or THINK_CLOSE in before:
         before, inside = "", text

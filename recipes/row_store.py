@@ -1,9 +1,12 @@
 """Prepared conversations on disk: written once, checked when they are found again, read from a memory map.
 
-A folder holds `rows.arrow`, one record a conversation (`SCHEMA`), and `rows.sha256`, its checksum.
+A folder holds `rows.arrow`, one record a conversation (`SCHEMA`), and `rows.sha256`, its checksum. Whenever another is
+stored beside it, a folder that nobody has found for 30 days is removed.
 """
 
+import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 import time
@@ -36,7 +39,7 @@ SCHEMA = pyarrow.schema(
     | {"invalid": pyarrow.string(), "too_long": pyarrow.bool_()}
 )
 _ROWS, _CHECKSUM = "rows.arrow", "rows.sha256"
-_ABANDONED_SECONDS = 24 * 3600
+_ABANDONED_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600
 
 
 class DamagedError(ValueError):
@@ -124,7 +127,9 @@ def open_table(file: Path) -> pyarrow.Table:
 
 
 def find(folder: Path) -> Path | None:
-    """The file in `folder`; None where nothing was stored. Raises DamagedError unless it is what was written."""
+    """The file in `folder`, which counts as used now; None where nothing was stored. Raises DamagedError unless it is
+    what was written.
+    """
     if not folder.exists():
         return None
     try:
@@ -134,6 +139,8 @@ def find(folder: Path) -> Path | None:
             raise DamagedError("its checksum is another one")
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedError(str(error)) from error
+    with contextlib.suppress(OSError):  # a folder of somebody else's may be read, and not changed
+        os.utime(folder)
     return folder / _ROWS
 
 
@@ -143,7 +150,7 @@ def store(folder: Path, records: Iterable[Sequence[dict[str, Any]]]) -> Path:
     Raises OSError when the disk does not take it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(folder.parent)
+    _remove_old(folder.parent)
     with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
         file = Path(partial, "folder", _ROWS)
         file.parent.mkdir()
@@ -161,8 +168,11 @@ def store(folder: Path, records: Iterable[Sequence[dict[str, Any]]]) -> Path:
     return folder / _ROWS
 
 
-def _remove_abandoned(parent: Path) -> None:
-    """Delete what killed runs have left half-written."""
-    for path in parent.glob("partial-*"):
-        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+def _remove_old(parent: Path) -> None:
+    """Delete what killed runs have left half-written, and what was stored and not found for long."""
+    stored = (file.parent for file in parent.glob(f"*/{_ROWS}"))
+    for most, folders in ((_ABANDONED_SECONDS, parent.glob("partial-*")), (_UNUSED_SECONDS, stored)):
+        for path in folders:
+            with contextlib.suppress(FileNotFoundError):  # another run has just deleted it
+                if time.time() - path.stat().st_mtime > most:
+                    shutil.rmtree(path, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Records from where people keep them: files of many kinds, the hub, and which conversations are held out.
 
-An entry is the name of a record and the record, or the reason why what stands in its place is none.
+An entry is a record's name, and the record or a ValueError saying why it cannot be read.
 """
 
 from collections.abc import Mapping

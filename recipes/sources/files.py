@@ -7,6 +7,7 @@ and Arrow; `<file>` is the path inside the folder or pattern, so it is unique.
 import glob
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -66,10 +67,12 @@ def list_files(path: str, key: str) -> list[tuple[Path, str]]:
         kinds.setdefault(kind_by_name(file) or JSON_LINES, []).append(name)
     if len(kinds) > 1:
         shown = "; ".join(f"{len(some)} of {kind}, such as {some[0]}" for kind, some in kinds.items())
+        suffix = next(_suffix(file) for file in found if kind_by_name(file))
         raise ValueError(
-            f"{key}={path}: files of several kinds ({shown}); choose some by a pattern, {_pattern(key, base)}"
+            f"{key}={path}: files of several kinds ({shown}); choose some by a pattern, for instance "
+            f"{key}={glob.escape(str(base))}/**/*{suffix}"
         )
-    _refuse_two_splits(list(names.values()), f"{key}={path}", _pattern(key, base))
+    _refuse_two_splits(names, f"{key}={path}", key)
     return list(names.items())
 
 
@@ -96,20 +99,28 @@ def _without_pattern(parts: tuple[str, ...]) -> Iterator[str]:
         yield part
 
 
-def _pattern(key: str, base: Path) -> str:
-    return f"for instance {key}={base}/**/*.jsonl"
+def _suffix(file: Path) -> str:
+    """What ends the names of files of this kind, packed in this way: `.jsonl.gz`."""
+    packed = compression(file) or ""
+    return Path(file.name.removesuffix(packed)).suffix + packed
 
 
-def _refuse_two_splits(names: list[str], setting: str, advice: str) -> None:
-    """Nobody wants to train on the test files that lie beside those for training."""
-    words = {name: set(re.findall("[a-z]+", name.lower())) for name in names}
-    train = [name for name in names if words[name] & _TRAIN]
-    other = [name for name in names if words[name] & _NOT_TRAIN and not words[name] & _TRAIN]
+def _refuse_two_splits(names: dict[Path, str], setting: str, key: str) -> None:
+    """Nobody wants to train on the test files that lie beside those for training. names: by file."""
+    words = {file: set(re.findall("[a-z]+", name.lower())) for file, name in names.items()}
+    train = [file for file in names if words[file] & _TRAIN]
+    other = [file for file in names if words[file] & _NOT_TRAIN and not words[file] & _TRAIN]
     if train and other:
-        advice = advice.replace("*.jsonl", f"{Path(train[0]).name[:5]}*")
         raise ValueError(
-            f"{setting}: files of several splits, such as {train[0]} and {other[0]}; choose some, {advice}"
+            f"{setting}: files of several splits, such as {names[train[0]]} and {names[other[0]]}; choose some, for "
+            f"instance {key}={_path_of(train)}"
         )
+
+
+def _path_of(files: list[Path]) -> str:
+    """A pattern that names these files and no other; the first of them where there is no simple one."""
+    pattern = glob.escape(os.path.commonprefix([str(file) for file in files])) + "*"
+    return pattern if len(files) > 1 and {Path(one) for one in glob.glob(pattern)} == set(files) else str(files[0])
 
 
 # --- one file ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which conversations are never trained, and which of a source stand how often in an epoch."""
+"""Choose the conversations that are held out, and repeat those of a source as often as its weight says."""
 
 import hashlib
 import json

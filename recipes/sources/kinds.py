@@ -5,6 +5,7 @@ Whatever does not agree is one error that says what the file is and what to do.
 
 import json
 from pathlib import Path
+from shlex import quote
 
 from recipes.sources.json_text import BYTE_ORDER_MARK, is_object, place
 
@@ -73,7 +74,7 @@ def check_contents(path: Path, kind: str, head: bytes) -> None:
             new = path.with_name(renamed(path, ".utf8" + path.suffix))
             raise ValueError(
                 f"{path}: this is {encoding} text; save it as UTF-8, for instance with iconv -f {encoding} -t UTF-8 "
-                f"{path} > {new}"
+                f"{quote(str(path))} > {quote(str(new))}"
             )
         if b"\x00" in head:
             raise ValueError(
@@ -116,7 +117,7 @@ def check_lines(path: Path, first: bytes, data: bytes) -> None:
         if isinstance(value, dict) and several_lines:
             raise ValueError(
                 f"{path}: these are JSON objects over several lines each; put each on one line, for instance with "
-                f"jq -c . {path} > {path.with_name(renamed(path, '.lines.jsonl'))}"
+                f"jq -c . {quote(str(path))} > {quote(str(path.with_name(renamed(path, '.lines.jsonl'))))}"
             )
     except json.JSONDecodeError as error:
         malformed = error

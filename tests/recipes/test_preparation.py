@@ -211,6 +211,22 @@ def test_what_an_interrupted_run_left_is_not_taken_and_goes_in_time(cache):
     assert list(cache.iterdir()) == [new]
 
 
+def test_what_no_run_has_used_for_a_month_is_removed(cache):
+    """The day of use counts, not the day of writing; and nothing else that lies there is touched."""
+    tokenizer, config = chatml_tokenizer(), compose()
+    for conversation in CONVERSATIONS[:2]:
+        prepare([conversation], tokenizer, config, "one_pass")
+    (cache / "somebody's").mkdir()
+    for folder in cache.iterdir():
+        os.utime(folder, (time.time() - 31 * 24 * 3600,) * 2)
+    everything = set(cache.iterdir())
+    prepare([CONVERSATIONS[0]], tokenizer, config, "one_pass")  # found, so used today
+    assert set(cache.iterdir()) == everything
+    prepare([CONVERSATIONS[2]], tokenizer, config, "one_pass")
+    (gone,) = everything - set(cache.iterdir())
+    assert gone.name == fingerprint([CONVERSATIONS[1]], tokenizer, settings_of(config, "one_pass"))
+
+
 def test_a_cache_that_cannot_be_written_to_is_named(cache, monkeypatch):
     arguments = CONVERSATIONS[:2], chatml_tokenizer(), compose(), "one_pass"
     cache.write_text("a file where the folder should be")
@@ -241,6 +257,12 @@ def changed_template():
     return tokenizer
 
 
+def dated():
+    tokenizer = copy.copy(chatml_tokenizer())
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}" + tokenizer.chat_template
+    return tokenizer
+
+
 CHANGES = {
     "a template": dict(tokenizer=changed_template()),
     "a tokenizer": dict(tokenizer=changed_tokenizer()),
@@ -255,17 +277,22 @@ CHANGES = {
     ),
     "a template argument": dict(overrides=["+data.template_kwargs.enable_thinking=false"]),
     "a declared format": dict(overrides=["data.thinking_format='<t>{thinking}</t>'"]),
-    "the date": dict(overrides=["data.date=2020-02-02"]),
+    "the date": dict(tokenizer=dated(), overrides=["data.date=2020-02-02"]),
     "control tokens": dict(overrides=["data.control_tokens=escape"]),
 }
+
+
+def fingerprint_of(conversations=CONVERSATIONS, tokenizer=None, overrides=(), layout="one_pass"):
+    settings = settings_of(compose(["data.date=2020-01-01", *overrides]), layout)
+    return fingerprint(conversations, tokenizer or chatml_tokenizer(), settings)
 
 
 # Breaks if rows of other settings are taken from the cache.
 @pytest.mark.parametrize("change", CHANGES)
 def test_whatever_rows_depend_on_changes_the_fingerprint(change):
-    def of(conversations=CONVERSATIONS, tokenizer=None, overrides=(), layout="one_pass"):
-        tokenizer = tokenizer or chatml_tokenizer()
-        return fingerprint(conversations, tokenizer, settings_of(compose(["data.date=2020-01-01", *overrides]), layout))
+    before = fingerprint_of(tokenizer=copy.deepcopy(dated() if change == "the date" else chatml_tokenizer()))
+    assert fingerprint_of(**CHANGES[change]) != before
 
-    assert of() == of(tokenizer=copy.deepcopy(chatml_tokenizer()))
-    assert of(**CHANGES[change]) != of()
+
+def test_rows_without_a_date_are_found_the_next_day():
+    assert fingerprint_of(overrides=["data.date=2020-01-02"]) == fingerprint_of()

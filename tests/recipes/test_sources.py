@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -213,12 +214,12 @@ def test_a_file_under_another_name_is_one_error_and_its_advice_works(tmp_path, c
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf_16_and_the_command_that_is_advised(tmp_path, encoding):
-    path = tmp_path / "a.jsonl"
+    path = tmp_path / "it's mine.jsonl"
     path.write_bytes(LINES.decode().encode(encoding))
     with pytest.raises(ValueError, match="this is UTF-16") as raised:
         entries(path)
     subprocess.run(str(raised.value).partition("with ")[2], shell=True, check=True)
-    assert records(tmp_path / "a.utf8.jsonl") == RECORDS
+    assert records(tmp_path / "it's mine.utf8.jsonl") == RECORDS
 
 
 OTHERS = {
@@ -316,13 +317,41 @@ def test_a_folder_of_several_kinds_is_refused_and_a_pattern_chooses(folder, name
     assert names(advised) == ["a.jsonl:1", "sub/a.jsonl:1", "sub/a.jsonl:2"]
 
 
-def test_test_files_are_not_trained_because_they_lie_beside(tmp_path):
-    for split in ("train", "test"):
-        (tmp_path / f"{split}-00000-of-00001.jsonl").write_bytes(LINES)
-    with pytest.raises(ValueError, match="files of several splits") as raised:
+def test_the_pattern_that_is_advised_is_of_files_that_are_there(tmp_path):
+    # Broken by a pattern of .jsonl, which no file here is.
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    (tmp_path / "b.parquet").write_bytes(parquet())
+    with pytest.raises(ValueError, match="files of several kinds") as raised:
         names(tmp_path)
+    assert len(names(str(raised.value).rpartition("for instance data.path=")[2])) == len(RECORDS)
+
+
+# Names of files to train, of others, and the pattern that is advised where there is one.
+SPLITS = {
+    "one each": (["train.jsonl"], ["test.jsonl"], None),
+    # Broken by a pattern of the first letters: it names both files again, and the same error follows.
+    "the same beginning": (["data_train.jsonl"], ["data_test.jsonl"], None),
+    "parts": ([f"train-0000{i}-of-00002.jsonl" for i in (0, 1)], ["test-00000-of-00001.jsonl"], "train-0000*"),
+    "no pattern": (["a_train.jsonl", "b_train.jsonl"], ["a_val.jsonl"], None),
+    "folders": (["train/a.jsonl", "train/b.jsonl"], ["test/a.jsonl"], "train/*"),
+    "beside what says nothing": (["train_1.jsonl", "train_2.jsonl"], ["dev.jsonl", "extra.jsonl"], "train_*"),
+}
+
+
+@pytest.mark.parametrize("folder_name", ["two", "two [of] many"])
+@pytest.mark.parametrize("case", SPLITS)
+def test_test_files_are_not_trained_because_they_lie_beside_and_the_advice_works(tmp_path, case, folder_name):
+    train, others, pattern = SPLITS[case]
+    for name in (*train, *others):
+        (tmp_path / folder_name / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder_name / name).write_bytes(LINES)
+    with pytest.raises(ValueError, match="files of several splits") as raised:
+        names(tmp_path / folder_name)
     advised = str(raised.value).rpartition("for instance data.path=")[2]
-    assert names(advised)[0] == "train-00000-of-00001.jsonl:1" and len(names(advised)) == 3
+    assert advised.endswith(f"/{pattern or train[0]}")
+    chosen = train if pattern else train[:1]
+    lines = range(1, 1 + len(RECORDS))
+    assert [Path(name).name for name in names(advised)] == [f"{Path(name).name}:{n}" for name in chosen for n in lines]
 
 
 @pytest.mark.parametrize(

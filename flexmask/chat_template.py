@@ -389,8 +389,8 @@ class _Turn:
         if self.prompt.text.rstrip().endswith(THINK_OPEN) and THINK_CLOSE not in generated:
             raise ValueError(
                 f"{self.where}: the prompt opens a thinking block (it ends {self.prompt.text[-40:]!r}) that the "
-                f"generated text {generated[:60]!r} never closes; declare how thinking is generated with "
-                f"thinking_format, for instance {THINK_BLOCK!r}"
+                f"generated text {generated[:60]!r} never closes; declare how thinking is generated, "
+                f"for instance thinking_format={THINK_BLOCK!r}"
             )
         return generated, answer_start
 
@@ -495,8 +495,8 @@ class _Turn:
                 "reads thinking but does not render it here" if self.template.reads_thinking else "does not render it"
             )
             raise ValueError(
-                f"{self.where}: has thinking, and the chat template {reads}; declare how it is generated with "
-                f"thinking_format, for instance {THINK_BLOCK!r}"
+                f"{self.where}: has thinking, and the chat template {reads}; declare how it is generated, "
+                f"for instance thinking_format={THINK_BLOCK!r}"
             )
         opening, prompt = declared.split("{thinking}")[0], self.prompt.text
         opened_otherwise = opening.strip() and not opened and prompt.rstrip().endswith(opening.strip())
@@ -504,7 +504,7 @@ class _Turn:
             raise ValueError(
                 f"{self.where}: the chat template opens a thinking block itself (prompt ends {prompt[-40:]!r}, "
                 f"generated text starts {generated[:40]!r}) but does not render this turn's thinking "
-                f"{thinking[:40]!r}; declare the generated part with thinking_format, or change template_kwargs"
+                f"{thinking[:40]!r}; declare the generated part with thinking_format=..., or change template_kwargs=..."
             )
         warnings.warn(
             f"the chat template renders no thinking; it is trained as {declared!r} in front of the answer",

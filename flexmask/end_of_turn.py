@@ -6,17 +6,17 @@ generates with it would not notice.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jinja2
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def align_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
     """Make a model stop where it learns to, in place; every checkpoint and the saved model then say so.
 
-    model: may be wrapped, as peft does. ends: ids of the tokens that end trained turns, as `LaidOut.ends`; none of them
-    changes nothing. Afterwards
+    model: may be wrapped, as peft does. ends: ids of the tokens that end trained turns, as `LaidOut.ends`. If it is
+    empty, nothing is changed. Afterwards
     - `tokenizer.eos_token` is one of `ends` (it is left alone where it was one), and the chat template writes what it
       wrote before,
     - `tokenizer.pad_token` is set, where there was none, to a token that ends no turn if there is one,
@@ -24,34 +24,37 @@ def align_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     - beginning and padding of both are the tokenizer's, as the Trainer's own alignment makes them, which then finds
       nothing left to change.
 
-    Returns one sentence that says what has changed, None where nothing has.
+    Returns one line on what has changed of the end of turn, and on padding that was chosen; None where neither has.
     """
     if not ends:
         return None
     generation = getattr(model, "generation_config", None)
     configs = [model.config.get_text_config(), *([generation] if generation is not None else [])]
-    changes = []
+    said, moved = [], {}
     before = tokenizer.eos_token_id
     if before not in ends:
         known = [index for config in configs[::-1] for index in _ids(config) if index in ends]
-        changes.append(_set_token(tokenizer, "eos_token", (known or list(ends))[0]))
+        said.append(_set_token(tokenizer, "eos_token", (known or list(ends))[0]))
     if tokenizer.pad_token_id is None:
-        changes.append(_set_token(tokenizer, "pad_token", _padding(model, tokenizer, ends, before)))
+        said.append(_set_token(tokenizer, "pad_token", _padding(model, tokenizer, ends, before)))
     for config in configs:
+        name = "generation_config" if config is generation else "config"
         found = getattr(config, "eos_token_id", None)
         trained = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
         # A single end in config.json is the one that is replaced; a list, and generation_config.json, tell where to
         # stop, and more places do no harm.
         kept = _ids(config) if config is generation or isinstance(found, list) else []
         wanted = _ids(config) if set(trained) <= set(_ids(config)) else list(dict.fromkeys([*trained, *kept]))
-        changes += _set(config, "eos_token_id", wanted if isinstance(found, list) or len(wanted) > 1 else wanted[0])
-        for name in ("bos_token_id", "pad_token_id"):
-            if (index := getattr(tokenizer, name)) is not None:
-                changes += _set(config, name, index)
-    if not changes:
-        return None
+        value = wanted if isinstance(found, list) or len(wanted) > 1 else wanted[0]
+        if found != value:
+            config.eos_token_id = value
+            moved.setdefault(f"{value} ({_was(found)})", []).append(name)
+        for special in ("bos_token_id", "pad_token_id"):
+            if (index := getattr(tokenizer, special)) is not None:
+                setattr(config, special, index)
+    said += [f"eos_token_id of {' and '.join(names)} is {change}" for change, names in moved.items()]
     shown = " and ".join(map(repr, tokenizer.convert_ids_to_tokens(list(ends))))
-    return f"turns are trained to end with {shown}, so " + "; ".join(changes)
+    return f"turns end with {shown}: {'; '.join(said)}" if said else None
 
 
 def _ids(config) -> list[int]:
@@ -60,11 +63,8 @@ def _ids(config) -> list[int]:
     return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-def _set(config, name: str, value: int | list[int]) -> Iterator[str]:
-    if (found := getattr(config, name, None)) != value:
-        setattr(config, name, value)
-        of = "generation_config" if isinstance(config, GenerationConfig) else "config"
-        yield f"{of}.{name} is {value} (it was {found})"
+def _was(value: object) -> str:
+    return "was none" if value is None else f"was {value!r}"
 
 
 def _set_token(tokenizer: PreTrainedTokenizerBase, name: str, index: int) -> str:
@@ -76,8 +76,8 @@ def _set_token(tokenizer: PreTrainedTokenizerBase, name: str, index: int) -> str
     elif templates:
         tokenizer.chat_template = _pinned(templates, name, before)
     setattr(tokenizer, name, tokenizer.added_tokens_decoder.get(index) or tokenizer.convert_ids_to_tokens(index))
-    kept = "" if tokenizer.chat_template == templates else f", and the chat template still writes {before!r} as {name}"
-    return f"the tokenizer's {name} is {getattr(tokenizer, name)!r} (it was {before!r}){kept}"
+    kept = "" if tokenizer.chat_template == templates else ", as the chat template still has it"
+    return f"{name} of the tokenizer is {getattr(tokenizer, name)!r} ({_was(before)}{kept})"
 
 
 def _pinned(source: str, name: str, text: str | None) -> str:

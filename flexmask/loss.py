@@ -6,7 +6,7 @@ computed. So the memory of the loss depends neither on the length of the row nor
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,8 @@ from flexmask.state_branches import StateBranches, expected_calls
 # and 883 in a chunk that is a few percent of the head's time.
 LOGITS_BYTES = 512 * 2**20
 
+_ROLES = {"thinking": Role.THINKING, "answer": Role.ANSWER}
+
 
 @dataclass(frozen=True, eq=False)
 class TokenLosses:
@@ -44,10 +46,24 @@ class TokenLosses:
     indices: Tensor
     total: Tensor
 
-    def sums_by_role(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Unweighted loss sum and token count, apart for thinking and answer."""
-        picked = {"thinking": self.roles == Role.THINKING, "answer": self.roles == Role.ANSWER}
-        return {name: (self.losses[pick].sum(), pick.sum()) for name, pick in picked.items()}
+    def sums_by_role(self) -> dict[str, Tensor]:
+        """Unweighted loss sums and token counts (`thinking_loss_sum`, `thinking_tokens`, `answer_loss_sum`,
+        `answer_tokens`); tensors, so that nothing waits for the device before a log."""
+        sums = {}
+        for name, role in _ROLES.items():
+            sums[f"{name}_loss_sum"] = self.losses[self.roles == role].sum()
+            sums[f"{name}_tokens"] = (self.roles == role).sum()
+        return sums
+
+
+def loss_by_role(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean token losses of `TokenLosses.sums_by_role`, which may be added up over packs: `thinking_loss` and
+    `answer_loss`. A role that was not trained is left out."""
+    return {
+        f"{name}_loss": float(sums[f"{name}_loss_sum"] / sums[f"{name}_tokens"])
+        for name in _ROLES
+        if sums[f"{name}_tokens"] > 0
+    }
 
 
 def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLosses:

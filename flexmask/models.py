@@ -20,13 +20,13 @@ from flexmask.packing import Pack
 from flexmask.randomness import random_settings, shared_draws, warn_of_shared_draws
 from flexmask.state_branches import is_covered, moved, route_states
 
-# Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models...
+# Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models.
 _STATEFUL = re.compile(
     r"mamba|lstm|delta|shortconv|linearattention|recurrent|rglru|rwkv|retention|lightningattention", re.IGNORECASE
 )
-# ... of which these only hold others.
+# Modules of such a name that only hold others.
 _CONTAINER = re.compile(r"(Model|DecoderLayer|Block|Norm|ForCausalLM)$")
-# ... and the parameters that give such layers away under any name: decay rates and step sizes of a recurrence.
+# Parameters that give a layer with state away under any class name: decay rates and step sizes of a recurrence.
 _STATE_PARAMETERS = ("A_log", "dt_bias", "time_decay", "time_mix_key")
 # How the mask of each layer type is restricted: the argument of build_block_mask, and the config's key for its value.
 _RESTRICTIONS = {
@@ -112,15 +112,26 @@ def prepare_model(model: Model, chains: bool = False) -> Model:
 
 
 @contextlib.contextmanager
-def trying(model: nn.Module) -> Iterator[None]:
-    """To run a model inside and see whether it suits: without gradients, in evaluation mode, which ends with the block.
-
-    What the model raises becomes UnsupportedModelError, except for want of memory.
-    """
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without gradients, in evaluation mode; every module is in the mode it was in afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def trying(model: nn.Module) -> Iterator[None]:
+    """To run a model inside and see whether it suits, as in `evaluating`.
+
+    What the model raises becomes UnsupportedModelError, except for want of memory.
+    """
+    try:
+        with evaluating(model):
             yield
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
@@ -129,9 +140,6 @@ def trying(model: nn.Module) -> Iterator[None]:
             f"{type(unwrapped(model)).__name__} fails over a few tokens of text: {type(error).__name__}: {error}; if "
             "no key of its config.json explains that, train it elsewhere one unpacked pass at a time"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _check_windows(model: PreTrainedModel) -> None:
@@ -189,8 +197,7 @@ def check_model(model: nn.Module, chains: bool = False) -> None:
             raise UnsupportedModelError(
                 f"{name}: {_few(layers)} carry state from token to token, so no attention mask keeps one branch or "
                 f"packed row from leaking into the next, and the loss would be wrong{_why_unbranched(model)}. Train "
-                'this model one pass a turn instead: duplication=per_turn (in the library layout="per_turn"), one row '
-                "a pack"
+                'this model one pass a turn instead: layout="per_turn", one row a pack'
             )
         return
     known = _RESTRICTIONS.keys() | _WITHOUT_ATTENTION
@@ -355,19 +362,19 @@ def _check_positions(text: PreTrainedConfig, pack: Pack) -> None:
         if (greatest := int(pack.position_ids.max()) + 1) > limit:
             raise UnsupportedModelError(
                 f"rotary embeddings of type {kind!r} change for all tokens of a pack once one stands beyond {limit:,} "
-                f"positions, and there is one at {greatest:,}; set duplication.pack_length to at most {limit:,}"
+                f"positions, and there is one at {greatest:,}; give pack_length={limit} or less"
             )
     if text.model_type in _POSITION_TABLES:
         if (greatest := int(pack.position_ids.max()) + 1) > (limit := text.max_position_embeddings):
             raise UnsupportedModelError(
                 f"{text.model_type} has max_position_embeddings={limit:,} learned positions, and the pack has a token "
-                f"at {greatest:,}; set duplication.pack_length to at most {limit:,}"
+                f"at {greatest:,}; give pack_length={limit} or less"
             )
     # Layers with an entry of 0 in no_rope_layers are those without positions.
     if text.model_type == "llama4_text" and text.attn_temperature_tuning and not all(text.no_rope_layers):
         if len(pack) >= text.floor_scale:
             raise UnsupportedModelError(
                 f"attn_temperature_tuning scales queries by their index in the pack from floor_scale="
-                f"{text.floor_scale:,} tokens on, and the pack has {len(pack):,}; set duplication.pack_length below, "
-                "or attn_temperature_tuning to false in the model's config"
+                f"{text.floor_scale:,} tokens on, and the pack has {len(pack):,}; give pack_length="
+                f"{text.floor_scale - 1} or less, or set attn_temperature_tuning to false in the model's config"
             )

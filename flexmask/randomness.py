@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-# Settings under which transformers' models (5.23) drop attention, or add noise to routers, at random ...
+# Settings under which transformers' models (5.23) drop attention, or add noise to routers, at random.
 _RANDOM = (
     "attention_dropout",
     "attn_pdrop",
@@ -16,9 +16,9 @@ _RANDOM = (
     "input_jitter_noise",
     "moe_jitter_eps",
 )
-# ... other dropout, except in heads for classification ...
+# Names of other dropout, without that of heads for classification.
 _OTHER_DROPOUT = re.compile(r"^(?!.*(classif|summary)).*drop")
-# ... and the parts of a config that hold settings of a decoder's layers (DBRX).
+# Parts of a config that hold settings of a decoder's layers (DBRX).
 _NESTED = ("attn_config", "ffn_config")
 
 

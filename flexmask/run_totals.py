@@ -1,12 +1,20 @@
-"""What a training run has spent so far, over interruptions."""
+"""What a training run has spent so far, over interruptions, and the figures of its log."""
 
 import time
-from collections.abc import Mapping
+from collections import Counter
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from flexmask.loss import TokenLosses, loss_by_role
+from flexmask.masks import build_block_mask
+from flexmask.packing import Pack
+
 _SAVED = ("seconds", "loss_sum", "tokens_computed", "tokens_trained", "packs", "capacity")
+
+
+def _counts(pack: Pack, result: TokenLosses) -> dict[str, int]:
+    return dict(tokens_computed=len(pack), tokens_trained=len(result.indices), packs=1, capacity=pack.pack_length)
 
 
 class RunTotals(TrainerCallback, ExportableState):
@@ -24,8 +32,8 @@ class RunTotals(TrainerCallback, ExportableState):
         self.seconds = self.loss_sum = self.earlier_loss_sum = 0.0
         self.tokens_computed = self.tokens_trained = self.packs = self.capacity = 0
 
-    def count(self, counts: Mapping[str, int]) -> None:
-        for name, count in counts.items():
+    def count(self, pack: Pack, result: TokenLosses) -> None:
+        for name, count in _counts(pack, result).items():
             setattr(self, name, getattr(self, name) + count)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -48,3 +56,31 @@ class RunTotals(TrainerCallback, ExportableState):
     def elapsed(self) -> float:
         """Seconds of training up to now."""
         return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+
+class IntervalFigures:
+    """Losses by role, speed and fill of the packs that this process has trained since the last log."""
+
+    def __init__(self) -> None:
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._tally: Counter[str] = Counter()
+        self._started = time.perf_counter()
+
+    def count(self, pack: Pack, result: TokenLosses) -> None:
+        self._last_pack = pack
+        self._tally.update(_counts(pack, result) | result.sums_by_role())
+
+    def take(self, block_size: int) -> dict[str, float]:
+        """The figures, and a new interval; none where nothing was trained."""
+        if not self._tally:
+            return {}
+        tally, seconds = self._tally, time.perf_counter() - self._started
+        self._start_anew()
+        return loss_by_role(tally) | {
+            "tokens_per_second": tally["tokens_computed"] / seconds,
+            "trained_tokens_per_second": tally["tokens_trained"] / seconds,
+            "pack_fill": tally["tokens_computed"] / tally["capacity"],
+            "block_sparsity": build_block_mask(self._last_pack.visible_until, block_size).sparsity() / 100,
+        }

@@ -196,7 +196,7 @@ def guard_control_tokens(
         if control_tokens == "refuse":
             raise ValueError(
                 f'{conversation.name}: {where} contains the control token "{found.group()}"; remove it from the '
-                'data, or set control_tokens to "escape" to train on it as plain text'
+                'data, or train on it as plain text with control_tokens="escape"'
             )
         while found is not None:  # an escaped token may leave a shorter one
             value = forbidden.sub(lambda token: f"{token.group()[0]}\u200b{token.group()[1:]}", value)

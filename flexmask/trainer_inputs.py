@@ -96,11 +96,11 @@ def settle_stream(args: TrainingArguments) -> None:
     args.accelerator_config.dispatch_batches = False
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(name)
 
 
-def load_model(name: str, args: TrainingArguments) -> nn.Module:
+def pretrained_model(name: str, args: TrainingArguments) -> nn.Module:
     """In float32 unless `model_init_kwargs` say otherwise: small updates of half-precision weights are lost."""
     return AutoModelForCausalLM.from_pretrained(
         name, **{"dtype": torch.float32} | (getattr(args, "model_init_kwargs", None) or {})
@@ -165,5 +165,5 @@ def _branches(model: str, layers: Sequence[str], row: Row) -> str:
     return (
         f"{model}: {len(layers)} layers carry state from token to token ({layers[0]}, ...), which no attention "
         f"mask keeps from leaking between branches, and the row of {row.name} branches; lay conversations out "
-        'with layout="per_turn" (duplication=per_turn), or use a template that keeps earlier thinking'
+        'with layout="per_turn", or use a template that keeps earlier thinking'
     )

@@ -9,7 +9,7 @@ import copy
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,19 +24,17 @@ from transformers.trainer_utils import speed_metrics
 from flexmask.arguments import OnePassConfig
 from flexmask.end_of_turn import align_end_of_turn
 from flexmask.exactness import check_exact
-from flexmask.loss import TokenLosses, token_losses
-from flexmask.masks import build_block_mask
-from flexmask.models import prepare_model, unbranched_layers, unwrapped
-from flexmask.packing import Pack
+from flexmask.loss import loss_by_role, token_losses
+from flexmask.models import evaluating, prepare_model, unbranched_layers, unwrapped
 from flexmask.randomness import warn_of_shared_draws
-from flexmask.run_totals import RunTotals
+from flexmask.run_totals import IntervalFigures, RunTotals
 from flexmask.trainer_inputs import (
     check_metric,
     check_rows,
     check_settings,
     datasets_of,
-    load_model,
-    load_tokenizer,
+    pretrained_model,
+    pretrained_tokenizer,
     settle_collator,
     settle_stream,
 )
@@ -90,8 +88,8 @@ class OnePassTrainer(Trainer):
         self.args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
         self.data_collator = settle_collator(self.args, data_collator)
         if isinstance(model, str):
-            processing_class = processing_class or load_tokenizer(model)
-            model = load_model(model, self.args)
+            processing_class = processing_class or pretrained_tokenizer(model)
+            model = pretrained_model(model, self.args)
         self.processing_class = processing_class
         if model is not None:
             self._make_exact(model)
@@ -113,8 +111,7 @@ class OnePassTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         self.add_callback(RunTotals())
-        self._interval: Counter[str] = Counter()
-        self._interval_start = time.perf_counter()
+        self._interval = IntervalFigures()
 
     @property
     def run_totals(self) -> RunTotals:
@@ -156,8 +153,7 @@ class OnePassTrainer(Trainer):
         self.train_dataset, self._ends = None, ()
         if train_dataset is not None:
             quiet = self.args.disable_tqdm or not self.args.should_log
-            prepared = prepare_dataset(train_dataset, "train_dataset", self._preparation, quiet)
-            self.train_dataset, self._ends = prepared.rows, prepared.ends
+            self.train_dataset, self._ends = prepare_dataset(train_dataset, "train_dataset", self._preparation, quiet)
             if isinstance(self.train_dataset, IterableDataset):
                 settle_stream(self.args)
         self.eval_dataset = self._heldout(eval_dataset)
@@ -169,7 +165,7 @@ class OnePassTrainer(Trainer):
         if preparation.settings.get("layout") == "keep_thinking":
             preparation = replace(preparation, settings={**preparation.settings, "layout": "one_pass"})
         rows = {
-            name: prepare_dataset(dataset, name, preparation).rows
+            name: prepare_dataset(dataset, name, preparation)[0]
             for name, dataset in datasets_of(eval_dataset, "eval_dataset").items()
         }
         for name, dataset in rows.items():
@@ -191,7 +187,8 @@ class OnePassTrainer(Trainer):
         return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     def _get_train_sampler(self, train_dataset=None):
-        """The Trainer's samplers that go by length find it in items that are dicts."""
+        """Samplers that group by length read it from dict items, so they get stand-ins as long as each conversation's
+        rows."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             key = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
@@ -242,7 +239,8 @@ class OnePassTrainer(Trainer):
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", sorted(set(one.rows)))
         if self.model.training:
-            self._count(one, result)
+            self._interval.count(one, result)
+            self.run_totals.count(one, result)
         loss = loss / num_items_in_batch.to(loss.dtype) * self.accelerator.num_processes  # DDP averages gradients
         return (loss, result) if return_outputs else loss
 
@@ -261,10 +259,8 @@ class OnePassTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the interval's own figures to a training log; see the class."""
-        if "loss" in logs and self._interval:
-            logs = logs | self._interval_figures()
-            self._interval.clear()
-            self._interval_start = time.perf_counter()
+        if "loss" in logs:
+            logs = logs | self._interval.take(self.data_collator.block_size)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -313,14 +309,14 @@ class OnePassTrainer(Trainer):
         start = time.time()
         dataset = list(dataset)
         tally: Counter[str] = Counter()
-        with _evaluating(self.model), self.accelerator.autocast():
+        with evaluating(self.model), self.accelerator.autocast():
             for one in self.data_collator(dataset)["packs"]:
                 result = token_losses(self.model, one.to(self.args.device), self.data_collator.block_size)
                 tally["loss"] += result.total.item()
                 tally["weight"] += result.weights.sum().item()
-                tally.update(_loss_sums(result))
+                tally.update(result.sums_by_role())
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        figures = {"loss": tally["loss"] / tally["weight"], **_loss_by_role(tally)}
+        figures = {"loss": tally["loss"] / tally["weight"], **loss_by_role(tally)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(dataset))
         self.log(metrics)
@@ -338,39 +334,6 @@ class OnePassTrainer(Trainer):
         """6 operations a token and parameter outside the embeddings; attention is not counted."""
         return 6 * sum(len(p) for p in inputs["packs"]) * self.model.num_parameters(exclude_embeddings=True)
 
-    # ---- Figures ----
-
-    def _count(self, one: Pack, result: TokenLosses) -> None:
-        self._last_pack = one
-        self._interval.update(_loss_sums(result))
-        counts = dict(tokens_computed=len(one), tokens_trained=len(result.indices), packs=1, capacity=one.pack_length)
-        self._interval.update(counts)
-        self.run_totals.count(counts)
-
-    def _interval_figures(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._interval_start
-        tally = self._interval
-        visible_until = self._last_pack.visible_until
-        return _loss_by_role(tally) | {
-            "tokens_per_second": tally["tokens_computed"] / seconds,
-            "trained_tokens_per_second": tally["tokens_trained"] / seconds,
-            "pack_fill": tally["tokens_computed"] / tally["capacity"],
-            "block_sparsity": build_block_mask(visible_until, self.data_collator.block_size).sparsity() / 100,
-        }
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradients, in evaluation mode; every module is in the mode it was in afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
 
 def _compile_layers(model: nn.Module, args: TrainingArguments) -> None:
     """Compile each layer in place: the loss stands in the model's own call, and packs have lengths of their own."""
@@ -381,20 +344,3 @@ def _compile_layers(model: nn.Module, args: TrainingArguments) -> None:
         )
     for layer in layers:
         layer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
-
-
-def _loss_sums(result: TokenLosses) -> dict[str, torch.Tensor]:
-    """Per role, the loss sum and the token count; tensors, so that nothing waits for the device before a log."""
-    sums = result.sums_by_role()
-    return {f"{role}_loss_sum": total for role, (total, _) in sums.items()} | {
-        f"{role}_tokens": count for role, (_, count) in sums.items()
-    }
-
-
-def _loss_by_role(tally: Counter) -> dict[str, float]:
-    """Mean token loss of thinking and of answer; a role that was not trained is left out."""
-    return {
-        f"{role}_loss": float(tally[f"{role}_loss_sum"] / tally[f"{role}_tokens"])
-        for role in ("thinking", "answer")
-        if tally[f"{role}_tokens"] > 0
-    }

@@ -95,17 +95,14 @@ class Preparation:
         return prepare_conversation(conversation, self.tokenizer, **self.settings)
 
 
-@dataclass(frozen=True)
-class PreparedData:
-    """`rows`: a data set whose items are the rows of a conversation. `ends`: of the turns that were prepared for it
-    (`LaidOut.ends`)."""
-
-    rows: Sequence[Sequence[Row]] | IterableDataset
-    ends: tuple[int, ...] = ()
+# A data set whose items are the rows of a conversation each.
+Rows = Sequence[Sequence[Row]] | IterableDataset
 
 
-def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool = True) -> PreparedData:
-    """Rows are left as they are; records and conversations are prepared, at once or, those of a stream, when asked for.
+def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool = True) -> tuple[Rows, tuple[int, ...]]:
+    """The rows of a data set, and the ends of the turns that were prepared for it (`LaidOut.ends`).
+
+    Rows are left as they are; records and conversations are prepared, at once or, those of a stream, when asked for.
 
     data: anything with a length and items (a list, `datasets.Dataset`), or a stream that can be read again and again
         (`IterableDataset`). name: of the argument, with which every error begins. quiet: no progress bar.
@@ -127,7 +124,7 @@ def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool 
     except (LookupError, TypeError) as error:
         raise ValueError(f"{name} is a {type(data).__name__} without an item 0 ({error!r}); give a list") from error
     if is_rows(first):
-        return PreparedData(data)
+        return data, ()
     rows, ends, dropped = [], set(), 0
     for i in tqdm(range(len(data)), desc=f"preparing {name}", disable=quiet):
         laid_out = preparation.rows_of(data[i], f"{name}[{i}]")
@@ -143,7 +140,7 @@ def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool 
             + (f"; {dropped:,} turns are longer than a pack and were dropped" if dropped else ""),
             stacklevel=4,
         )
-    return PreparedData(rows, tuple(sorted(ends)))
+    return rows, tuple(sorted(ends))
 
 
 def is_rows(item: Any) -> bool:
@@ -152,7 +149,7 @@ def is_rows(item: Any) -> bool:
     return is_sequence and all(isinstance(row, Row) for row in item)
 
 
-def _prepare_stream(data: Any, name: str, preparation: Preparation) -> PreparedData:
+def _prepare_stream(data: Any, name: str, preparation: Preparation) -> tuple[Rows, tuple[int, ...]]:
     if not isinstance(data, Iterable) or isinstance(data, Iterator):
         can = "can be read only once" if isinstance(data, Iterator) else "has no items"
         raise ValueError(
@@ -161,7 +158,7 @@ def _prepare_stream(data: Any, name: str, preparation: Preparation) -> PreparedD
         )
     stream = _Stream(data, name, preparation)
     ends = {end for laid_out in itertools.islice(stream.prepared(), _LOOKED_AT) for end in laid_out.ends}
-    return PreparedData(stream, tuple(sorted(ends)))
+    return stream, tuple(sorted(ends))
 
 
 class _Stream(IterableDataset):

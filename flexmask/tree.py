@@ -118,7 +118,7 @@ def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None,
         longest = dropped[0]
         raise ValueError(
             f"{longest.name}: the pass of assistant turn {longest.turn} has {len(longest):,} tokens, pack_length is "
-            f'{pack_length:,}; raise pack_length, or set too_long to "drop" to leave such turns out and count them'
+            f'{pack_length:,}; raise it, or leave such turns out and count them with too_long="drop"'
         )
     rows = per_turn(fitting) if layout == "per_turn" else one_pass(fitting, pack_length)
     ends = sorted({int(p.input_ids[-1]) for p in fitting})
@@ -184,8 +184,8 @@ def _end_of_copy(earlier: Pass, later: Pass) -> int:
         if np.array_equal(prompt[at : at + len(answer)], answer):
             return at + len(answer)
     raise ValueError(
-        f"{later.name}: layout keep_thinking cannot be formed: the answer of assistant turn {earlier.turn} does not "
-        f"stand in the prompt of turn {later.turn} with the same tokens; use one_pass or per_turn"
+        f'{later.name}: layout="keep_thinking" cannot be formed: the answer of assistant turn {earlier.turn} does not '
+        f'stand in the prompt of turn {later.turn} with the same tokens; use layout="one_pass" or layout="per_turn"'
     )
 
 

@@ -38,7 +38,7 @@ def test_refused_in_one_pass_by_name(name):
     model = UNBRANCHED[name].build(torch.float32)
     layers = stateful_layers(model)
     assert branching_layers(model) == []
-    with pytest.raises(UnsupportedModelError, match="carry state from token to token.*duplication=per_turn") as refusal:
+    with pytest.raises(UnsupportedModelError, match='carry state from token to token.*layout="per_turn"') as refusal:
         prepare_model(model)
     assert layers[0] in str(refusal.value)
     # Full attention, window and feed-forward layers are not among them.

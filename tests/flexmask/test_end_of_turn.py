@@ -74,7 +74,12 @@ def test_a_base_model_stops_where_it_learns_to(tmp_path):
     end, former = ids(tokenizer, "<|im_end|>", "<|endoftext|>")
     model = base_model(tokenizer, eos=former)
     said = align_end_of_turn(model, tokenizer, ends_of(tokenizer))
-    assert said.startswith("turns are trained to end with '<|im_end|>', so the tokenizer's eos_token is '<|im_end|>' ")
+    assert said == (
+        "turns end with '<|im_end|>': eos_token of the tokenizer is '<|im_end|>' (was '<|endoftext|>'); "
+        "pad_token of the tokenizer is '<|endoftext|>' (was none); "
+        f"eos_token_id of config is {end} (was {former}); "
+        f"eos_token_id of generation_config is [{end}, {former}] (was {former})"
+    )
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, saved = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
@@ -101,6 +106,20 @@ def test_a_second_time_nothing_changes_and_the_trainer_finds_nothing_to_align(ca
     assert [model.config.to_dict(), model.generation_config.to_dict()] == configs
 
 
+# Breaks if a run of a chat model says that something has changed: beginning and padding are only the tokenizer's.
+def test_nothing_is_said_of_a_model_that_stops_there_already():
+    tokenizer = copy.deepcopy(chatml_tokenizer())
+    model = base_model(tokenizer, eos=tokenizer.eos_token_id)
+    assert model.config.pad_token_id is None
+    assert align_end_of_turn(model, tokenizer, ends_of(tokenizer)) is None
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    without = base_model(tokenizer)
+    assert align_end_of_turn(without, tokenizer, ends_of(tokenizer)) == (
+        f"turns end with '<|im_end|>': eos_token_id of config and generation_config is {tokenizer.eos_token_id} "
+        "(was none)"
+    )
+
+
 def test_without_trained_turns_nothing_changes():
     tokenizer = base_tokenizer(eos=None)
     assert align_end_of_turn(base_model(tokenizer), tokenizer, ()) is None
@@ -116,7 +135,8 @@ def test_a_template_that_writes_eos_token_writes_what_it_wrote(tmp_path, eos, be
     rows = [prepare_conversation(one, tokenizer).rows for one in PLAIN]
     assert ends == tuple(ids(tokenizer, "<|im_end|>"))
     said = align_end_of_turn(base_model(tokenizer), tokenizer, ends)
-    assert f"the chat template still writes {eos!r} as eos_token" in said
+    former = "none" if eos is None else repr(eos)
+    assert f"eos_token of the tokenizer is '<|im_end|>' (was {former}, as the chat template still has it)" in said
     assert tokenizer.eos_token == "<|im_end|>" and renders(tokenizer) == expected
     tokenizer.save_pretrained(tmp_path)
     assert renders(AutoTokenizer.from_pretrained(tmp_path)) == expected

@@ -218,7 +218,10 @@ def test_a_model_is_found_in_its_wrappers():
 def test_positions_beyond_a_table_are_refused(config):
     longest = int(one_pack().position_ids.max()) + 1
     assert longest > 16
-    with pytest.raises(UnsupportedModelError, match=f"max_position_embeddings=16 learned positions, .* at {longest}"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=f"max_position_embeddings=16 learned positions, .* at {longest}; give pack_length=16 or",
+    ):
         attention_masks(config, one_pack(), 16)
     # Rotary positions have no end.
     attention_masks(hf.Qwen3Config(max_position_embeddings=16), one_pack(), 16)

@@ -50,7 +50,7 @@ def config(tmp_path, **changes):
 
 
 # The tiny model names no ends yet: alignment has something to say.
-SAYS = pytest.mark.filterwarnings("ignore:turns are trained to end with")
+SAYS = pytest.mark.filterwarnings("ignore:turns end with")
 
 
 def trainer(tmp_path, data=None, *, model=None, tokenizer=TOKENIZER, args=None, **arguments):
@@ -158,7 +158,7 @@ def test_conversations_without_a_trained_turn_are_left_out_with_one_warning(tmp_
 
 @SAYS
 def test_turns_longer_than_a_pack_are_counted_or_refused(tmp_path):
-    with pytest.raises(ValueError, match="has [0-9]+ tokens, pack_length is 100; raise pack_length"):
+    with pytest.raises(ValueError, match="has [0-9]+ tokens, pack_length is 100; raise it"):
         trainer(tmp_path, args=config(tmp_path, pack_length=100))
     with pytest.warns(UserWarning, match="; [0-9]+ turns are longer than a pack and were dropped"):
         trainer(tmp_path, args=config(tmp_path, pack_length=100, too_long="drop"))

@@ -76,7 +76,9 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
     given = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
     arguments = TrainingArguments(**settings, optim_args=given) if given else plain
     if given and _optimizer(arguments, config) == _optimizer(plain, config):
-        raise ValueError(f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers takes none")
+        raise ValueError(
+            f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers takes none"
+        )
     _optimizer(arguments, config)
     return arguments
 

@@ -38,7 +38,7 @@ def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> 
     conversations asked for than there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and
     `chat` raise, which no conversation causes.
     """
-    from recipes.chat import OWN, TEACHER, chat, turns_to_ask
+    from recipes.chat import chat, turns_to_ask
     from recipes.matchers import load_matcher
     from recipes.progress import progress
     from recipes.replies import figures
@@ -48,7 +48,7 @@ def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> 
     chosen = sample(heldout, settings.conversations, config.data.seed)
     turns = sum(len(turns_to_ask(one)) for one in chosen)
     found, chats = figures([]), []
-    for history, prefix in ((OWN, ""), (TEACHER, "teacher_")):
+    for history, prefix in ((History.own, ""), (History.teacher, "teacher_")):
         if settings.history not in (history, History.both):
             continue
         with progress(turns, f"chatting with {history} history") as advance:

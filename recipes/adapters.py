@@ -24,7 +24,8 @@ _PACKAGES = {AdapterKind.lora: ("peft",), AdapterKind.qlora: ("peft", "bitsandby
 
 
 def lora_config(model: PreTrainedModel, adapter: AdapterConfig):
-    """peft's LoraConfig for a model, which may be without weights (on the meta device) and gets adapters in the course.
+    """peft's LoraConfig for a model. The adapters are tried on `model` itself, which is modified: pass a copy without
+    weights (on the meta device).
 
     `target_modules: all-linear` are all linear layers but the head that makes logits, and the fused weights of experts;
     routers, convolutions and embeddings have no adapter. What of it peft cannot adapt is left out with a warning.
@@ -96,7 +97,8 @@ class _Targets:
 def _all_linear(model: PreTrainedModel, adapter: AdapterConfig) -> _Targets:
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
-    head, modules, without = model.get_output_embeddings(), set(), []
+    head, modules = model.get_output_embeddings(), set()
+    without: dict[str, list[str]] = {}  # what has no adapter, by the reason
     for path, module in model.named_modules():
         if module is head or not _is_linear(module):
             continue
@@ -105,20 +107,18 @@ def _all_linear(model: PreTrainedModel, adapter: AdapterConfig) -> _Targets:
             _check_lora_target_modules_mamba(_peft_config(model, adapter), model, path.rpartition(".")[2])
             modules.add(path)
         except ValueError:
-            without.append(path)
+            without.setdefault("peft does not adapt them", []).append(path)
     config = _converted(model, _peft_config(model, adapter, target_modules=set(modules)))
     experts = {path for path, owner, parameter in _parameters(model) if _is_fused(owner, parameter)}
     # Those that peft loses in its conversion get an adapter on their weight.
     lost = {f"{path}.weight" for path in modules - config.target_modules}
-    reason = "peft does not adapt them"
     for parameters in (experts, lost):
-        if parameters and (why := _no_parameters(adapter, quantized=parameters is lost)):
-            without += sorted(parameters)
+        if parameters and (reason := _no_parameters(adapter, quantized=parameters is lost)):
+            without.setdefault(reason, []).extend(sorted(parameters))
             parameters.clear()
-            reason = why
-    if without:
+    for reason, paths in without.items():
         warnings.warn(
-            f"adapter.target_modules={ALL_LINEAR}: {_kinds(without)} have no adapter and stay as they are: {reason}",
+            f"adapter.target_modules={ALL_LINEAR}: {_kinds(paths)} have no adapter and stay as they are: {reason}",
             stacklevel=4,
         )
     return _Targets(config.target_modules, experts | lost)
@@ -181,9 +181,11 @@ def _peft_config(model: PreTrainedModel, adapter: AdapterConfig, **targets):
 
 
 def _converted(model: PreTrainedModel, config):
-    """What peft (0.21) makes of a config when it meets the model: under transformers 5 experts are fused, and it takes
-    every name of a projection that experts had for the fused one, also that of shared experts and dense layers. Those
-    it loses here would be left without an adapter in silence."""
+    """What peft makes of a config when it meets the model.
+
+    transformers 5 fuses experts; peft (0.21) then takes every projection named like an expert's for the fused weight,
+    also those of shared experts and dense layers, which would silently get no adapter.
+    """
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     config = copy.deepcopy(config)

@@ -29,14 +29,17 @@ from recipes.tiny import build_model, build_tokenizer
 
 @dataclass(frozen=True)
 class Precision:
-    """In what a run computes: `dtype` of the weights in memory, `mixed_precision` none or bf16 (never auto)."""
+    """In what a run computes: `dtype` of the weights in memory, `mixed_precision` none or bf16 (never auto).
+
+    description: the same for a reader, with that of adapters; `str()` gives it.
+    """
 
     dtype: torch.dtype
     mixed_precision: MixedPrecision
-    why: str
+    description: str
 
     def __str__(self) -> str:
-        return self.why
+        return self.description
 
 
 def resolve_precision(config: TrainConfig) -> Precision:
@@ -212,9 +215,8 @@ def _make_savable(model: PreTrainedModel, name: str) -> None:
     try:
         generation.validate(strict=True)
     except ValueError:
-        if (
-            not generation.do_sample
-        ):  # a temperature, and no sampling that would use it: transformers saves no such file
+        # transformers saves no file with a temperature and without the sampling that would use it.
+        if not generation.do_sample:
             generation.do_sample = True
             warnings.warn(
                 f"model.name_or_path={name}: its generation_config.json sets how to sample but not do_sample; the "

@@ -93,6 +93,19 @@ def test_experts_without_an_adapter_are_said(settings):
     assert adapted(model) == {f"model.layers.{i}.self_attn.{one}_proj.weight" for i in (0, 1) for one in "qkvo"}
 
 
+# Breaks if layers that are left out for one reason are reported with the reason of others.
+def test_each_reason_is_said_of_its_own_layers():
+    config = ALL["Nemotron-H"].config()
+    config.update(dict(layers_block_type=["mamba", "attention", "moe", "mamba"]))
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.warns(UserWarning) as seen:
+        lora_config(model, lora(use_dora=True))
+    mamba, experts = sorted((str(one.message) for one in seen), key=lambda text: "experts" in text)
+    assert mamba.endswith("all-linear: mixer.out_proj have no adapter and stay as they are: peft does not adapt them")
+    assert "mixer.experts.up_proj" in experts and "only without adapter.use_dora" in experts
+    assert "out_proj" not in experts
+
+
 @pytest.mark.parametrize(
     "name, targets, expected",
     [

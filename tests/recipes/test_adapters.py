@@ -96,7 +96,7 @@ def test_experts_without_an_adapter_are_said(settings):
 # Breaks if layers that are left out for one reason are reported with the reason of others.
 def test_each_reason_is_said_of_its_own_layers():
     config = ALL["Nemotron-H"].config()
-    config.update(dict(layers_block_type=["mamba", "attention", "moe", "mamba"]))
+    config.layers_block_type = ["linear_attention", "full_attention", "moe", "linear_attention"]
     model = AutoModelForCausalLM.from_config(config)
     with pytest.warns(UserWarning) as seen:
         lora_config(model, lora(use_dora=True))

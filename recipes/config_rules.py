@@ -114,7 +114,7 @@ def _data(config: TrainConfig) -> Iterator[str]:
             yield "data.sources: has no value; give one entry for each source of the mix, as conf/data/mix.yaml shows"
         for key in ("path", "hub_id", "hub_config", "train_conversations"):
             if (value := getattr(data, key)) is not None:
-                yield f"data.{key}={value}: a mix has that for each of its sources, as data.sources.<name>.{key}"
+                yield f"data.{key}={value}: a mix has it for each source (data.sources.<name>.{key}); set it to null"
         for name, source in data.sources.items():
             yield from _source(source, f"data.sources.{name}")
             if not 0 < source.weight < math.inf:

@@ -49,7 +49,7 @@ def main(composed: DictConfig) -> None:
     given = list(HydraConfig.get().overrides.task)
     config = to_dataclass(composed, given)
     if config.resume is not None:
-        found = config_to_resume(config, sorted(given_keys(given) - {"resume"}))
+        found = config_to_resume(config, [word for word in given if given_keys([word]) - {"resume"}])
         if found is None:
             print("resume=auto: no unfinished run of these settings, so this is a new one")
         config = found or replace(config, resume=None)

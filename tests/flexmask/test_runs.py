@@ -160,6 +160,7 @@ def test_what_cannot_be_evaluated_is_refused_by_name(tmp_path):
 # Breaks if the compiler takes the model's call as a whole, in which the loss stands, or a pack's length for a constant.
 def test_compiled_layers_train_the_same_and_are_saved_under_their_own_names(tmp_path):
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()  # other tests of this process have compiled as well
     # float32: the compiler does not see that it means float64 here (`in_double`).
     settings = dict(max_steps=3, dtype=torch.float32, heldout=HELDOUT)
     compiled = make_trainer(tmp_path, torch_compile=True, torch_compile_backend="aot_eager", **settings)

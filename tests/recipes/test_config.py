@@ -204,7 +204,7 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         (["adapter.modules_to_save=[lm_head]"], "adapter.modules_to_save=.*: there is no adapter"),
         (["adapter.r=8"], "adapter.r=8: there is no adapter; choose adapter=lora"),
         (["data.split=test"], "data.split=test: only data of the hub has splits"),
-        (["data=mix", "data.path=a"], "data.path=a: a mix has that for each of its sources"),
+        (["data=mix", "data.path=a"], "data.path=a: a mix has it for each source"),
         (["adapter.kind=lora"], "adapter=lora: adapts weights that are trained already"),
         (["data=mix"], "data.sources: has no value"),
         (["data.sources={a:{path:x}}"], "data.sources: only for data=mix"),

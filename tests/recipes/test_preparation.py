@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import os
 import pickle
+import sys
 import shutil
 import time
 import warnings
@@ -109,7 +110,16 @@ def deep(name):
 BAD = [saying("<|im_end|>", "bad.jsonl:1"), *CONVERSATIONS, saying("<|im_start|>", "bad.jsonl:2"), deep("bad.jsonl:3")]
 
 
-def test_conversations_that_cannot_be_rendered_are_one_error_or_left_out_and_counted(cache):
+@pytest.fixture
+def usual_depth():
+    """Python's own limit of calls inside calls: other tests of this process may have raised it."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
+def test_conversations_that_cannot_be_rendered_are_one_error_or_left_out_and_counted(cache, usual_depth):
     tokenizer = chatml_tokenizer()
     for _ in range(2):  # made, and found again
         with pytest.raises(ValueError, match="^3 of 15 conversations cannot be prepared:\n") as raised:

@@ -13,14 +13,13 @@ from functools import cached_property
 from typing import Any
 
 from flexmask.conversation import Conversation
-from recipes.gsm8k import to_record
 from recipes.schema import DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.sources import Entry, Record
 from recipes.sources.files import read_path
+from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID, to_record
 from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
 
-GSM8K = ("openai/gsm8k", "socratic")
 ERRORS_SHOWN = 5
 # Brackets inside brackets in messages and tools. Deeper ones end in RecursionError somewhere on the way to text.
 MOST_NESTED = 100
@@ -167,14 +166,12 @@ def _entries(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator
         return _tutoring(source.train_conversations, seed, "train")
     if source.path is not None:
         return read_path(source.path, source.split, f"{key}.path")
-    usual_id, usual_config = GSM8K if source.kind is DataKind.gsm8k_socratic else (None, None)
-    hub_id, hub_config = source.hub_id or usual_id, source.hub_config
+    hub_id, hub_config = source.hub_id, source.hub_config
+    if hub_id is None and source.kind is DataKind.gsm8k_socratic:
+        hub_id, hub_config = HUB_ID, hub_config or HUB_CONFIG
     if hub_id is None:
         raise ValueError(f"{key}.path: has no value; give a file, folder or pattern (or {key}.hub_id, data of the hub)")
-    # The usual configuration belongs to the usual repository: another one is taken at its word.
-    return read_hub(
-        hub_id, usual_config if hub_id == usual_id and hub_config is None else hub_config, source.split, key
-    )
+    return read_hub(hub_id, hub_config, source.split, key)
 
 
 def _generated(data: DataConfig) -> LoadedData:
@@ -191,7 +188,7 @@ def _generated(data: DataConfig) -> LoadedData:
 
 
 def _tutoring(count: int, seed: int, split: str) -> Iterator[Entry]:
-    from recipes.tutoring import generate
+    from recipes.sources.tutoring import generate
 
     for index, record in enumerate(generate(count, seed, split)):
         yield f"tutoring/{split}[{index}]", record

@@ -33,7 +33,6 @@ from flexmask import (
 )
 from flexmask.attention import flexmask_attention
 from flexmask.state_branches import StateBranches
-from recipes import tutoring
 from recipes.benchmark_config import DATA_MIXES, BenchmarkConfig, ShapeConfig
 from recipes.measure import (
     InexactError,
@@ -46,6 +45,7 @@ from recipes.measure import (
     peak_memory,
     sampler_of,
 )
+from recipes.sources import tutoring
 from recipes.tiny import build_tokenizer
 from recipes.workloads import (
     MATHCHATSYNC,

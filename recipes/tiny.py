@@ -1,8 +1,8 @@
 """The embedded default model: a tokenizer and a Qwen3-architecture model, both built in-process.
 
 Nothing is downloaded. The tokenizer is a byte-level one whose vocabulary is the words of the tutoring dialogues
-(`recipes.tutoring`): every word of theirs is one token, every digit is one token, and any other text is its bytes,
-so all text round-trips. Its chat template drops earlier thinking the way Qwen3's does.
+(`recipes.sources.tutoring`): every word of theirs is one token, every digit is one token, and any other text is its
+bytes, so all text round-trips. Its chat template drops earlier thinking the way Qwen3's does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask.conversation import THINK_CLOSE, THINK_OPEN
-from recipes import tutoring
+from recipes.sources import tutoring
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flexmask import Pass, Role
-from recipes.gsm8k import to_record
+from recipes.sources.gsm8k import to_record
 
 # Tokens of question, thinking and answer, for each turn of one conversation.
 Lengths = list[tuple[int, int, int]]

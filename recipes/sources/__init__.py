@@ -1,4 +1,4 @@
-"""Records from where people keep them: files of many kinds, the hub, and which conversations are held out.
+"""Records from files of many kinds, from the hub, or generated; and which conversations are held out.
 
 An entry is a record's name, and the record or a ValueError saying why it cannot be read.
 """

@@ -7,10 +7,10 @@ from stateful_families import UNBRANCHED
 
 import flexmask  # noqa: F401  registers the attention implementation
 from flexmask.conversation import Conversation
-from recipes import tutoring
 from recipes.chat import chat, generate, ready_to_generate
 from recipes.matchers import number
 from recipes.replies import Thinking, figures
+from recipes.sources import tutoring
 from recipes.tiny import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()

@@ -9,8 +9,8 @@ from recipes import evaluate
 from recipes.config import compose, save_run_config
 from recipes.evaluate import evaluate_chats, main, sample
 from recipes.run_folder import write_json
+from recipes.sources.tutoring import generate
 from recipes.tiny import build_model, build_tokenizer
-from recipes.tutoring import generate
 
 TOKENIZER = build_tokenizer()
 SHORT = ["experiment=short", "evaluation.max_new_tokens=4"]
@@ -122,7 +122,9 @@ def test_the_data_of_a_run_may_have_gone(data_file, tmp_path, model, capsys):
 def test_the_run_of_a_mix_is_evaluated_on_one_file(data_file, tmp_path, model, capsys):
     # Broken by keeping the sources of the mix beside the file.
     folder = tmp_path / "run"
-    save_run_config(config_with("data=mix", f"data.sources={{mine:{{path:'{tmp_path}'}}}}"), folder)
+    save_run_config(
+        config_with("data=mix", "data.train_conversations=null", f"data.sources={{mine:{{path:'{tmp_path}'}}}}"), folder
+    )
     model.save_pretrained(folder / "model")
     TOKENIZER.save_pretrained(folder / "model")
     figures, _ = printed(capsys, folder, str(data_file), [])

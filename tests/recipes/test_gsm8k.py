@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexmask.conversation import Conversation
-from recipes.gsm8k import to_record
+from recipes.sources.gsm8k import to_record
 
 PROBLEM = {
     "question": "Mia packs 4 boxes of 6 cups  and 5 loose cups.",

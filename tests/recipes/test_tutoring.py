@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flexmask.conversation import Conversation
-from recipes.tutoring import WORDINGS, generate, in_words, number_in, solve, split_of, verify
+from recipes.sources.tutoring import WORDINGS, generate, in_words, number_in, solve, split_of, verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +80,7 @@ def test_the_needed_number_stands_in_no_question_as_a_rule(records):
 def test_same_arguments_give_the_same_records_in_another_process():
     # Broken by hash(), set order or a global random state in the generator.
     program = (
-        "import hashlib, json; from recipes.tutoring import generate;"
+        "import hashlib, json; from recipes.sources.tutoring import generate;"
         "print(hashlib.sha256(json.dumps(generate(200, 7, 'heldout')).encode()).hexdigest())"
     )
     digests = {

@@ -1,6 +1,6 @@
 """GSM8K in Socratic form, one problem at a time, as a conversation record.
 
-A problem on the hub (`openai/gsm8k`, config `socratic`) or in a local file has two strings:
+A problem on the hub or in a local file has two strings:
 
     question  Mia packs 4 boxes of 6 cups and 5 loose cups. How many cups does she pack?
     answer    How many cups are in the boxes? ** The boxes hold 4 * 6 = <<4*6=24>>24 cups.
@@ -19,6 +19,7 @@ from typing import Any
 SEPARATOR = re.compile(r"\s\*\*(?:\s|$)")
 CALCULATION = re.compile(r"<<(.*?)>>")
 RESULT = "####"
+HUB_ID, HUB_CONFIG = "openai/gsm8k", "socratic"
 
 
 def to_record(problem: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def plot(runs: dict[str, list[dict]]) -> plt.Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     for layout, results in runs.items():
         color = COLORS[layout]
-        scored = [result for result in results if result["answer_accuracy"] is not None]
+        scored = [result for result in results if result.get("answer_accuracy") is not None]
         left.scatter(
             [result["tokens_computed"] / 1e6 for result in scored],
             [100 * result["answer_accuracy"] for result in scored],

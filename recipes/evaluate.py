@@ -18,6 +18,7 @@ import random
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -25,7 +26,7 @@ from omegaconf import OmegaConf
 from recipes.command import command
 from recipes.config import RUN_CONFIG, load_run_config
 from recipes.config_rules import ConfigError
-from recipes.overrides import checked_overrides
+from recipes.overrides import CONF_DIR, checked_overrides, given_keys
 from recipes.run_folder import DATA, MODEL
 from recipes.schema import DataKind, History, TrainConfig
 
@@ -33,10 +34,10 @@ from recipes.schema import DataKind, History, TrainConfig
 def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> tuple[dict, list]:
     """Chat on `heldout` (conversations) as `config.evaluation` says.
 
-    Returns the figures of `recipes.replies.figures` (those of teacher history with `teacher_` in front, those of own
-    history None where it is not asked for) and the chats (`ChatResult`), those with own history first. More
-    conversations asked for than there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and
-    `chat` raise, which no conversation causes.
+    Returns the figures of `recipes.replies.figures` for each history that is asked for (those of teacher history with
+    `teacher_` in front) and the chats (`ChatResult`), those with own history first. More conversations asked for than
+    there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and `chat` raise, which no
+    conversation causes that `recipes.preparation.prepare_heldout` finds valid.
     """
     from recipes.chat import chat, turns_to_ask
     from recipes.matchers import load_matcher
@@ -47,7 +48,7 @@ def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> 
     matcher = load_matcher(settings.matcher)
     chosen = sample(heldout, settings.conversations, config.data.seed)
     turns = sum(len(turns_to_ask(one)) for one in chosen)
-    found, chats = figures([]), []
+    found, chats = {}, []
     for history, prefix in ((History.own, ""), (History.teacher, "teacher_")):
         if settings.history not in (history, History.both):
             continue
@@ -82,6 +83,7 @@ def sample(conversations: Sequence, count: int | None, seed: int) -> list:
 @command
 def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     checked_overrides(overrides)
+    _refuse_groups(overrides, run)
     config = _configuration(run, file, overrides)
 
     from recipes.matchers import load_matcher
@@ -94,6 +96,7 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
 
     from recipes.data import load_data
     from recipes.models import load_trained
+    from recipes.preparation import prepare_heldout
 
     disable_progress_bar()
     data = load_data(config.data)
@@ -108,20 +111,37 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
         raise ConfigError(
             f"{run}: holds no conversations out; name a file to chat on: RUN FILE, as in {run} test.jsonl"
         )
-    asked = config.evaluation.conversations
-    of = f"{len(conversations):,} of {file}" if file else f"{len(conversations):,} that the run holds out"
-    shown = len(conversations) if asked is None else min(asked, len(conversations))
-    print(f"chatting on {shown:,} conversations, of {of}", file=sys.stderr)
     tokenizer = AutoTokenizer.from_pretrained(run / MODEL)
     model = load_trained(run / MODEL, config.model.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
-    figures, _ = evaluate_chats(model, tokenizer, conversations, config)
+    heldout = prepare_heldout(conversations, tokenizer, config, model)
+    invalid = len(heldout.invalid) + (len(data.dropped) if file else 0)
+    print(_chosen(config, file, len(heldout.valid), invalid), file=sys.stderr)
+    figures, _ = evaluate_chats(model, tokenizer, heldout.valid, config)
     print(json.dumps(figures))
+
+
+def _chosen(config: TrainConfig, file: str | None, valid: int, invalid: int) -> str:
+    asked = config.evaluation.conversations
+    of = f"of {file}" if file else "that the run holds out"
+    left_out = f"; {invalid:,} more are invalid" if invalid else ""
+    shown = valid if asked is None else min(asked, valid)
+    return f"chatting on {shown:,} conversations, of {valid:,} {of}{left_out}"
 
 
 def trained_fingerprint(run: Path) -> str | None:
     """The fingerprint of the conversations that a run was trained on, None where it left none."""
     path = run / DATA
     return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
+
+
+def _refuse_groups(overrides: Sequence[str], run: Path) -> None:
+    groups = {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
+    groups |= {one.name for one in fields(TrainConfig) if is_dataclass(one.type)}
+    if refused := [word for word in overrides if given_keys([word]) & groups]:
+        raise ConfigError(
+            f"{', '.join(refused)}: groups are chosen when a run starts. Change single settings, as in "
+            f"data.path=my.jsonl or evaluation.matcher=number; a file to chat on stands behind the run: {run} my.jsonl"
+        )
 
 
 def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> TrainConfig:
@@ -160,6 +180,7 @@ def _all_of(file: str, run: Path) -> list[str]:
         "data.sources={}",
         "data.train_conversations=null",
         "data.heldout_conversations=0",
+        "duplication.too_long=drop",  # a turn too long to be trained can be asked
         "evaluation.conversations=null",
     ]
 

@@ -17,16 +17,18 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
+import torch
 from transformers import PreTrainedTokenizerBase
 
 import flexmask
 from flexmask import Conversation, prepare_conversation
+from flexmask.models import unbranched_layers
 from recipes import row_store
 from recipes.data import as_json, shown
 from recipes.processes import available_processors, mapping
 from recipes.progress import progress
 from recipes.row_store import DamagedError, PreparedRows, invalid_record, to_record
-from recipes.schema import OnInvalid, TooLong, TrainConfig
+from recipes.schema import Layout, OnInvalid, TooLong, TrainConfig
 
 # Fewer conversations than this are prepared before another process has started.
 _WORTH_A_PROCESS = 200
@@ -41,6 +43,7 @@ class PreparedData:
     """
 
     items: PreparedRows
+    valid: list[Conversation]  # those given, without the invalid ones
     turns: int  # that are trained
     tokens_computed: int
     tokens_trained: int
@@ -100,6 +103,7 @@ def prepare(
     invalid = {name: reason for name, reason in zip(column["name"], column["invalid"], strict=True) if reason}
     return PreparedData(
         items=PreparedRows(file, indices[trained]),
+        valid=[one for one, reason in zip(conversations, column["invalid"], strict=True) if not reason],
         turns=sum(map(sum, column["row_turns"])),
         tokens_computed=sum(map(sum, column["row_tokens"])),
         ends=tuple(sorted({end for ends in column["ends"] for end in ends})),
@@ -108,6 +112,21 @@ def prepare(
         invalid=invalid,
         **{name: sum(column[name]) for name in row_store.COUNTS},
     )
+
+
+def prepare_heldout(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    model: torch.nn.Module | None,
+) -> PreparedData:
+    """`prepare` what is held out: always on what inference shows, whatever layout is trained.
+
+    That is one pass, or one pass a turn for a model whose state does not branch: the sum is the same. model: None where
+    it is not known, for one pass.
+    """
+    branches = model is None or not unbranched_layers(model)
+    return prepare(conversations, tokenizer, config, Layout.one_pass if branches else Layout.per_turn)
 
 
 def fingerprint(

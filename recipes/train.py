@@ -112,12 +112,11 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     from transformers import set_seed
 
     from flexmask import align_end_of_turn
-    from flexmask.models import unbranched_layers
     from recipes.arguments import check_heldout, quiet, training_arguments
     from recipes.data import load_data
     from recipes.matchers import load_matcher
     from recipes.models import load_model, load_tokenizer
-    from recipes.preparation import prepare
+    from recipes.preparation import prepare, prepare_heldout
     from recipes.summary import opening_lines
 
     quiet()
@@ -135,9 +134,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
             "duplication.pack_length; make inspect shows why"
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
-    # Held-out loss is always measured on what inference shows, whatever the layout that was trained; as one pass a turn
-    # it is the same sum, and right for layers whose state does not branch as well.
-    heldout = prepare(data.heldout, tokenizer, config, "per_turn" if unbranched_layers(model) else "one_pass")
+    heldout = prepare_heldout(data.heldout, tokenizer, config, model)
     check_heldout(config, len(heldout.items))
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)
@@ -173,8 +170,7 @@ def evaluate_run(config: TrainConfig, run: PreparedRun, trainer: "OnePassTrainer
     from recipes.summary import heldout_figures, training_result
 
     measured = heldout_figures(trainer)
-    valid = [one for one in run.data.heldout if one.name not in run.heldout.invalid]
-    figures, chats = evaluate_chats(run.model, run.tokenizer, valid, config)
+    figures, chats = evaluate_chats(run.model, run.tokenizer, run.heldout.valid, config)
     report_chats(reporter, chats, trainer.state.global_step)
     result = training_result(trainer, config, run.data, run.rows, run.heldout, measured) | figures
     reporter.summary(result)

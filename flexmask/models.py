@@ -19,6 +19,7 @@ from flexmask.masks import build_block_mask
 from flexmask.packing import Pack
 from flexmask.randomness import random_settings, shared_draws, warn_of_shared_draws
 from flexmask.state_branches import is_covered, moved, route_states
+from flexmask.tree import Row
 
 # Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models.
 _STATEFUL = re.compile(
@@ -314,8 +315,7 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
 
     transformers passes a BlockMask through as it is (masking_utils, 5.23); models that mix layer types take a dict.
     """
-    text = config.get_text_config()
-    _check_positions(text, pack)
+    check_positions(config, pack)
     masks = {}
     for kind in _attention_types(config):
         restricted = dict([found]) if (found := restriction(config, kind)) else {}
@@ -344,12 +344,14 @@ _POSITION_TABLES = (
 )
 
 
-def _check_positions(text: PreTrainedConfig, pack: Pack) -> None:
-    """Refuse packs in which a model would look at more than the positions of a token's own path, or past its table.
+def check_positions(config: PreTrainedConfig, tokens: Pack | Row) -> None:
+    """Raise UnsupportedModelError for a pack or row in which a model would look at more than the positions of a token's
+    own path, or past its table.
 
     transformers 5.23: rotary embeddings of type "longrope" and "dynamic" choose their frequencies for all tokens by the
     greatest position there is, and Llama 4 scales queries of layers without positions by their index in the pack.
     """
+    text, greatest = config.get_text_config(), int(tokens.position_ids.max()) + 1
     rope = getattr(text, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         kind = parameters.get("rope_type")
@@ -359,22 +361,21 @@ def _check_positions(text: PreTrainedConfig, pack: Pack) -> None:
             limit = text.max_position_embeddings  # whatever original_max_position_embeddings says
         else:  # also HunYuan's "dynamic" with an `alpha`, whose frequencies are fixed
             continue
-        if (greatest := int(pack.position_ids.max()) + 1) > limit:
+        if greatest > limit:
             raise UnsupportedModelError(
                 f"rotary embeddings of type {kind!r} change for all tokens of a pack once one stands beyond {limit:,} "
                 f"positions, and there is one at {greatest:,}; give pack_length={limit} or less"
             )
-    if text.model_type in _POSITION_TABLES:
-        if (greatest := int(pack.position_ids.max()) + 1) > (limit := text.max_position_embeddings):
-            raise UnsupportedModelError(
-                f"{text.model_type} has max_position_embeddings={limit:,} learned positions, and the pack has a token "
-                f"at {greatest:,}; give pack_length={limit} or less"
-            )
+    if text.model_type in _POSITION_TABLES and greatest > (limit := text.max_position_embeddings):
+        raise UnsupportedModelError(
+            f"{text.model_type} has max_position_embeddings={limit:,} learned positions, and there is a token at "
+            f"{greatest:,}; give pack_length={limit} or less"
+        )
     # Layers with an entry of 0 in no_rope_layers are those without positions.
     if text.model_type == "llama4_text" and text.attn_temperature_tuning and not all(text.no_rope_layers):
-        if len(pack) >= text.floor_scale:
+        if len(tokens) >= text.floor_scale:
             raise UnsupportedModelError(
                 f"attn_temperature_tuning scales queries by their index in the pack from floor_scale="
-                f"{text.floor_scale:,} tokens on, and the pack has {len(pack):,}; give pack_length="
+                f"{text.floor_scale:,} tokens on, and there are {len(tokens):,}; give pack_length="
                 f"{text.floor_scale - 1} or less, or set attn_temperature_tuning to false in the model's config"
             )

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from flexmask.arguments import OnePassConfig
-from flexmask.models import UnsupportedModelError, unbranched_layers
+from flexmask.models import UnsupportedModelError, check_positions, unbranched_layers
 from flexmask.training_data import OnePassCollator, is_rows
 from flexmask.tree import Row
 
@@ -129,8 +129,8 @@ def check_metric(args: TrainingArguments, eval_dataset: Any) -> None:
 
 def check_rows(dataset: Any, name: str, pack_length: int, model: PreTrainedModel | None = None) -> None:
     """Raise ValueError for conversations without rows, rows longer than a pack and tokens that `model` does not have;
-    UnsupportedModelError for rows that branch where the state of its layers does not. Streams are checked as they are
-    read."""
+    UnsupportedModelError for rows that branch where the state of its layers does not, or are longer than its positions
+    allow. Streams are checked as they are read."""
     if isinstance(dataset, IterableDataset):
         return
     state_layers = [] if model is None else unbranched_layers(model)
@@ -152,6 +152,11 @@ def check_rows(dataset: Any, name: str, pack_length: int, model: PreTrainedModel
                 )
             if state_layers and not row.is_chain:
                 raise UnsupportedModelError(_branches(type(model).__name__, state_layers, row))
+            if model is not None and not state_layers:
+                try:
+                    check_positions(model.config, row)
+                except UnsupportedModelError as error:
+                    raise UnsupportedModelError(f"{name}[{i}]: row {row.name}: {error}") from error
         if not rows:
             empty.append(i)
     if empty:

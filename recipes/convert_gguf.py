@@ -50,7 +50,7 @@ def convert(source: Path, out_dir: Path, *, chat_template: str | None = None, dt
     template or tokenizer, and a folder that does not read back as it was written.
     """
     check_paths(source, out_dir)
-    tokenizer = load_tokenizer(source, chat_template)
+    tokenizer = stored_tokenizer(source, chat_template)
     model = AutoModelForCausalLM.from_pretrained(
         str(source.parent),
         gguf_file=source.name,
@@ -82,7 +82,7 @@ def check_paths(source: Path, out_dir: Path) -> None:
         raise ValueError("reading GGUF needs the Python package gguf; install it with: pip install gguf")
 
 
-def load_tokenizer(source: Path, chat_template: str | None) -> PreTrainedTokenizerBase:
+def stored_tokenizer(source: Path, chat_template: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer stored in the GGUF file, with the chat template that the folder will carry."""
     tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
     _restore_split(tokenizer, source)

@@ -169,7 +169,7 @@ def test_query_scaling_by_index_is_refused(kind):
     model = random_weights(AutoModelForCausalLM.from_config(config).double())
     with pytest.raises(
         UnsupportedModelError,
-        match=r"attn_temperature_tuning .* floor_scale=64 .* the pack has 4.*; give pack_length=63 or",
+        match=r"attn_temperature_tuning .* floor_scale=64 .* there are 4.*; give pack_length=63 or",
     ):
         one_pass_loss(model)
     config.no_rope_layers = [1, 1]  # positions everywhere: nothing is scaled

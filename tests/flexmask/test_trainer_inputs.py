@@ -8,9 +8,16 @@ import pytest
 import torch
 from factories import chatml_tokenizer, random_conversation, tiny_qwen3
 from trainers import Stream
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainingArguments, pipeline
 
-from flexmask import Conversation, OnePassCollator, OnePassConfig, OnePassTrainer, prepare_conversation
+from flexmask import (
+    Conversation,
+    OnePassCollator,
+    OnePassConfig,
+    OnePassTrainer,
+    UnsupportedModelError,
+    prepare_conversation,
+)
 
 TOKENIZER = chatml_tokenizer()
 CONVERSATIONS = [random_conversation(seed, turns=1 + seed % 4) for seed in range(16)]
@@ -251,6 +258,15 @@ def test_settings_that_would_fail_or_be_ignored_are_refused(tmp_path, changes, d
 def test_arguments_that_are_wrong_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **changes)
+
+
+# Breaks if a row beyond a model's positions is only found when its batch comes, in the middle of a run.
+def test_a_row_beyond_the_models_positions_is_found_at_the_start(tmp_path):
+    sizes = dict(n_positions=64, n_embd=32, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(TOKENIZER), **sizes))
+    found = r"train_dataset\[\d+\]: row train_dataset\[\d+\]: gpt2 has max_position_embeddings=64 .*pack_length=64 or"
+    with pytest.raises(UnsupportedModelError, match=found):
+        trainer(tmp_path, model=model)
 
 
 # Breaks if rows are only compared with the length of a pack when their batch comes, steps later.

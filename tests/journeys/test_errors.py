@@ -130,5 +130,8 @@ def test_a_mistake_is_named(here, name):
     assert "+trainer" not in done.err and "+data" not in done.err, "Hydra's advice adds a key that is refused then"
 
 
-def test_no_mistake_leaves_a_run_folder_that_looks_finished(here):
-    assert not list(here.folder.glob("runs/*/result.json"))
+# A run has a folder once everything is prepared and checked: mistakes leave none behind.
+def test_no_mistake_leaves_a_run_folder(here):
+    for name in ("array", "control tokens", "matcher", "torn weights", "too long"):
+        here.run(WRONG[name][0], code=None)
+    assert not list(here.folder.glob("runs/2*"))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -66,16 +67,30 @@ def test_ctrl_c_under_make_says_the_same(workshop):
     assert list(workshop.folder.glob("runs/make/checkpoints/checkpoint-*/model.safetensors"))
 
 
-# Breaks if a second signal has to wait for the step.
-def test_before_training_a_signal_ends_at_once(workshop):
-    process = workshop.start(train(*SETTINGS, "output_dir=runs/early"))
-    wait_for(lambda: (workshop.folder / "runs/early/config.yaml").exists(), process)
+# Breaks if a second signal has to wait for the step, which takes many seconds here.
+def test_a_second_signal_ends_at_once(workshop):
+    long = ["trainer.conversations_per_step=400", "data.train_conversations=400"]
+    process = workshop.start(train(*SETTINGS, *long, "output_dir=runs/twice"))
+    metrics = workshop.folder / "runs/twice/metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text(), process)  # the second step has begun
     os.killpg(process.pid, signal.SIGTERM)
-    workshop.end(process, code=143, timeout=60)
-    # Nothing was saved, so it starts again in the same folder.
-    resumed = workshop.run('make train ARGS="resume=runs/early"')
-    assert resumed.last_line == "runs/early"
-    assert max(losses(workshop.folder / "runs/early")) == 40
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGTERM)
+    done = workshop.end(process, code=143, timeout=5)
+    assert "a second signal stops at once" in done.err
+    assert not list(workshop.folder.glob("runs/twice/checkpoints/*"))
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_again_in_its_folder(workshop, unbroken):
+    process = workshop.start(train(*SETTINGS, "trainer.save_every=39", "output_dir=runs/early"))
+    folder = workshop.folder / "runs/early"
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and losses(folder), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    workshop.end(process, code=None)
+    assert not list(folder.glob("checkpoints/*"))
+    assert workshop.run('make train ARGS="resume=runs/early"').last_line == "runs/early"
+    assert losses(folder) == losses(unbroken)
+    assert weights(folder) == weights(unbroken)
 
 
 # Breaks if a run that died between its last step and its result trains on: step 41 of 40.

@@ -6,8 +6,9 @@
     make inspect ARGS="--full model=hub model.name_or_path=<id>"    with all of its text
 
 Takes the overrides of `recipes.train` and reads model, template and data as that does; no weights are loaded. Prepares
-all conversations to train (training finds them in the cache), then prints: whether the model can be trained exactly,
-the totals of the data, one conversation's segments with who sees whom, and every warning.
+all conversations, held out ones as well (training finds them in the cache), then prints: whether the model can be
+trained exactly, the totals of the data, one conversation's segments with who sees whom, and every warning of the run,
+beginning with the reasons why training would refuse to start.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -23,19 +26,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask import Conversation, LaidOut, OnePassCollator, Row, UnsupportedModelError, prepare_conversation
+from flexmask import Conversation, LaidOut, OnePassCollator, Row, align_end_of_turn, prepare_conversation
 from flexmask.models import check_model, layer_types, restriction
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
+from recipes.arguments import check_heldout, training_arguments
 from recipes.command import command
 from recipes.config import compose
 from recipes.data import LoadedData, load_data
-from recipes.models import branching_note, load_tokenizer, weightless_model
+from recipes.matchers import load_matcher
+from recipes.models import adapter_for, branching_note, load_tokenizer, weightless_model
 from recipes.overrides import checked_overrides
-from recipes.preparation import PreparedData, prepare, settings_of
+from recipes.preparation import PreparedData, prepare, prepare_heldout, settings_of
 from recipes.schema import Layout, TrainConfig
+from recipes.summary import data_lines
 
+T = TypeVar("T")
 MOST_SEGMENTS_IN_A_MATRIX = 40
 SHOWN_CHARACTERS = 70
 
@@ -62,18 +69,32 @@ def main(arguments: Sequence[str]) -> None:
 
 def inspect(config: TrainConfig, conversation: str, full: bool, console: Console) -> None:
     """Print model, data and one conversation. Raises ValueError as preparing the data does."""
+    refused: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tokenizer = load_tokenizer(config.model)
         data = load_data(config.data)
         chosen = _choose(data, conversation)
-        prepared = prepare(data.train, tokenizer, config, config.duplication.layout)
-    notes = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-    notes += [f"invalid, left out: {reason}" for reason in (*data.dropped, *prepared.invalid.values())]
+        rows = prepare(data.train, tokenizer, config, config.duplication.layout)
+        model = _tried(refused, weightless_model, config.model, len(tokenizer))
+        heldout = prepare_heldout(data.heldout, tokenizer, config, model)
+        of_model = _model_lines(config, model, not rows.branching, refused)
+        of_data = [*data_lines(config, data, rows, heldout), *_row_lines(config, rows, refused)]
+        if model is not None and (note := align_end_of_turn(model, tokenizer, rows.ends)):
+            of_data.append(f"note        {note}")
+        _tried(refused, load_matcher, config.evaluation.matcher)
+        _tried(refused, training_arguments, config, Path("unused"), True)
+        _tried(refused, check_heldout, config, len(heldout.items))
+    invalid = rows.invalid | heldout.invalid
+    notes = [f"training is refused: {reason}" for reason in refused]
+    notes += [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    notes += [f"invalid, left out: {reason}" for reason in (*data.dropped, *invalid.values())]
 
-    _print_model(config, len(tokenizer), not prepared.branching, notes, console)
-    _print_data(config, data, prepared, notes, console)
-    if chosen.name in prepared.invalid:
+    for heading, lines in (("model", of_model), ("data", map(escape, of_data))):
+        console.rule(heading)
+        for line in lines:
+            console.print(line, soft_wrap=True)
+    if chosen.name in invalid:
         console.rule(escape(chosen.name))
         console.print("[red]invalid, left out[/]: see the warnings")
     else:
@@ -85,6 +106,15 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
     console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
     for note in notes:
         console.print(f"[yellow]![/] {escape(note)}", soft_wrap=True)
+
+
+def _tried(refused: list[str], function: Callable[..., T], *arguments: Any) -> T | None:
+    """What `function` returns; None where it raises ValueError, which is then one of `refused`."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        refused.append(str(error))
+        return None
 
 
 def _choose(data: LoadedData, wanted: str) -> Conversation:
@@ -99,25 +129,20 @@ def _choose(data: LoadedData, wanted: str) -> Conversation:
     return found
 
 
-def _print_model(config: TrainConfig, vocab_size: int, chains: bool, notes: list[str], console: Console) -> None:
-    console.rule("model")
-    try:
-        model = weightless_model(config.model, vocab_size)
-    except ValueError as error:
-        console.print("not checked: see the warnings")
-        notes.append(f"the model was not checked. {error}")
-        return
-    kinds = Counter(layer_types(model.config)) if getattr(model.config, "num_hidden_layers", None) else {}
-    shown = ", ".join(f"{n} x {kind}{_size(model.config, kind)}" for kind, n in kinds.items())
-    console.print(f"{type(model).__name__}, {model.num_parameters():,} parameters; layers: {shown or 'unknown'}")
-    try:
-        check_model(model, chains)
-        console.print("[green]can be trained exactly[/] (training tries it on a small row before it starts)")
-        if note := branching_note(model):
-            console.print(note)
-    except UnsupportedModelError as error:
-        console.print("[red]refused[/]: see the warnings")
-        notes.append(str(error))
+def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: bool, refused: list[str]) -> list[str]:
+    """What the model is, and whether a run would take it; the reasons why not join `refused`."""
+    lines, before = [], len(refused)
+    if model is not None:
+        kinds = Counter(layer_types(model.config)) if getattr(model.config, "num_hidden_layers", None) else {}
+        shown = ", ".join(f"{n} x {kind}{_size(model.config, kind)}" for kind, n in kinds.items())
+        lines.append(f"{type(model).__name__}, {model.num_parameters():,} parameters; layers: {shown or 'unknown'}")
+        branching = branching_note(model)
+        _tried(refused, check_model, model, chains)
+        _tried(refused, adapter_for, model, config)
+        if len(refused) == before:
+            taken = "[green]can be trained exactly[/] (training tries it on a small row before it starts)"
+            return [*lines, taken, *([branching] if branching else [])]
+    return [*lines, "[red]refused[/]: see the warnings"]
 
 
 def _size(config, kind: str) -> str:
@@ -125,48 +150,26 @@ def _size(config, kind: str) -> str:
     return "" if name_and_value is None else " ({} {:,})".format(*name_and_value)
 
 
-def _print_data(
-    config: TrainConfig, data: LoadedData, prepared: PreparedData, notes: list[str], console: Console
-) -> None:
-    console.rule("data")
-    for name, counts in data.sources.items():
-        console.print(f"{escape(name)}: {counts}")
-    for count, what in (
-        (prepared.dropped_turns, "turns are longer than a pack and are left out (duplication.too_long=drop)"),
-        (prepared.without_rows, "conversations have no turn to train"),
-    ):
-        if count:
-            notes.append(f"{count:,} {what}")
-    if prepared.slow_turns:
-        notes.append(
-            f"{prepared.slow_turns:,} turns were rendered or tokenized from the first message on: the chat template's "
-            "history reaches far back, or nothing to restart from stands in it; preparation is slow, not wrong"
-        )
+def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) -> list[str]:
+    """How the conversations fill rows and packs: what only somebody who looks closely wants to know."""
     items = list(prepared.items)  # once: each is read from disk
     rows = [row for item in items for row in item]
     if not rows:
-        console.print("[red]no turn of any conversation is trained[/]")
-        return
-    layout, computed = config.duplication.layout, prepared.tokens_computed
-    console.print(
-        f"{len(items):,} conversations in layout {layout}: {len(rows):,} rows, the longest of "
-        f"{max(map(len, rows)):,} tokens\n"
-        f"{computed:,} tokens computed, {prepared.tokens_trained:,} trained; a step of "
-        f"{min(config.trainer.conversations_per_step, len(items))} conversations is {_packs_a_step(config, items):.1f} "
-        f"packs of at most {config.duplication.pack_length:,} tokens"
-    )
-    if layout is Layout.one_pass:
+        refused.append("no turn of any conversation is trained")
+        return []
+    lines = [
+        f"rows        {len(rows):,}, the longest of {max(map(len, rows)):,} tokens; a step is "
+        f"{_packs_a_step(config, items):.1f} packs of at most {config.duplication.pack_length:,} tokens"
+    ]
+    if config.duplication.layout is Layout.one_pass:
         copies = prepared.tokens_copied
-        console.print(
-            f"one pass a turn would compute {prepared.tokens_per_turn / computed:.2f} times as many; {copies:,} tokens "
-            f"({copies / computed:.1%}) are plain copies"
-        )
-        if not prepared.branching:
-            notes.append("no row branches, so nothing is duplicated: the template keeps thinking, or there is none")
+        lines.append(f"            {copies:,} tokens ({copies / prepared.tokens_computed:.1%}) are plain copies")
         if split := sum(len(item) > 1 for item in items):
-            notes.append(
-                f"{split:,} conversations are longer than a pack and are split; the parts repeat what they share"
+            lines.append(
+                f"            {split:,} conversations are longer than a pack and are split; the parts repeat what they "
+                "share"
             )
+    return lines
 
 
 def _packs_a_step(config: TrainConfig, items: Sequence[tuple[Row, ...]]) -> float:

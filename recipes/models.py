@@ -1,5 +1,6 @@
 """Load the model and tokenizer that `conf/model` names; refuse an unsuitable one before its weights are read."""
 
+import contextlib
 import dataclasses
 import tempfile
 import warnings
@@ -108,27 +109,14 @@ def load_model(config: TrainConfig, vocab_size: int, chains: bool = False) -> to
     name = config.model.name_or_path
     weightless = weightless_model(config.model, vocab_size)
     check_model(weightless, chains)
+    lora = adapter_for(weightless, config)
     shape = weightless.config
-    _without_random_attention(shape, name)
-    adapted = config.adapter.kind is not AdapterKind.none
-    if adapted:
-        lora = lora_config(weightless, config.adapter)
-    elif getattr(shape, "quantization_config", None) is not None and not config.model.from_scratch:
-        raise ValueError(
-            f"model.name_or_path={name}: its weights are quantized ({_quantization(shape)}) and cannot be trained; "
-            "train an adapter with adapter=lora, or give a folder of plain weights"
-        )
     set_seed(config.seed)
     if config.model.from_scratch:
         return AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=False)
     model = _with_weights(name, shape, dtype, quantize=config.adapter.kind is AdapterKind.qlora)
-    if vocab_size > (rows := model.get_input_embeddings().num_embeddings):
-        raise ValueError(
-            f"model.name_or_path={name}: its tokenizer has {vocab_size:,} tokens, its embedding only {rows:,}; the two "
-            "do not belong together"
-        )
     _make_savable(model, name)
-    return add_adapter(model, lora) if adapted else model
+    return model if lora is None else add_adapter(model, lora)
 
 
 def load_trained(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -156,17 +144,48 @@ def load_trained(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedM
 
 
 def weightless_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
-    """The model's modules without weights (on the meta device), for checks that need none.
+    """The model's modules without weights (on the meta device), with its generation config, for checks that need none.
+    Dropout on attention is set to 0 with a warning.
 
-    Raises ValueError, naming the key, when its configuration cannot be reached or is no causal language model's.
+    Raises ValueError, naming the key, when its configuration cannot be reached, is no causal language model's, does not
+    belong to a tokenizer of `vocab_size`, or could not be saved again.
     """
     if config.kind is ModelKind.tiny:
         return build_model(0, vocab_size=vocab_size, **dataclasses.asdict(config.tiny))
-    with named_errors(config.name_or_path):
-        shape = AutoConfig.from_pretrained(place(config.name_or_path), trust_remote_code=False)
+    name = config.name_or_path
+    with named_errors(name):
+        shape = AutoConfig.from_pretrained(place(name), trust_remote_code=False)
         refuse_other_models(shape)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
+        if not config.from_scratch:
+            with contextlib.suppress(OSError):  # not every model has one
+                model.generation_config = GenerationConfig.from_pretrained(place(name))
+    if vocab_size > (rows := model.get_input_embeddings().num_embeddings):
+        raise ValueError(
+            f"model.name_or_path={name}: its tokenizer has {vocab_size:,} tokens, its embedding only {rows:,}; the two "
+            "do not belong together"
+        )
+    _without_random_attention(model.config, name)
+    if not config.from_scratch:
+        _make_savable(model, name)
+    return model
+
+
+def adapter_for(model: PreTrainedModel, config: TrainConfig):
+    """The adapter that is trained around a model, None where its own weights are; `model` needs no weights.
+
+    Raises ValueError, naming the key, for an adapter that does not fit it, and for quantized weights without one.
+    """
+    if config.adapter.kind is not AdapterKind.none:
+        return lora_config(model, config.adapter)
+    shape = model.config
+    if getattr(shape, "quantization_config", None) is not None and not config.model.from_scratch:
+        raise ValueError(
+            f"model.name_or_path={config.model.name_or_path}: its weights are quantized ({_quantization(shape)}) and "
+            "cannot be trained; train an adapter with adapter=lora, or give a folder of plain weights"
+        )
+    return None
 
 
 def branching_note(model: torch.nn.Module) -> str:

@@ -11,6 +11,7 @@ from recipes.data import LoadedData
 from recipes.environment import device_name, git_commit, versions
 from recipes.models import branching_note, resolve_precision
 from recipes.preparation import PreparedData
+from recipes.replies import Thinking
 from recipes.schema import DataKind, TrainConfig
 
 # Going through the data more often than this is rarely meant: conversations are learned by heart.
@@ -34,7 +35,6 @@ def opening_lines(
     return [
         *_model_lines(config, model, device),
         *data_lines(config, data, rows, heldout),
-        f"steps       {_steps(config, rows)}",
         *([f"note        {note}"] if note else []),
     ]
 
@@ -65,7 +65,7 @@ def _attention(model: PreTrainedModel, device: str) -> str:
 
 
 def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldout: PreparedData) -> list[str]:
-    """What is trained, what it costs against one pass a turn, and what is left out."""
+    """What is trained, what it costs against one pass a turn, what is left out, and how long the run is."""
     lines = [
         f"data        {len(rows.items):,} conversations, {rows.turns:,} trained turns, {len(data.heldout):,} held out"
     ]
@@ -90,7 +90,8 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
         "conversations with nothing to train": rows.without_rows,
     }
     counts = [f"{count:,} {what}" for what, count in left_out.items() if count]
-    return [*lines, f"left out    {', '.join(counts) or 'nothing'}"]
+    lines.append(f"left out    {', '.join(counts) or 'nothing'}")
+    return [*lines, f"steps       {_steps(config, rows)}"] if rows.items else lines
 
 
 def _steps(config: TrainConfig, rows: PreparedData) -> str:
@@ -188,8 +189,7 @@ def _chat_lines(result: dict) -> list[str]:
                 f"{result[f'{prefix}conversation_accuracy']:.1%} of conversations all right"
             )
         if result.get(f"{prefix}replies_ended") is not None:
-            kinds = ("valid", "empty", "missing", "truncated", "doubled")
-            shares = [(kind, result[f"{prefix}thinking_{kind}"]) for kind in kinds]
+            shares = [(kind, result[f"{prefix}thinking_{kind}"]) for kind in reversed(Thinking)]
             lines.append(
                 f"  {result[f'{prefix}replies_ended']:.1%} of replies ended by themselves; thinking "
                 + ", ".join(f"{kind} {share:.1%}" for kind, share in shares if share)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -14,6 +13,9 @@ from factories import chatml_tokenizer
 from stateful_families import BRANCHING, UNBRANCHED
 
 from recipes import inspect
+from recipes.config import compose
+from recipes.data import load_data
+from recipes.train import prepare_run
 
 ROOT = Path(__file__).parents[2]
 CONVERSATION = {
@@ -60,7 +62,7 @@ def run(capsys, monkeypatch):
 
 
 def of(file, *more):
-    return (*more, "data=jsonl", f"data.path={file}")
+    return ("data=jsonl", f"data.path={file}", "trainer.epochs=3", *more)
 
 
 def test_as_a_command(file):
@@ -83,7 +85,8 @@ def test_a_conversation_by_name(run, file, columns):
     assert ["6", "trained", "answer", "0", "3", "26-28", "all"] in [line[:7] for line in lines]
     assert ["thinking", "5", "■", "·", "·", "·", "·", "■"] in lines
     assert "can be trained exactly" in done.stdout and "no warnings" in done.stdout
-    assert re.search(r"2 conversations in layout one_pass: 2 rows", done.stdout)
+    assert "2 conversations, 3 trained turns, 0 held out" in done.stdout
+    assert "computed in layout one_pass" in done.stdout and "rows        2, the longest of" in done.stdout
 
 
 def test_the_first_conversation_is_the_default_and_markup_in_it_is_text(run, file):
@@ -139,8 +142,9 @@ def test_warnings_of_template_model_and_settings(run, file, tmp_path):
 def test_a_data_set_without_a_turn_to_train(run, file):
     done = run(*of(file, "duplication.turns='7:'"))
     assert done.returncode == 0, done.stderr
-    assert "no turn of any conversation is trained" in done.stdout and "nothing of it is trained" in done.stdout
-    assert "2 conversations have no turn to train" in done.stdout
+    assert "! training is refused: no turn of any conversation is trained" in done.stdout
+    assert "nothing of it is trained" in done.stdout
+    assert "left out    2 conversations with nothing to train" in done.stdout
 
 
 def test_two_conversations_at_once(run, file):
@@ -166,7 +170,7 @@ def test_nothing_of_the_settings_is_too_large_for_few_conversations(run, file, c
     file.write_text("".join(json.dumps(CONVERSATION | {"id": number}) + "\n" for number in range(count)))
     done = run(*of(file))
     assert done.returncode == 0, done.stderr
-    assert f"{count} conversations, {count} to train in an epoch, 0 held out" in done.stdout  # all say the same
+    assert f"{count} conversations, {2 * count} trained turns, 0 held out" in done.stdout  # all say the same
 
 
 def test_a_folder_a_mix_and_what_is_held_out(run, file, tmp_path):
@@ -180,7 +184,7 @@ def test_a_folder_a_mix_and_what_is_held_out(run, file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "ours: 20 conversations, 19 to train in an epoch, 1 held out" in done.stdout
     assert "few: 2 conversations, 5 to train in an epoch, 0 held out" in done.stdout
-    assert "24 conversations in layout one_pass: 24 rows" in done.stdout
+    assert "24 conversations," in done.stdout and "rows        24, the longest of" in done.stdout
     assert "! data.sources.ours.path=" in done.stdout and "README.md" in done.stdout
     # Every conversation can be looked at, also the one that is not trained.
     titles = [
@@ -200,6 +204,75 @@ def test_invalid_conversations_are_left_out_counted_and_shown(run, file):
         lines.write(json.dumps(bad) + "\n{}\n")
     done = run(*of(file, "data.on_invalid=drop", "my.jsonl:3"))
     assert done.returncode == 0, done.stderr
-    assert "2 conversations in layout" in done.stdout and "invalid, left out: see the warnings" in done.stdout
+    assert "data        2 conversations," in done.stdout and "invalid, left out: see the warnings" in done.stdout
+    assert "left out    2 invalid conversations" in done.stdout
     assert "! invalid, left out: my.jsonl:3: messages[0].content" in done.stdout
     assert "! invalid, left out: my.jsonl:4: found keys []" in done.stdout
+
+
+# --- what a run would say ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_bad(tmp_path):
+    """Twenty conversations, of which those held out cannot be rendered. (System prompts do not decide who is.)"""
+    path = tmp_path / "half.jsonl"
+    questions = ({"role": "user", "content": f"add {number}"} for number in range(20))
+    system, answer = {"role": "system", "content": "s"}, PLAIN["messages"][1]
+    records = [{"messages": [dict(system), question, answer]} for question in questions]
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    held = {one.name for one in load_data(compose([*of(path), "data.heldout_conversations=5"]).data).heldout}
+    for i, one in enumerate(records):
+        if f"half.jsonl:{i + 1}" in held:
+            one["messages"][0]["content"] = "a <|im_end|>"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    return path, sorted(held)
+
+
+def test_what_is_held_out_is_prepared_as_well(run, half_bad):
+    # Broken by preparing only what is trained: "no warnings", and then training refuses the data.
+    path, held = half_bad
+    settings = of(path, "data.heldout_conversations=5")
+    done = run(*settings)
+    assert done.returncode == 1 and "5 of 5 conversations cannot be prepared" in done.stderr and held[0] in done.stderr
+    done = run(*settings, "data.on_invalid=drop", held[0])
+    assert done.returncode == 0, done.stderr
+    assert "left out    5 invalid conversations" in done.stdout and "invalid, left out: see the warnings" in done.stdout
+    assert all(f"! invalid, left out: {name}: " in done.stdout for name in held)
+
+
+def test_warnings_and_notes_are_those_of_the_run(run, file, tmp_path, monkeypatch):
+    """Its own lines stand among those that training prints, word for word."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    chatml_tokenizer().save_pretrained(folder)
+    settings = of(file, "model=hub", f"model.name_or_path={folder}", "model.from_scratch=true", "trainer.steps=400")
+    settings = [one for one in settings if "epochs" not in one]
+    config = BRANCHING["LFM2"].config()
+    config.vocab_size, config.eos_token_id = len(chatml_tokenizer()), 3
+    config.save_pretrained(folder)
+    done = run(*settings)
+    with pytest.warns(UserWarning, match="go 400 times through 2 conversations") as caught:
+        lines = prepare_run(compose(settings)).opening_lines
+    assert all(line in done.stdout for line in lines if line.startswith(("data", "left out", "steps", "note", " ")))
+    assert any(line.startswith("note") for line in lines)
+    said = {str(one.message) for one in caught if issubclass(one.category, UserWarning)}
+    assert said and all(f"! {text}\n" in done.stdout for text in said)
+
+
+REFUSED = {
+    "a matcher": (["evaluation.matcher=exakt"], "evaluation.matcher=exakt: no such matcher"),
+    "a schedule": (["trainer.schedule=cosin"], "trainer.schedule=cosin: the installed transformers has no such name"),
+    "early stopping": (["trainer.evaluate_every=5", "trainer.early_stopping=2"], "no conversation is held out"),
+    "an adapter": (["adapter=lora", "adapter.target_modules=[nope]"], "adapter.target_modules"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_training_refuses_is_said(run, file, models, case):
+    overrides, text = REFUSED[case]
+    own = ["model=hub", f"model.name_or_path={models / 'dense'}"]
+    assert "no warnings" in run(*of(file, *own)).stdout
+    done = run(*of(file, *own, *overrides))
+    assert done.returncode == 0, done.stderr
+    assert text in next(line for line in done.stdout.splitlines() if line.startswith("! training is refused: "))

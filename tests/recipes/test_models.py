@@ -196,9 +196,11 @@ def test_a_missing_chat_template_is_named_and_one_can_be_given(copied, tmp_path)
     assert load_tokenizer(config).chat_template == "{{ messages[0].content }}"
 
 
-def test_more_tokens_than_embeddings_are_refused(copied):
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_more_tokens_than_embeddings_are_refused_before_weights_are_read(copied, from_scratch):
+    without("model.safetensors")(copied)
     with pytest.raises(ValueError, match="its tokenizer has 400 tokens, its embedding only 384"):
-        load_model(config_of(copied), 400)
+        load_model(config_of(copied, from_scratch=from_scratch), 400)
 
 
 # Breaks if weights are read first: there are none in the folder.
@@ -261,7 +263,12 @@ def test_a_trained_model_loads_in_the_dtype_asked_for(models, tmp_path):
 
 def test_a_model_without_weights_is_made_of_its_config_alone(copied):
     without("model.safetensors")(copied)
-    assert weightless_model(config_of(copied).model, 300).device.type == "meta"
+    change(copied, "generation_config.json", eos_token_id=[1, 2])
+    model = weightless_model(config_of(copied).model, 300)
+    # Broken by the generation config of config.json: what is said of the end of turn is then not what a run says.
+    assert model.device.type == "meta" and model.generation_config.eos_token_id == [1, 2]
+    (copied / "generation_config.json").unlink()
+    assert weightless_model(config_of(copied).model, 300).generation_config.eos_token_id != [1, 2]
 
 
 def test_the_tokenizer_is_the_folders_own(models):

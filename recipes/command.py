@@ -18,8 +18,8 @@ _SETTINGS = {
     "turns": "duplication",
     "layout": "duplication",
 }
-# In the library's words: `pack_length=8`, `control_tokens="escape"`, `too_long to "drop"`.
-_ARGUMENT = re.compile(rf"""(?<![\w.])({"|".join(_SETTINGS)})(?:=| to (?="))(?:"(\w*)")?""")
+# In the library's words: `pack_length=8`, `control_tokens="escape"`.
+_ARGUMENT = re.compile(rf"""(?<![\w.])({"|".join(_SETTINGS)})=(?:"(\w*)")?""")
 
 
 class Interrupted(BaseException):
@@ -40,7 +40,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def guarded(*arguments: Any, **named: Any) -> Any:
-        warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # for users: no source line
+        warnings.formatwarning = lambda message, *_: f"warning: {in_settings(str(message))}\n"  # no source line
         try:
             return main(*arguments, **named)
         except Interrupted as stopped:
@@ -73,5 +73,10 @@ def explained(error: Exception) -> str | None:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"
     if isinstance(error, (ValueError, FloatingPointError)) or type(error).__module__.startswith("hydra."):
-        return _ARGUMENT.sub(lambda found: f"{_SETTINGS[found[1]]}.{found[1]}={found[2] or ''}", str(error))
+        return in_settings(str(error))
     return None
+
+
+def in_settings(text: str) -> str:
+    """What the library says, with its arguments named as the settings that they are in a run."""
+    return _ARGUMENT.sub(lambda found: f"{_SETTINGS[found[1]]}.{found[1]}={found[2] or ''}", text)

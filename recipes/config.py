@@ -39,6 +39,8 @@ def to_dataclass(composed: DictConfig, given: Sequence[str] = ()) -> TrainConfig
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: has no value; give one with {error.full_key}=...") from None
     assert isinstance(config, TrainConfig)  # what the schema makes of every composition
+    if config.data.thinking_format is not None:  # on a command line a newline is easier written than typed
+        config.data.thinking_format = config.data.thinking_format.replace("\\n", "\n")
     config.data.sources = {name: _source(name, values) for name, values in config.data.sources.items()}
     lengths = {"trainer.steps", "trainer.epochs"}
     if len(chosen := lengths & given_keys(given)) == 1:

@@ -31,7 +31,7 @@ def ending(error):
         (ValueError("write all: turns=all"), "write all: duplication.turns=all"),
         (ValueError("see data.template_kwargs={a:1}"), "see data.template_kwargs={a:1}"),
         (ValueError("pack_length=8 is short"), "duplication.pack_length=8 is short"),
-        (ValueError('or set too_long to "drop" to'), "or set duplication.too_long=drop to"),
+        (ValueError('or set too_long="drop" to'), "or set duplication.too_long=drop to"),
         (ValueError('write layout="per_turn", or'), "write duplication.layout=per_turn, or"),
         (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x: Permission denied"),
         (OSError(28, "No space left on device"), "No space left on device"),

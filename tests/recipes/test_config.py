@@ -129,6 +129,12 @@ def test_settings_with_keys_of_the_users_choice(words):
     assert compose(words).data.template_kwargs == {"enable_thinking": False, "effort": {"level": 2}}
 
 
+# As an error of the library advises it: a shell passes the backslash on.
+def test_newlines_of_a_thinking_format_can_be_written():
+    config = compose(["data.thinking_format='<think>\\n{thinking}\\n</think>'"])
+    assert config.data.thinking_format == "<think>\n{thinking}\n</think>"
+
+
 def test_sources_of_a_mix():
     sources = compose(
         [

@@ -32,7 +32,7 @@ from flexmask import Conversation, LaidOut, OnePassCollator, Row, align_end_of_t
 from flexmask.models import check_model, layer_types, restriction
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
 from recipes.arguments import check_heldout, training_arguments
-from recipes.command import command
+from recipes.command import command, in_settings
 from recipes.config import compose
 from recipes.data import LoadedData, load_data
 from recipes.matchers import load_matcher
@@ -105,7 +105,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
         _print_conversation(title, laid_out, tokenizer, full, console)
     console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
     for note in notes:
-        console.print(f"[yellow]![/] {escape(note)}", soft_wrap=True)
+        console.print(f"[yellow]![/] {escape(in_settings(note))}", soft_wrap=True)
 
 
 def _tried(refused: list[str], function: Callable[..., T], *arguments: Any) -> T | None:

@@ -207,6 +207,7 @@ def test_invalid_conversations_are_left_out_counted_and_shown(run, file):
     assert "data        2 conversations," in done.stdout and "invalid, left out: see the warnings" in done.stdout
     assert "left out    2 invalid conversations" in done.stdout
     assert "! invalid, left out: my.jsonl:3: messages[0].content" in done.stdout
+    assert "as plain text with data.control_tokens=escape" in done.stdout
     assert "! invalid, left out: my.jsonl:4: found keys []" in done.stdout
 
 

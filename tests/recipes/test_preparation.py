@@ -5,8 +5,8 @@ import dataclasses
 import errno
 import os
 import pickle
-import sys
 import shutil
+import sys
 import time
 import warnings
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+import jinja2
 import torch
 from transformers import (
     AutoConfig,
@@ -90,7 +91,21 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             f"model.name_or_path={config.name_or_path}: its tokenizer has no chat template, and passes come from "
             "one; give a Jinja file with model.chat_template=<file>"
         )
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(
+            f"{_template_key(config)}: line {error.lineno} of the chat template: {error.message}"
+        ) from error
+    except (jinja2.TemplateError, ValueError, TypeError, AttributeError, LookupError):
+        pass  # a template may reject this message; it says why where a conversation is rendered
     return tokenizer
+
+
+def _template_key(config: ModelConfig) -> str:
+    if config.chat_template is not None:
+        return f"model.chat_template={config.chat_template}"
+    return f"model.name_or_path={config.name_or_path}"
 
 
 def load_model(config: TrainConfig, vocab_size: int, chains: bool = False) -> torch.nn.Module:

@@ -32,6 +32,8 @@ def checked_overrides(words: Sequence[str], schema: type = TrainConfig) -> list[
             result.append(word)
         elif key == "hydra.run.dir":
             problems.append("hydra.run.dir: the recipes make the folder of a run; name it with output_dir=<folder>")
+        elif key in groups and (problem := _no_such_choice(key, word, words)):
+            problems.append(problem)
         elif any(key == one or key.startswith(f"{one}.") for one in free):
             result.append(f"++{word.lstrip('+')}")
         elif key in keys or key in groups or key.startswith("hydra"):
@@ -41,6 +43,20 @@ def checked_overrides(words: Sequence[str], schema: type = TrainConfig) -> list[
     if problems:
         raise ConfigError("\n".join(problems))
     return result
+
+
+def _no_such_choice(group: str, word: str, words: Sequence[str]) -> str | None:
+    """What is wrong with a choice of a group that has no file in conf/; None where it has, or where other folders of
+    files are searched, or several choices are swept over."""
+    (override,) = OverridesParser.create().parse_overrides([word])
+    value = override.value() if not override.is_sweep_override() else None
+    elsewhere = any("searchpath" in one or one.startswith("--config-dir") for one in words)
+    choices = sorted(path.stem for path in Path(CONF_DIR, group).glob("*.yaml"))
+    if not isinstance(value, str) or value in choices or elsewhere:
+        return None
+    close = difflib.get_close_matches(value, choices, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    return f"{group}={value}: no such choice; {meant}There are {', '.join(choices)}"
 
 
 def given_keys(words: Sequence[str]) -> set[str]:

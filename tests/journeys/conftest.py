@@ -9,13 +9,12 @@ from journeys.workshop import Workshop, clean_environment
 DATA = Path(__file__).parent / "data"
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "workshop" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.journey)
-            if item.path.name != "test_commands.py":  # each command has a workshop of its own
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+# While items are collected: `-m` and xdist's groups choose by the marks that are there right behind that.
+def pytest_itemcollected(item):
+    if "workshop" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.journey)
+        if item.path.name != "test_commands.py":  # each command has a workshop of its own
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -48,13 +48,10 @@ TABLE = {
     "make install": How(),
     "make train": How(args=TINY, leaves=(*RUN, "runs/*/block_mask.png", "runs/*/chats.jsonl")),
     "make test": How(runs_in=".ci/run", why="the tests themselves"),
-    'make train ARGS="seed=0"': How(args=TINY, leaves=RUN),
     'make train ARGS="seed=1 wandb=off"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn seed=1"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn seed=1 wandb=off"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn trainer.steps=300 seed=1"': How(args=TINY, leaves=RUN),
-    'make train ARGS="duplication=per_turn trainer.steps=80 trainer.warmup_steps=10 data.train_conversations=240 '
-    'trainer.save_every=0 evaluation.conversations=0"': How(args=TINY, leaves=RUN),
     'make train ARGS="experiment=short"': How(args=TINY, leaves=RUN),
     # own data, own model
     f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune {OWN_FILE}"': How(

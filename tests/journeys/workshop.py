@@ -96,7 +96,9 @@ class Workshop:
 
 def clean_environment() -> dict[str, str]:
     """One thread, no hub, no account, nothing of the make that runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MAKE", "MFLAGS"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MAKE", "MFLAGS", "ARGS"))
+    }
     return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 

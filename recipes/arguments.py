@@ -1,12 +1,13 @@
 """The settings of a run as transformers' Trainer takes them."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
@@ -72,14 +73,23 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
     )
     if trainer.optimizer != "auto":
         settings["optim"] = _named("trainer.optimizer", trainer.optimizer, OptimizerNames)
-    plain = TrainingArguments(**settings)
+    try:
+        plain = TrainingArguments(**settings)
+    except ValueError as error:  # a schedule that goes by the held-out loss
+        if "eval strategy" not in str(error):
+            raise
+        raise ValueError(
+            f"trainer.schedule={trainer.schedule}: goes by the held-out loss during training; give "
+            "trainer.evaluate_every=<steps>, and data.heldout_conversations where none is held out"
+        ) from error
     given = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
     arguments = TrainingArguments(**settings, optim_args=given) if given else plain
     if given and _optimizer(arguments, config) == _optimizer(plain, config):
         raise ValueError(
-            f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers takes none"
+            f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers reads none of these"
         )
     _optimizer(arguments, config)
+    _check_schedule(arguments, config)
     return arguments
 
 
@@ -88,7 +98,43 @@ def _optimizer(arguments: TrainingArguments, config: TrainConfig) -> tuple:
     try:
         return Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, ValueError) as error:
-        raise ValueError(f"trainer.optimizer={config.trainer.optimizer}: {error}") from error
+        given = f", trainer.optimizer_args={config.trainer.optimizer_args}" if config.trainer.optimizer_args else ""
+        raise ValueError(f"trainer.optimizer={config.trainer.optimizer}{given}: {error}") from error
+
+
+def _check_schedule(arguments: TrainingArguments, config: TrainConfig) -> None:
+    """Make the schedule once, over a parameter of its own: transformers checks its arguments only there."""
+    trainer = config.trainer
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=trainer.learning_rate)
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=arguments.get_warmup_steps(1000),
+            num_training_steps=1000,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+    except (TypeError, ValueError) as error:
+        reason = str(error).replace("lr_scheduler_kwargs", "trainer.schedule_args")
+        raise ValueError(
+            f"trainer.schedule={trainer.schedule}, trainer.schedule_args={trainer.schedule_args}: {reason}"
+        ) from error
+
+
+def planned_steps(config: TrainConfig, conversations: int) -> tuple[int, float]:
+    """How long a run is: optimizer steps, and times through the data.
+
+    Raises ValueError where warming up would take longer than the run.
+    """
+    trainer = config.trainer
+    an_epoch = math.ceil(conversations / trainer.conversations_per_step)
+    steps = trainer.steps or math.ceil(trainer.epochs * an_epoch)
+    if trainer.warmup_steps > steps:
+        raise ValueError(
+            f"trainer.warmup_steps={trainer.warmup_steps:g}: is more than the {steps} steps that trainer.epochs="
+            f"{trainer.epochs:g} makes; a number below 1 is a share of them"
+        )
+    return steps, steps / an_epoch
 
 
 def check_heldout(config: TrainConfig, heldout: int) -> None:
@@ -123,7 +169,12 @@ def quiet() -> None:
     """No bars of transformers, since recipes/progress.py shows what takes long, and none of what its Trainer logs about
     its own doings: weights that are stored once though two modules share them, how it sorts checkpoints."""
     disable_progress_bar()
-    for name in ("transformers.trainer", "transformers.trainer_utils"):
+    for name in (
+        "transformers.trainer",
+        "transformers.trainer_utils",
+        "transformers.trainer_callback",  # of early stopping, with a setting that is not ours
+        "transformers.tokenization_utils_base",  # of long texts, which are refused where they do not fit
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

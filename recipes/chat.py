@@ -257,7 +257,9 @@ def ready_to_generate(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         plain.set_attn_implementation("sdpa" if plain._supports_sdpa and not capped else "eager")
         plain.generation_config = GenerationConfig()
         model.eval()
-        yield plain
+        # Every reply has lengths of its own, for each of which trainer.torch_compile would compile anew.
+        with torch.compiler.set_stance("force_eager"):
+            yield plain
     finally:
         plain.set_attn_implementation(attention)
         plain.generation_config = settings

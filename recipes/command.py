@@ -69,6 +69,8 @@ def explained(error: Exception) -> str | None:
             "one forward pass: lower it. model.gradient_checkpointing=true, adapter=lora and a smaller "
             "evaluation.batch_size save more"
         )
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # how torch.save fails on a full disk
+        return f"a file could not be written whole: is the disk full? ({str(error).splitlines()[0]})"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"

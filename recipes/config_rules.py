@@ -163,6 +163,8 @@ def _duplication(config: TrainConfig) -> Iterator[str]:
 
 def _trainer(config: TrainConfig) -> Iterator[str]:
     trainer = config.trainer
+    if config.seed >= 2**32:
+        yield f"seed={config.seed}: must be less than {2**32}"
     if trainer.steps is None and trainer.epochs is None:
         yield "trainer.epochs and trainer.steps: have no value; give one of the two"
     if trainer.steps is not None and trainer.epochs is not None:
@@ -188,5 +190,7 @@ def _paths(config: TrainConfig) -> Iterator[str]:
     template = config.model.chat_template
     if template is not None and not Path(template).is_file():
         yield f"model.chat_template={template}: no such file"
+    if config.output_dir is not None and not config.output_dir.strip():
+        yield "output_dir: is empty, which would be the folder you are in; name one, or leave it out for a new one"
     if config.resume not in (None, "auto") and not Path(config.resume).is_dir():
         yield f"resume={config.resume}: no such run folder"

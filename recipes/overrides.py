@@ -26,12 +26,15 @@ def checked_overrides(words: Sequence[str], schema: type = TrainConfig) -> list[
     keys, groups = set(_keys(schema)), {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
     free = [key for key, kind in _keys(schema).items() if str(kind).startswith("dict[")]
     result, problems = [], []
+    other_model = any(word.startswith("model=") and word != "model=tiny" for word in words)
     for word in words:
         key = _key(word)
         if key is None:
             result.append(word)
         elif key == "hydra.run.dir":
             problems.append("hydra.run.dir: the recipes make the folder of a run; name it with output_dir=<folder>")
+        elif other_model and key.startswith("model.tiny."):
+            problems.append(f"{key}: sizes are only for model=tiny; a model of the hub brings its own")
         elif key in groups and (problem := _no_such_choice(key, word, words)):
             problems.append(problem)
         elif any(key == one or key.startswith(f"{one}.") for one in free):

@@ -1,18 +1,19 @@
 """What a run says first and last: the words of a terminal, and the figures of result.json."""
 
-import math
 import warnings
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from flexmask.models import unbranched_layers, unwrapped
+from recipes.arguments import planned_steps
 from recipes.data import LoadedData
 from recipes.environment import device_name, git_commit, versions
 from recipes.models import branching_note, resolve_precision
 from recipes.preparation import PreparedData
 from recipes.replies import Thinking
-from recipes.schema import DataKind, TrainConfig
+from recipes.schema import AdapterKind, DataKind, TrainConfig
 
 # Going through the data more often than this is rarely meant: conversations are learned by heart.
 MANY_EPOCHS = 10
@@ -67,7 +68,8 @@ def _attention(model: PreTrainedModel, device: str) -> str:
 def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldout: PreparedData) -> list[str]:
     """What is trained, what it costs against one pass a turn, what is left out, and how long the run is."""
     lines = [
-        f"data        {len(rows.items):,} conversations, {rows.turns:,} trained turns, {len(data.heldout):,} held out"
+        f"data        {counted(len(rows.items), 'conversation')}, {counted(rows.turns, 'trained turn')}, "
+        f"{len(data.heldout):,} held out"
     ]
     if config.data.kind is DataKind.mix:
         lines += [f"            {name}: {count}" for name, count in data.sources.items()]
@@ -97,9 +99,7 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
 def _steps(config: TrainConfig, rows: PreparedData) -> str:
     """How long the run is, as steps and as times through the data; warns of very many."""
     trainer, conversations = config.trainer, len(rows.items)
-    an_epoch = math.ceil(conversations / trainer.conversations_per_step)
-    steps = trainer.steps or math.ceil(trainer.epochs * an_epoch)
-    epochs = steps / an_epoch
+    steps, epochs = planned_steps(config, conversations)
     if epochs > MANY_EPOCHS and trainer.steps:
         warnings.warn(
             f"trainer.steps={trainer.steps:,} go {epochs:,.0f} times through {counted(conversations, 'conversation')}, "
@@ -140,6 +140,7 @@ def training_result(
         "layout": str(config.duplication.layout),
         "seed": config.seed,
         "steps": trainer.state.global_step,
+        "planned_steps": trainer.state.max_steps,
         "epochs": trainer.state.epoch,
         "train_seconds": round(totals.seconds, 2),
         "tokens_computed": totals.tokens_computed,
@@ -165,6 +166,9 @@ def closing_lines(result: dict) -> list[str]:
         f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}, {result['tokens_computed']:,} tokens computed, "
         f"{result['tokens_trained']:,} trained"
     ]
+    if result["steps"] < result["planned_steps"]:
+        lines[0] = lines[0].replace(" in ", f" of {result['planned_steps']:,} in ", 1)
+        lines.append("stopped early: the held-out loss went down no more (trainer.early_stopping)")
     if result["best_step"]:
         lines.append(f"model/ is the checkpoint of step {result['best_step']}, which has the lowest held-out loss")
     if result["heldout_loss"] is not None:
@@ -177,6 +181,18 @@ def closing_lines(result: dict) -> list[str]:
             )
         )
     return lines + _chat_lines(result)
+
+
+def adapter_lines(config: TrainConfig, end_note: str | None, folder: Path) -> list[str]:
+    """What somebody must know of model/ where it holds an adapter; `end_note` as `align_end_of_turn` gives it."""
+    if config.adapter.kind is AdapterKind.none:
+        return []
+    lines = [f'model/ holds the adapter; make merge ARGS="{folder}" writes it and its base model as one plain model']
+    if end_note is not None:
+        lines.append("merge it before it is used: loaded as an adapter, it stops where the base model does")
+    if config.adapter.use_dora:
+        lines.append("merge it before it is used without peft: transformers 5.23 does not read what DoRA adds")
+    return lines
 
 
 def _chat_lines(result: dict) -> list[str]:

@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> dict:
     from recipes.interrupts import StopAfterStep
     from recipes.reporting import Reporter
     from recipes.reports import ReportingCallback, report_mask
-    from recipes.summary import closing_lines
+    from recipes.summary import adapter_lines, closing_lines
 
     resumed = Path(config.resume) if config.resume else None
     checkpoint, done = (last_checkpoint(resumed) or (None, 0)) if resumed else (None, None)
@@ -90,7 +90,7 @@ def train(config: TrainConfig) -> dict:
             trainer.save_model(folder / MODEL)
             result = evaluate_run(config, run, trainer, reporter)
             write_json(folder / RESULT, result)
-        print("\n".join(closing_lines(result)))
+        print("\n".join([*closing_lines(result), *adapter_lines(config, run.end_note, folder)]))
         print(folder)
     return result
 
@@ -104,6 +104,7 @@ class PreparedRun:
     rows: "PreparedData"  # to train
     heldout: "PreparedData"
     model: "PreTrainedModel"
+    end_note: str | None  # what had to change so that the model stops where it is trained to
     opening_lines: list[str]
 
 
@@ -130,15 +131,15 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     if not rows.items:
         raise ValueError(
             f"nothing to train: of {len(data.train):,} conversations {len(rows.invalid):,} are invalid and "
-            f"{rows.without_rows:,} have no turn that duplication.turns chooses and that fits into "
-            "duplication.pack_length; make inspect shows why"
+            f'{rows.without_rows:,} have no turn to train: each has "train": false, is not among duplication.turns, or '
+            "is longer than duplication.pack_length with duplication.too_long=drop"
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
     heldout = prepare_heldout(data.heldout, tokenizer, config, model)
     check_heldout(config, len(heldout.items))
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)
-    return PreparedRun(tokenizer, data, rows, heldout, model, lines)
+    return PreparedRun(tokenizer, data, rows, heldout, model, note, lines)
 
 
 def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks: list) -> "OnePassTrainer":

@@ -79,20 +79,27 @@ def test_an_adapter_is_evaluated_again(workshop, adapted):
 
 
 @pytest.mark.parametrize(
-    "ways",
+    ("ways", "saved"),
     [
-        ["adapter.use_dora=true"],
-        ["adapter.use_rslora=true", "adapter.lora_dropout=0.1"],
-        ["adapter.modules_to_save=[embed_tokens,lm_head]"],
-        ["adapter.trainable_token_indices=[1,2]"],
-        ["adapter.target_modules=[q_proj,v_proj]", "adapter.r=4", "model.gradient_checkpointing=true"],
+        (["adapter.use_dora=true"], {"use_dora": True}),
+        (["adapter.use_rslora=true", "adapter.lora_dropout=0.1"], {"use_rslora": True, "lora_dropout": 0.1}),
+        (["adapter.modules_to_save=[embed_tokens,lm_head]"], {"modules_to_save": ["embed_tokens", "lm_head"]}),
+        (["adapter.trainable_token_indices=[1,2]"], {"trainable_token_indices": [1, 2]}),
+        (
+            ["adapter.target_modules=[q_proj,v_proj]", "adapter.r=4", "model.gradient_checkpointing=true"],
+            {"target_modules": ["q_proj", "v_proj"], "r": 4},
+        ),
     ],
-    ids=lambda ways: ways[0],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_ways_to_adapt(workshop, adapted, ways):
+def test_ways_to_adapt(workshop, adapted, ways, saved):
     done = workshop.train(*SETTINGS, "adapter=lora", *ways, "trainer.steps=4", "evaluation.conversations=0")
     folder = workshop.folder / done.last_line
     AutoPeftModelForCausalLM.from_pretrained(folder / "model")
+    written = json.loads((folder / "model/adapter_config.json").read_text())
+    for key, value in saved.items():
+        assert (sorted(written[key]) if isinstance(value, list) else written[key]) == value, written
+    assert "make merge" in done.out and ("DoRA" in done.out) == ("adapter.use_dora=true" in ways)
     if "adapter.lora_dropout=0.1" in ways:
         assert "dropout" in done.err
 

@@ -47,7 +47,7 @@ def test_a_killed_run_goes_on_to_its_end(trained, kind):
     assert result["steps"] == STEPS
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
-    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    assert steps == list(range(1, STEPS + 1))
     assert result["loss_last"] < 0.1 < result["loss_first"]
     assert {"answer_accuracy", "conversation_accuracy", "heldout_loss"} <= result.keys()
     assert (folder / "chats.jsonl").read_text().count("\n") >= 2
@@ -89,7 +89,9 @@ def test_every_checkpoint_has_its_tokenizer_and_template(trained):
     assert checkpoints
     for checkpoint in checkpoints:
         assert AutoTokenizer.from_pretrained(checkpoint).chat_template == assets.CHAT_TEMPLATE
-        assert AutoModelForCausalLM.from_pretrained(checkpoint).generation_config.eos_token_id is not None
+        ends = AutoModelForCausalLM.from_pretrained(checkpoint).generation_config.eos_token_id
+        end = AutoTokenizer.from_pretrained(checkpoint).convert_tokens_to_ids(assets.END)
+        assert end in (ends if isinstance(ends, list) else [ends])
 
 
 def test_evaluate_chats_again_with_the_same_figures(workshop, trained, kind):

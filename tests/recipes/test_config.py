@@ -159,6 +159,7 @@ def test_sources_of_a_mix():
         ("+trainer.stepz=1", "trainer.stepz"),  # Hydra's + goes past the schema
         ("+stepz=1", "stepz"),
         ("+model.tiny.depth=1", "model.tiny.depth"),
+        ("trainer.lr=1", "trainer.lr: no such setting"),
         ("trainer.steps=many", "trainer.steps"),
         ("trainer.steps=1.5", "trainer.steps"),
         ("model.gradient_checkpointing=perhaps", "model.gradient_checkpointing"),
@@ -211,6 +212,7 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         ),
         (["trainer=finetune", "trainer.epochs=0"], "trainer.epochs=0.0: must be greater than 0"),
         (["adapter.modules_to_save=[lm_head]"], "adapter.modules_to_save=.*: there is no adapter"),
+        (["seed=4294967296"], "seed=4294967296: must be less"),
         (["adapter.r=8"], "adapter.r=8: there is no adapter; choose adapter=lora"),
         (["data.split=test"], "data.split=test: only data of the hub has splits"),
         (["data=mix", "data.path=a"], "data.path=a: a mix has it for each source"),
@@ -238,6 +240,12 @@ def test_a_rule_that_types_cannot_say(overrides, message):
     with pytest.raises(ConfigError) as caught:
         compose(overrides)
     assert re.search(message, str(caught.value))
+
+
+# A variable of the shell that nobody has set: the run would lie among the files of the folder that one is in.
+def test_an_empty_run_folder_is_refused():
+    with pytest.raises(ConfigError, match="output_dir: is empty"):
+        validate(replace(DEFAULT, output_dir=""))
 
 
 def test_all_problems_are_told_at_once():

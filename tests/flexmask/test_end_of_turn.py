@@ -175,6 +175,24 @@ def test_a_turn_that_ends_with_the_opening_of_the_next():
     assert model.config.eos_token_id == model.generation_config.eos_token_id == [former, user]
 
 
+# A base model that names several ends: the first of them that is trained becomes the tokenizer's.
+@pytest.mark.parametrize("order", [("<|call|>", "<|im_end|>"), ("<|im_end|>", "<|call|>")])
+def test_the_first_known_end_becomes_the_tokenizers(order):
+    tokenizer = base_tokenizer(extra=["<|call|>"])
+    model = base_model(tokenizer, eos=ids(tokenizer, *order))
+    align_end_of_turn(model, tokenizer, tuple(sorted(ids(tokenizer, *order))))
+    assert tokenizer.eos_token == order[0]
+
+
+# Breaks if a token without an embedding is chosen to pad with, which would fail in the first padded batch.
+def test_padding_has_an_embedding():
+    tokenizer = base_tokenizer(extra=["<pad>"])
+    model = base_model(tokenizer)
+    model.config.vocab_size = ids(tokenizer, "<pad>")[0]
+    align_end_of_turn(model, tokenizer, ends_of(tokenizer))
+    assert tokenizer.pad_token_id < model.config.vocab_size
+
+
 # Breaks if padding is a trained end: whoever leaves padding out of the loss would then never train the end.
 @pytest.mark.parametrize(
     ("config_pad", "extra", "expected"),

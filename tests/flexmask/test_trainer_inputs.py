@@ -120,6 +120,21 @@ def test_a_model_by_name_brings_its_tokenizer_and_both_are_saved_ready_to_chat(t
     assert chat[-1]["role"] == "assistant"
 
 
+# Breaks if a model by name keeps half precision: most of its small updates would be lost without a word.
+@SAYS
+def test_a_model_by_name_is_trained_in_float32_unless_told_otherwise(tmp_path, folder):
+    tiny().to(torch.bfloat16).save_pretrained(folder)
+    assert OnePassTrainer(str(folder), config(tmp_path), train_dataset=RECORDS).model.dtype == torch.float32
+    half = config(tmp_path, model_init_kwargs={"dtype": "bfloat16"})
+    assert OnePassTrainer(str(folder), half, train_dataset=RECORDS).model.dtype == torch.bfloat16
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(OnePassConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match="2 GPUs in one process: .* CUDA_VISIBLE_DEVICES=0"):
+        trainer(tmp_path)
+
+
 @SAYS
 def test_a_model_that_is_made_by_a_function(tmp_path):
     made = OnePassTrainer(

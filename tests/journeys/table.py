@@ -99,6 +99,12 @@ TABLE = {
     "python -m recipes.convert_gguf": How(runs_in="test_real_weights.py", why="with the real weights"),
     # runs
     'make train ARGS="resume=runs/<folder>"': How(replace=ONE, needs="interrupted", leaves=RUN),
+    'make evaluate ARGS="runs/<folder> test.jsonl"': How(
+        replace=ONE | {"test.jsonl": "my.jsonl"},
+        args="evaluation.conversations=2",
+        needs="finished",
+        shows=('"chatted_conversations": 2', "answer_accuracy"),
+    ),
     'make evaluate ARGS="runs/<folder>"': How(
         replace=ONE, needs="finished", shows=("answer_accuracy", "conversation_accuracy")
     ),

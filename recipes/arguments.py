@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
@@ -33,8 +34,31 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
             " in a script of your own"
         )
     _check_loggers(trainer.report_to)
-    evaluates = evaluates and trainer.evaluate_every > 0
-    settings = dict(
+    settings = _settings(config, folder, evaluates and trainer.evaluate_every > 0)
+    try:
+        plain = TrainingArguments(**settings)
+    except ValueError as error:  # a schedule that goes by the held-out loss
+        if "eval strategy" not in str(error):
+            raise
+        raise ValueError(
+            f"trainer.schedule={trainer.schedule}: goes by the held-out loss during training; give "
+            "trainer.evaluate_every=<steps>, and data.heldout_conversations where none is held out"
+        ) from error
+    given = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
+    arguments = TrainingArguments(**settings, optim_args=given) if given else plain
+    if given and _optimizer(arguments, config) == _optimizer(plain, config):
+        raise ValueError(
+            f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers reads none of these"
+        )
+    _optimizer(arguments, config)
+    _check_schedule(arguments, config)
+    return arguments
+
+
+def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, Any]:
+    """The arguments of TrainingArguments but for `optim_args`; evaluates: during training."""
+    trainer = config.trainer
+    settings: dict[str, Any] = dict(
         output_dir=str(folder / CHECKPOINTS),
         # A Trainer takes whatever accelerator there is; the block-sparse attention is written for CUDA and CPU.
         use_cpu=not torch.cuda.is_available(),
@@ -73,24 +97,7 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
     )
     if trainer.optimizer != "auto":
         settings["optim"] = _named("trainer.optimizer", trainer.optimizer, OptimizerNames)
-    try:
-        plain = TrainingArguments(**settings)
-    except ValueError as error:  # a schedule that goes by the held-out loss
-        if "eval strategy" not in str(error):
-            raise
-        raise ValueError(
-            f"trainer.schedule={trainer.schedule}: goes by the held-out loss during training; give "
-            "trainer.evaluate_every=<steps>, and data.heldout_conversations where none is held out"
-        ) from error
-    given = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
-    arguments = TrainingArguments(**settings, optim_args=given) if given else plain
-    if given and _optimizer(arguments, config) == _optimizer(plain, config):
-        raise ValueError(
-            f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers reads none of these"
-        )
-    _optimizer(arguments, config)
-    _check_schedule(arguments, config)
-    return arguments
+    return settings
 
 
 def _optimizer(arguments: TrainingArguments, config: TrainConfig) -> tuple:

@@ -104,6 +104,7 @@ TABLE = {
         args="evaluation.conversations=2",
         needs="finished",
         shows=('"chatted_conversations": 2', "answer_accuracy"),
+        why="the journeys' own file",
     ),
     'make evaluate ARGS="runs/<folder>"': How(
         replace=ONE, needs="finished", shows=("answer_accuracy", "conversation_accuracy")

@@ -170,7 +170,8 @@ def test_nothing_of_the_settings_is_too_large_for_few_conversations(run, file, c
     file.write_text("".join(json.dumps(CONVERSATION | {"id": number}) + "\n" for number in range(count)))
     done = run(*of(file))
     assert done.returncode == 0, done.stderr
-    assert f"{count} conversations, {2 * count} trained turns, 0 held out" in done.stdout  # all say the same
+    conversations = "1 conversation" if count == 1 else f"{count} conversations"
+    assert f"{conversations}, {2 * count} trained turns, 0 held out" in done.stdout  # all say the same
 
 
 def test_a_folder_a_mix_and_what_is_held_out(run, file, tmp_path):

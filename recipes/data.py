@@ -7,6 +7,7 @@ for data of the hub, and in a mix `<source>/` and such a name.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -92,9 +93,17 @@ def load_data(data: DataConfig) -> LoadedData:
     train, heldout, counts = [], [], {}
     split = split_heldout(read, data.heldout_conversations, data.seed)
     for (name, source), (rest, held), everything, invalid in zip(sources.items(), split, read, dropped, strict=True):
+        key = f"data.sources.{name}" if mix else "data"
+        made = source.kind is DataKind.tutoring  # as many as train_conversations says, of which some are held out
+        if not made and source.train_conversations is not None and source.train_conversations > len(rest):
+            warnings.warn(
+                f"{key}.train_conversations={source.train_conversations}: {len(rest):,} are left to train when "
+                f"{len(held):,} are held out; all of them are taken",
+                stacklevel=2,
+            )
         epoch = rest[: source.train_conversations]
         if mix:
-            epoch = _weighted(epoch, source.weight, data.seed, f"data.sources.{name}.weight")
+            epoch = _weighted(epoch, source.weight, data.seed, f"{key}.weight")
         train += epoch
         heldout += held
         counts[name] = SourceCounts(len(everything), len(epoch), len(held), len(invalid))

@@ -30,6 +30,8 @@ from recipes.overrides import CONF_DIR, checked_overrides, given_keys
 from recipes.run_folder import DATA, MODEL
 from recipes.schema import DataKind, History, TrainConfig
 
+READ = ("data.", "duplication.", "evaluation.", "model.dtype")  # the settings that an evaluation reads
+
 
 def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> tuple[dict, list]:
     """Chat on `heldout` (conversations) as `config.evaluation` says.
@@ -83,7 +85,7 @@ def sample(conversations: Sequence, count: int | None, seed: int) -> list:
 @command
 def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     checked_overrides(overrides)
-    _refuse_groups(overrides, run)
+    _refuse_what_changes_nothing(overrides, run)
     config = _configuration(run, file, overrides)
 
     from recipes.matchers import load_matcher
@@ -134,13 +136,18 @@ def trained_fingerprint(run: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
 
 
-def _refuse_groups(overrides: Sequence[str], run: Path) -> None:
+def _refuse_what_changes_nothing(overrides: Sequence[str], run: Path) -> None:
     groups = {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
     groups |= {one.name for one in fields(TrainConfig) if is_dataclass(one.type)}
     if refused := [word for word in overrides if given_keys([word]) & groups]:
         raise ConfigError(
             f"{', '.join(refused)}: groups are chosen when a run starts. Change single settings, as in "
             f"data.path=my.jsonl or evaluation.matcher=number; a file to chat on stands behind the run: {run} my.jsonl"
+        )
+    if refused := [word for word in overrides if not all(key.startswith(READ) for key in given_keys([word]))]:
+        raise ConfigError(
+            f"{', '.join(refused)}: changes nothing of an evaluation, which reads {', '.join(READ)} only; the rest was "
+            "settled by the training"
         )
 
 

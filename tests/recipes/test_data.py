@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+import warnings
 
 import datasets
 import huggingface_hub
@@ -118,6 +119,14 @@ def test_the_number_of_training_conversations_does_not_move_the_heldout_ones(tmp
     some = load(path, heldout_conversations=5, seed=3, train_conversations=7)
     assert some.heldout == everything.heldout and len(some.heldout) == 5
     assert some.train == everything.train[:7] and len(everything.train) == 25
+
+
+def test_more_training_conversations_than_there_are_is_said(tmp_path):
+    path = write(tmp_path / "a.jsonl", *map(record, range(30)))
+    with pytest.warns(UserWarning, match=r"^data.train_conversations=26: 25 are left to train when 5 are held out"):
+        assert len(load(path, heldout_conversations=5, train_conversations=26).train) == 25
+    with warnings.catch_warnings(action="error"):
+        load(path, heldout_conversations=5, train_conversations=25)
 
 
 @pytest.mark.parametrize(("conversations", "heldout"), [(1, 0), (8, 0), (19, 0), (20, 1), (300, 15), (5000, 200)])

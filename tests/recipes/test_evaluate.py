@@ -150,7 +150,8 @@ def test_turns_of_a_file_that_are_too_long_to_be_trained_are_asked(run, data_fil
 def test_the_data_of_a_run_may_have_gone(data_file, tmp_path, model, capsys):
     folder, trained = tmp_path / "run", tmp_path / "trained.jsonl"
     trained.write_text(data_file.read_text())
-    save_run_config(config_with("data=jsonl", f"data.path={trained}", "data.heldout_conversations=1"), folder)
+    data = ["data=jsonl", f"data.path={trained}", "data.heldout_conversations=1", "data.train_conversations=null"]
+    save_run_config(config_with(*data), folder)
     model.save_pretrained(folder / "model")
     TOKENIZER.save_pretrained(folder / "model")
     trained.rename(tmp_path / "moved.jsonl")
@@ -189,6 +190,7 @@ def test_the_run_of_a_mix_is_evaluated_on_one_file(data_file, tmp_path, model, c
         (["data.heldout_conversations=0"], "holds no conversations out; name a file"),
         (["+evaluation.matcher=exact"], "only key=value changes"),
         (["data=jsonl"], r"^error: data=jsonl: groups are chosen when a run starts\..* as in data\.path="),
+        (["trainer.steps=3", "seed=2"], "trainer.steps=3, seed=2: changes nothing of an evaluation, which reads data"),
         (["evaluation=x", "experiment=short"], "evaluation=x, experiment=short: groups are chosen when a run starts"),
     ],
 )

@@ -41,6 +41,7 @@ def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> 
     there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and `chat` raise, which no
     conversation causes that `recipes.preparation.prepare_heldout` finds valid.
     """
+    from flexmask.tokenization import guard_control_tokens
     from recipes.chat import chat, turns_to_ask
     from recipes.matchers import load_matcher
     from recipes.progress import progress
@@ -49,6 +50,8 @@ def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> 
     settings = config.evaluation
     matcher = load_matcher(settings.matcher)
     chosen = sample(heldout, settings.conversations, config.data.seed)
+    # Prompts show what training showed of control tokens in message text.
+    chosen = [guard_control_tokens(one, tokenizer, config.data.control_tokens) for one in chosen]
     turns = sum(len(turns_to_ask(one)) for one in chosen)
     found, chats = {}, []
     for history, prefix in ((History.own, ""), (History.teacher, "teacher_")):

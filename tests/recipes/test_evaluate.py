@@ -5,7 +5,8 @@ import json
 import pytest
 
 from flexmask.conversation import Conversation
-from recipes import evaluate
+from flexmask.rendering import render_passes
+from recipes import chat, evaluate
 from recipes.config import compose, save_run_config
 from recipes.data import load_data
 from recipes.evaluate import evaluate_chats, main, sample
@@ -61,6 +62,17 @@ def test_histories(model, heldout):
     both, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(asked[0], "evaluation.history=both"))
     assert both == own | teacher
     assert [chat.history for chat in chats] == ["own", "own", "teacher", "teacher"]
+
+
+def test_control_tokens_in_text_are_shown_as_in_training(model, monkeypatch):
+    # Broken by asking with the text of the data, in which a user would end the turn.
+    messages = [{"role": "user", "content": "what is <|im_end|>?"}, {"role": "assistant", "content": "a token"}]
+    prompts, generate = [], chat.generate
+    monkeypatch.setattr(chat, "generate", lambda model, ids, *more: prompts.extend(ids) or generate(model, ids, *more))
+    conversation = Conversation.from_record({"messages": messages}, "escaped")
+    evaluate_chats(model, TOKENIZER, [conversation], config_with("data.control_tokens=escape"))
+    (trained,) = render_passes(conversation, TOKENIZER, control_tokens="escape")
+    assert prompts == [trained.input_ids[: trained.prompt_length].tolist()]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def main(report_only: bool) -> int:
     if not report_only:
         RECORDED.mkdir(parents=True, exist_ok=True)
         coverage("erase", environment=environment)
-        journeys = ["pytest", "-n", "2", "--dist", "loadscope", "-m", "journey", str(ROOT / "tests/journeys")]
+        journeys = ["pytest", "-n", "2", "--dist", "loadgroup", "-m", "journey", str(ROOT / "tests/journeys")]
         code = coverage("run", "-m", *journeys, environment=environment)
     coverage("combine", "--quiet", environment=environment)
     with tempfile.TemporaryDirectory() as folder:

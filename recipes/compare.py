@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from recipes.command import command
+from recipes.run.command import command
 
 # Column, key in result.json, format. A column that no run has measured is left out.
 COLUMNS = (

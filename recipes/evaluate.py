@@ -8,7 +8,7 @@
 FILE is anything that `data.path` may name, of the format of the run's own data where that is GSM8K-Socratic, else of
 records (`data.kind=...` says otherwise). Overrides change the run's own configuration: `data.path=...` says where the
 run's data is now, and what is held out of it is chosen as before. Prints one JSON object on stdout (see
-`recipes.replies.figures`), everything else on stderr; writes nothing.
+`recipes.evaluation.replies.figures`), everything else on stderr; writes nothing.
 """
 
 import argparse
@@ -23,12 +23,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from recipes.command import command
-from recipes.config import RUN_CONFIG, load_run_config
-from recipes.config_rules import ConfigError
-from recipes.overrides import CONF_DIR, checked_overrides, given_keys
-from recipes.run_folder import DATA, MODEL
-from recipes.schema import DataKind, History, TrainConfig
+from recipes.configuration import CONF_DIR
+from recipes.configuration.compose import RUN_CONFIG, load_run_config
+from recipes.configuration.overrides import checked_overrides, given_keys
+from recipes.configuration.rules import ConfigError
+from recipes.configuration.schema import DataKind, History, TrainConfig
+from recipes.run.command import command
+from recipes.run.folder import DATA, MODEL
 
 READ = ("data.", "duplication.", "evaluation.", "model.dtype")  # the settings that an evaluation reads
 
@@ -36,15 +37,15 @@ READ = ("data.", "duplication.", "evaluation.", "model.dtype")  # the settings t
 def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> tuple[dict, list]:
     """Chat on `heldout` (conversations) as `config.evaluation` says.
 
-    Returns the figures of `recipes.replies.figures` for each history that is asked for (those of teacher history with
+    Returns the figures of `recipes.evaluation.replies.figures` for each history that is asked for (those of teacher history with
     `teacher_` in front) and the chats (`ChatResult`), those with own history first. More conversations asked for than
     there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and `chat` raise, which no
-    conversation causes that `recipes.preparation.prepare_heldout` finds valid.
+    conversation causes that `recipes.preparation.rows.prepare_heldout` finds valid.
     """
-    from recipes.chat import chat, turns_to_ask
-    from recipes.matchers import load_matcher
-    from recipes.progress import progress
-    from recipes.replies import figures
+    from recipes.evaluation.chat import chat, turns_to_ask
+    from recipes.evaluation.matchers import load_matcher
+    from recipes.evaluation.replies import figures
+    from recipes.run.progress import progress
 
     settings = config.evaluation
     matcher = load_matcher(settings.matcher)
@@ -88,7 +89,7 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     _refuse_what_changes_nothing(overrides, run)
     config = _configuration(run, file, overrides)
 
-    from recipes.matchers import load_matcher
+    from recipes.evaluation.matchers import load_matcher
 
     load_matcher(config.evaluation.matcher)  # a wrong name fails before anything is loaded
     # torch and transformers take seconds to import: a wrong configuration has failed before.
@@ -96,9 +97,9 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from recipes.data import load_data
-    from recipes.models import load_trained
-    from recipes.preparation import prepare_heldout
+    from recipes.models.load import load_trained
+    from recipes.preparation.rows import prepare_heldout
+    from recipes.sources.load import load_data
 
     disable_progress_bar()
     data = load_data(config.data)

@@ -19,10 +19,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from recipes.command import Interrupted, command
-from recipes.config import CONF_DIR, save_run_config, to_dataclass
-from recipes.overrides import checked_overrides, given_keys
-from recipes.run_folder import (
+from recipes.configuration import CONF_DIR
+from recipes.configuration.compose import save_run_config, to_dataclass
+from recipes.configuration.overrides import checked_overrides, given_keys
+from recipes.configuration.schema import TrainConfig
+from recipes.run.command import Interrupted, command
+from recipes.run.folder import (
     MODEL,
     RESULT,
     config_to_resume,
@@ -32,15 +34,14 @@ from recipes.run_folder import (
     remember_data,
     write_json,
 )
-from recipes.schema import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from flexmask import OnePassTrainer
-    from recipes.data import LoadedData
-    from recipes.preparation import PreparedData
-    from recipes.reporting import Reporter
+    from recipes.preparation.rows import PreparedData
+    from recipes.run.reporter import Reporter
+    from recipes.sources.load import LoadedData
 
 
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
@@ -59,10 +60,10 @@ def main(composed: DictConfig) -> None:
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
-    from recipes.interrupts import StopAfterStep
-    from recipes.reporting import Reporter
-    from recipes.reports import ReportingCallback, report_mask
-    from recipes.summary import adapter_lines, closing_lines
+    from recipes.run.interrupts import StopAfterStep
+    from recipes.run.reporter import Reporter
+    from recipes.run.reports import ReportingCallback, report_mask
+    from recipes.run.summary import adapter_lines, closing_lines
 
     resumed = Path(config.resume) if config.resume else None
     checkpoint, done = (last_checkpoint(resumed) or (None, 0)) if resumed else (None, None)
@@ -113,12 +114,12 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     from transformers import set_seed
 
     from flexmask import align_end_of_turn
-    from recipes.arguments import check_heldout, quiet, training_arguments
-    from recipes.data import load_data
-    from recipes.matchers import load_matcher
-    from recipes.models import load_model, load_tokenizer
-    from recipes.preparation import prepare, prepare_heldout
-    from recipes.summary import opening_lines
+    from recipes.evaluation.matchers import load_matcher
+    from recipes.models.load import load_model, load_tokenizer
+    from recipes.preparation.rows import prepare, prepare_heldout
+    from recipes.run.arguments import check_heldout, quiet, training_arguments
+    from recipes.run.summary import opening_lines
+    from recipes.sources.load import load_data
 
     quiet()
     set_seed(config.seed)
@@ -147,7 +148,7 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
     from transformers import PrinterCallback
 
     from flexmask import OnePassCollator, OnePassTrainer
-    from recipes.arguments import early_stopping, training_arguments
+    from recipes.run.arguments import early_stopping, training_arguments
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # each run of a sweep has its own
     collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
@@ -167,8 +168,8 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
 def evaluate_run(config: TrainConfig, run: PreparedRun, trainer: "OnePassTrainer", reporter: "Reporter") -> dict:
     """Held-out loss and chats of the trained model: what `result.json` holds."""
     from recipes.evaluate import evaluate_chats
-    from recipes.reports import report_chats
-    from recipes.summary import heldout_figures, training_result
+    from recipes.run.reports import report_chats
+    from recipes.run.summary import heldout_figures, training_result
 
     measured = heldout_figures(trainer)
     figures, chats = evaluate_chats(run.model, run.tokenizer, run.heldout.valid, config)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.arguments import check_heldout, planned_steps, training_arguments
-from recipes.config import compose
+from recipes.configuration.compose import compose
+from recipes.run.arguments import check_heldout, planned_steps, training_arguments
 
 
 def arguments(*overrides, evaluates=True):

@@ -6,13 +6,13 @@ import pytest
 
 from flexmask.conversation import Conversation
 from recipes import evaluate
-from recipes.config import compose, save_run_config
-from recipes.data import load_data
+from recipes.configuration.compose import compose, save_run_config
 from recipes.evaluate import evaluate_chats, main, sample
-from recipes.preparation import prepare_heldout
-from recipes.run_folder import write_json
+from recipes.models.tiny import build_model, build_tokenizer
+from recipes.preparation.rows import prepare_heldout
+from recipes.run.folder import write_json
+from recipes.sources.load import load_data
 from recipes.sources.tutoring import generate
-from recipes.tiny import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 SHORT = ["experiment=short", "evaluation.max_new_tokens=4"]

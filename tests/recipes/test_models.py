@@ -11,8 +11,8 @@ from pretrained import NONE, config_of, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from flexmask import UnsupportedModelError
-from recipes.models import load_model, load_tokenizer, load_trained, resolve_precision, weightless_model
-from recipes.schema import AdapterConfig, AdapterKind, Dtype, MixedPrecision
+from recipes.configuration.schema import AdapterConfig, AdapterKind, Dtype, MixedPrecision
+from recipes.models.load import load_model, load_tokenizer, load_trained, resolve_precision, weightless_model
 
 KINDS = ["dense", "experts", "hybrid"]
 

@@ -15,9 +15,10 @@ import pytest
 from factories import chatml_tokenizer, random_conversation
 
 from flexmask import Conversation, prepare_conversation
-from recipes import preparation, row_store
-from recipes.config import compose
-from recipes.preparation import fingerprint, prepare, settings_of
+from recipes.configuration.compose import compose
+from recipes.preparation import row_store
+from recipes.preparation import rows as preparation
+from recipes.preparation.rows import fingerprint, prepare, settings_of
 
 CONVERSATIONS = [random_conversation(seed) for seed in range(12)]
 

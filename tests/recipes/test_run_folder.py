@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from recipes.config import compose, save_run_config
-from recipes.run_folder import config_to_resume, last_checkpoint, new_folder, remember_data, trained_fingerprint
+from recipes.configuration.compose import compose, save_run_config
+from recipes.run.folder import config_to_resume, last_checkpoint, new_folder, remember_data, trained_fingerprint
 
 DEFAULT = replace(compose(), output_dir=None)
 

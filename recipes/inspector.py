@@ -75,16 +75,16 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
         tokenizer = load_tokenizer(config.model)
         data = load_data(config.data)
         chosen = _choose(data, conversation)
-        rows = prepare(data.train, tokenizer, config, config.duplication.layout)
+        rows = prepare(data.train, tokenizer, config.data, config.duplication)
         model = _tried(refused, weightless_model, config.model, len(tokenizer))
-        heldout = prepare_heldout(data.heldout, tokenizer, config, model)
+        heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model)
         of_model = _model_lines(config, model, not rows.branching, refused)
         of_data = [*data_lines(config, data, rows, heldout), *_row_lines(config, rows, refused)]
         if model is not None and (note := align_end_of_turn(model, tokenizer, rows.ends)):
             of_data.append(f"note        {note}")
         _tried(refused, load_matcher, config.evaluation.matcher)
         _tried(refused, training_arguments, config, Path("unused"), True)
-        _tried(refused, check_heldout, config, len(heldout.items))
+        _tried(refused, check_heldout, config.trainer, len(heldout.items))
     invalid = rows.invalid | heldout.invalid
     notes = [f"training is refused: {reason}" for reason in refused]
     notes += [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
@@ -100,7 +100,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said above
-            laid_out = prepare_conversation(chosen, tokenizer, **settings_of(config, config.duplication.layout))
+            laid_out = prepare_conversation(chosen, tokenizer, **settings_of(config.data, config.duplication))
         title = chosen.name + (", held out" if chosen in data.heldout else "")
         _print_conversation(title, laid_out, tokenizer, full, console)
     console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
@@ -138,7 +138,7 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: boo
         lines.append(f"{type(model).__name__}, {model.num_parameters():,} parameters; layers: {shown or 'unknown'}")
         branching = branching_note(model)
         _tried(refused, check_model, model, chains)
-        _tried(refused, adapter_for, model, config)
+        _tried(refused, adapter_for, model, config.adapter, config.model)
         if len(refused) == before:
             taken = "[green]can be trained exactly[/] (training tries it on a small row before it starts)"
             return [*lines, taken, *([branching] if branching else [])]

@@ -23,7 +23,7 @@ from recipes.configuration import CONF_DIR
 from recipes.configuration.compose import save_run_config, to_dataclass
 from recipes.configuration.overrides import checked_overrides, given_keys
 from recipes.configuration.schema import TrainConfig
-from recipes.run.command import Interrupted, command
+from recipes.run.command import command, typed
 from recipes.run.folder import (
     MODEL,
     RESULT,
@@ -66,14 +66,16 @@ def train(config: TrainConfig) -> dict:
     from recipes.run.summary import adapter_lines, closing_lines
 
     resumed = Path(config.resume) if config.resume else None
-    checkpoint, done = (last_checkpoint(resumed) or (None, 0)) if resumed else (None, None)
-    refuse_taken(config)
-    go_on = 'Go on with: make train ARGS="resume={}"'
-    with StopAfterStep(go_on.format(resumed) if resumed else "Nothing has been trained yet") as stop:
+    if resumed is None:
+        refuse_taken(config.output_dir)
+        checkpoint, done = None, None
+    else:
+        checkpoint, done = last_checkpoint(resumed) or (None, 0)
+    with StopAfterStep(go_on(resumed) if resumed else "Nothing has been trained yet") as stop:
         run = prepare_run(config)
-        folder = resumed or new_folder(config)
+        folder = resumed or new_folder(config.output_dir, config.duplication.layout)
         config = replace(config, output_dir=str(folder))
-        stop.message = go_on.format(folder)
+        stop.message = go_on(folder)
         remember_data(folder, run.data.fingerprint)
         save_run_config(config, folder)
         print(f"run folder  {folder}" + (f", going on behind step {done}" if resumed else ""))
@@ -82,18 +84,17 @@ def train(config: TrainConfig) -> dict:
             trainer = make_trainer(config, run, folder, [reporting, stop])
             report_mask(reporter, trainer)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-            if stop.received is not None:
-                step, saved = trainer.state.global_step, last_checkpoint(folder)
-                kept = f"with a checkpoint of step {saved[1]}" if saved else "without a checkpoint"
-                raise Interrupted(
-                    stop.received, f"stopped behind step {step} of {trainer.state.max_steps}, {kept}. {stop.message}"
-                )
+            stop.check(trainer.state.global_step, trainer.state.max_steps, folder)
             trainer.save_model(folder / MODEL)
             result = evaluate_run(config, run, trainer, reporter)
             write_json(folder / RESULT, result)
-        print("\n".join([*closing_lines(result), *adapter_lines(config, run.end_note, folder)]))
+        print("\n".join([*closing_lines(result), *adapter_lines(config.adapter, run.end_note, folder)]))
         print(folder)
     return result
+
+
+def go_on(folder: Path) -> str:
+    return f"Go on with: {typed('train', f'resume={folder}')}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     device = training_arguments(config, folder=Path("unused"), evaluates=True).device
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data)
-    rows = prepare(data.train, tokenizer, config, config.duplication.layout)
+    rows = prepare(data.train, tokenizer, config.data, config.duplication)
     if not rows.items:
         raise ValueError(
             f"nothing to train: of {len(data.train):,} conversations {len(rows.invalid):,} are invalid and "
@@ -136,8 +137,8 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
             "is longer than duplication.pack_length with duplication.too_long=drop"
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
-    heldout = prepare_heldout(data.heldout, tokenizer, config, model)
-    check_heldout(config, len(heldout.items))
+    heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model)
+    check_heldout(config.trainer, len(heldout.items))
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)
     return PreparedRun(tokenizer, data, rows, heldout, model, note, lines)
@@ -159,7 +160,7 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
         train_dataset=run.rows.items,
         eval_dataset=run.heldout.items or None,
         processing_class=run.tokenizer,
-        callbacks=[*callbacks, *early_stopping(config)],
+        callbacks=[*callbacks, *early_stopping(config.trainer)],
     )
     trainer.remove_callback(PrinterCallback)  # ReportingCallback prints
     return trainer
@@ -167,12 +168,12 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
 
 def evaluate_run(config: TrainConfig, run: PreparedRun, trainer: "OnePassTrainer", reporter: "Reporter") -> dict:
     """Held-out loss and chats of the trained model: what `result.json` holds."""
-    from recipes.evaluate import evaluate_chats
+    from recipes.evaluation.histories import evaluate_chats
     from recipes.run.reports import report_chats
     from recipes.run.summary import heldout_figures, training_result
 
     measured = heldout_figures(trainer)
-    figures, chats = evaluate_chats(run.model, run.tokenizer, run.heldout.valid, config)
+    figures, chats = evaluate_chats(run.model, run.tokenizer, run.heldout.valid, config.evaluation, config.data)
     report_chats(reporter, chats, trainer.state.global_step)
     result = training_result(trainer, config, run.data, run.rows, run.heldout, measured) | figures
     reporter.summary(result)

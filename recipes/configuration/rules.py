@@ -12,10 +12,14 @@ from recipes.configuration.schema import (
     SPLIT,
     AdapterConfig,
     AdapterKind,
+    DataConfig,
     DataKind,
+    DuplicationConfig,
+    ModelConfig,
     ModelKind,
     SourceConfig,
     TrainConfig,
+    TrainerConfig,
 )
 
 
@@ -28,8 +32,16 @@ def validate(config: TrainConfig) -> None:
 
     Raises ConfigError with one line a problem: the key, the value found and what to do.
     """
-    checks = (_numbers, _model, _adapter, _data, _duplication, _trainer, _paths)
-    if problems := [problem for check in checks for problem in check(config)]:
+    problems = [
+        *_numbers(config),
+        *_model(config.model),
+        *_adapter(config.adapter, config.model),
+        *_data(config.data),
+        *_duplication(config.duplication),
+        *_trainer(config.trainer),
+        *_run(config),
+    ]
+    if problems:
         raise ConfigError("\n".join(problems))
 
 
@@ -86,8 +98,7 @@ def _numbers(config: TrainConfig) -> Iterator[str]:
                 yield f"{key}={value}: {rule}"
 
 
-def _model(config: TrainConfig) -> Iterator[str]:
-    model = config.model
+def _model(model: ModelConfig) -> Iterator[str]:
     if model.kind is ModelKind.hub and not model.name_or_path:
         yield "model.name_or_path: has no value; give a hub id or a local folder"
     if model.kind is ModelKind.tiny and model.name_or_path is not None:
@@ -103,20 +114,21 @@ def _model(config: TrainConfig) -> Iterator[str]:
         yield "model.tiny: sizes are only for model=tiny; a model of the hub brings its own"
     if model.tiny is not None and model.tiny.kv_heads > 0 and model.tiny.heads % model.tiny.kv_heads:
         yield f"model.tiny.kv_heads={model.tiny.kv_heads}: must divide model.tiny.heads={model.tiny.heads}"
+    if model.chat_template is not None and not Path(model.chat_template).is_file():
+        yield f"model.chat_template={model.chat_template}: no such file"
 
 
-def _adapter(config: TrainConfig) -> Iterator[str]:
-    adapter, unused = config.adapter, AdapterConfig(kind=AdapterKind.none)
+def _adapter(adapter: AdapterConfig, model: ModelConfig) -> Iterator[str]:
+    unused = AdapterConfig(kind=AdapterKind.none)
     if adapter.kind is AdapterKind.none:
         for key, value in vars(adapter).items():
             if value != getattr(unused, key):
                 yield f"adapter.{key}={value}: there is no adapter; choose adapter=lora or qlora, or leave it out"
-    elif config.model.from_scratch:
+    elif model.from_scratch:
         yield f"adapter={adapter.kind}: adapts weights that are trained already; choose model=hub, or adapter=none"
 
 
-def _data(config: TrainConfig) -> Iterator[str]:
-    data = config.data
+def _data(data: DataConfig) -> Iterator[str]:
     if data.kind is DataKind.mix:
         if not data.sources:
             yield "data.sources: has no value; give one entry for each source of the mix, as conf/data/mix.yaml shows"
@@ -161,18 +173,14 @@ def _source(source: SourceConfig, key: str) -> Iterator[str]:
 _TURN = r"\s*(-?\d+|(-?\d+)?\s*:\s*(-?\d+)?(\s*:\s*(-?0*[1-9]\d*)?)?)\s*"
 
 
-def _duplication(config: TrainConfig) -> Iterator[str]:
-    duplication = config.duplication
+def _duplication(duplication: DuplicationConfig) -> Iterator[str]:
     if duplication.thinking_weight == 0 and duplication.answer_weight == 0:
         yield "duplication.thinking_weight and duplication.answer_weight are both 0: nothing would be trained"
     if duplication.turns != "all" and not re.fullmatch(rf"{_TURN}(,{_TURN})*", duplication.turns):
         yield (f'duplication.turns="{duplication.turns}": write all, or indices and slices such as "-1", "1:" or "0,2"')
 
 
-def _trainer(config: TrainConfig) -> Iterator[str]:
-    trainer = config.trainer
-    if config.seed >= 2**32:
-        yield f"seed={config.seed}: must be less than {2**32}"
+def _trainer(trainer: TrainerConfig) -> Iterator[str]:
     if trainer.steps is None and trainer.epochs is None:
         yield "trainer.epochs and trainer.steps: have no value; give one of the two"
     if trainer.steps is not None and trainer.epochs is not None:
@@ -194,10 +202,9 @@ def _trainer(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def _paths(config: TrainConfig) -> Iterator[str]:
-    template = config.model.chat_template
-    if template is not None and not Path(template).is_file():
-        yield f"model.chat_template={template}: no such file"
+def _run(config: TrainConfig) -> Iterator[str]:
+    if config.seed >= 2**32:
+        yield f"seed={config.seed}: must be less than {2**32}"
     if config.output_dir is not None and not config.output_dir.strip():
         yield "output_dir: is empty, which would be the folder you are in; name one, or leave it out for a new one"
     if config.resume not in (None, "auto") and not Path(config.resume).is_dir():

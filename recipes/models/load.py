@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import tempfile
 import warnings
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
@@ -23,49 +22,11 @@ from transformers import (
 
 from flexmask.models import branching_layers, check_model, unwrapped
 from flexmask.randomness import random_settings
-from recipes.configuration.schema import AdapterKind, Dtype, MixedPrecision, ModelConfig, ModelKind, TrainConfig
+from recipes.configuration.schema import AdapterConfig, AdapterKind, ModelConfig, ModelKind, TrainConfig
 from recipes.models.adapters import ADAPTER_CONFIG, add_adapter, four_bits, lora_config, with_adapter
 from recipes.models.files import named_errors, place, refuse_other_models
+from recipes.models.precision import resolve_precision
 from recipes.models.tiny import build_model, build_tokenizer
-
-
-@dataclass(frozen=True)
-class Precision:
-    """In what a run computes: `dtype` of the weights in memory, `mixed_precision` none or bf16 (never auto).
-
-    description: the same for a reader, with that of adapters; `str()` gives it.
-    """
-
-    dtype: torch.dtype
-    mixed_precision: MixedPrecision
-    description: str
-
-    def __str__(self) -> str:
-        return self.description
-
-
-def resolve_precision(config: TrainConfig) -> Precision:
-    """What `model.dtype` and `trainer.mixed_precision` are on this machine, where they are `auto`.
-
-    bfloat16 has too few digits for the small steps of training, so weights that are trained are in float32.
-    """
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    frozen = config.adapter.kind is not AdapterKind.none
-    if config.model.dtype is Dtype.auto:
-        dtype = torch.bfloat16 if frozen and bf16 else torch.float32
-    else:
-        dtype = getattr(torch, config.model.dtype)
-    mixed = config.trainer.mixed_precision
-    if mixed is MixedPrecision.auto:
-        mixed = MixedPrecision.bf16 if bf16 and dtype is not torch.float64 else MixedPrecision.none
-    name = str(dtype).removeprefix("torch.")
-    if config.adapter.kind is AdapterKind.qlora:
-        weights = f"base weights in 4 bits, computed in {name}, adapters in float32"
-    elif frozen:
-        weights = f"base weights in {name}, adapters in {'float64' if dtype is torch.float64 else 'float32'}"
-    else:
-        weights = f"weights in {name}"
-    return Precision(dtype, mixed, f"{weights}, {'bf16' if mixed is MixedPrecision.bf16 else 'no'} mixed precision")
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -117,14 +78,14 @@ def load_model(config: TrainConfig, vocab_size: int, chains: bool = False) -> to
     from its configuration, before any weight is read. Raises ValueError, naming the key, when the model cannot be
     reached, lacks weights, or could not be saved again.
     """
-    dtype = resolve_precision(config).dtype
+    dtype = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision).dtype
     if config.model.kind is ModelKind.tiny:
         sizes = dataclasses.asdict(config.model.tiny)
         return build_model(config.seed, vocab_size=vocab_size, **sizes).to(dtype)
     name = config.model.name_or_path
     weightless = weightless_model(config.model, vocab_size)
     check_model(weightless, chains)
-    lora = adapter_for(weightless, config)
+    lora = adapter_for(weightless, config.adapter, config.model)
     shape = weightless.config
     set_seed(config.seed)
     if config.model.from_scratch:
@@ -187,17 +148,17 @@ def weightless_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
     return model
 
 
-def adapter_for(model: PreTrainedModel, config: TrainConfig):
+def adapter_for(model: PreTrainedModel, adapter: AdapterConfig, config: ModelConfig):
     """The adapter that is trained around a model, None where its own weights are; `model` needs no weights.
 
     Raises ValueError, naming the key, for an adapter that does not fit it, and for quantized weights without one.
     """
-    if config.adapter.kind is not AdapterKind.none:
-        return lora_config(model, config.adapter)
+    if adapter.kind is not AdapterKind.none:
+        return lora_config(model, adapter)
     shape = model.config
-    if getattr(shape, "quantization_config", None) is not None and not config.model.from_scratch:
+    if getattr(shape, "quantization_config", None) is not None and not config.from_scratch:
         raise ValueError(
-            f"model.name_or_path={config.model.name_or_path}: its weights are quantized ({_quantization(shape)}) and "
+            f"model.name_or_path={config.name_or_path}: its weights are quantized ({_quantization(shape)}) and "
             "cannot be trained; train an adapter with adapter=lora, or give a folder of plain weights"
         )
     return None

@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 import flexmask
 from flexmask import Conversation, prepare_conversation
 from flexmask.models import unbranched_layers
-from recipes.configuration.schema import Layout, OnInvalid, TooLong, TrainConfig
+from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, OnInvalid, TooLong
 from recipes.preparation import row_store
 from recipes.preparation.processes import available_processors, mapping
 from recipes.preparation.row_store import DamagedError, PreparedRows, invalid_record, to_record
@@ -57,11 +57,10 @@ class PreparedData:
     invalid: dict[str, str]  # with on_invalid=drop: conversations that cannot be rendered, by name, and why
 
 
-def settings_of(config: TrainConfig, layout: str) -> dict[str, Any]:
-    """The arguments of `prepare_conversation` that `config` stands for."""
-    duplication, data = config.duplication, config.data
+def settings_of(data: DataConfig, duplication: DuplicationConfig) -> dict[str, Any]:
+    """The arguments of `prepare_conversation` that the settings stand for."""
     return dict(
-        layout=str(layout),
+        layout=str(duplication.layout),
         pack_length=duplication.pack_length,
         too_long=str(duplication.too_long),
         turns=duplication.turns,
@@ -75,11 +74,14 @@ def settings_of(config: TrainConfig, layout: str) -> dict[str, Any]:
 
 
 def prepare(
-    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, config: TrainConfig, layout: str
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    duplication: DuplicationConfig,
 ) -> PreparedData:
-    """Render and lay out every conversation as `config.duplication` says, in `layout`.
+    """Render and lay out every conversation as `duplication` says.
 
-    Runs in `config.data.processes` processes. The result is kept in the folder `flexmask` of the cache of `datasets`
+    Runs in `data.processes` processes. The result is kept in the folder `flexmask` of the cache of `datasets`
     (HF_DATASETS_CACHE, by default ~/.cache/huggingface/datasets) under a fingerprint of everything it depends on, and
     taken from there the next time; what was damaged since is prepared anew, with a warning, and what was not used for
     30 days is removed. Warnings of rendering are repeated once each, with the number of conversations that
@@ -89,9 +91,9 @@ def prepare(
     `data.on_invalid=drop` leaves out; for turns longer than a pack, unless `duplication.too_long=drop`; and naming the
     folder when it cannot be written to.
     """
-    settings = settings_of(config, layout)
+    settings = settings_of(data, duplication)
     unique = list({id(one): one for one in conversations}.values())
-    file = _prepared_file(unique, tokenizer, settings, config)
+    file = _prepared_file(unique, tokenizer, settings, data)
     at = {id(one): index for index, one in enumerate(unique)}
     indices = np.array([at[id(one)] for one in conversations], dtype=np.int64)
     names = [*row_store.COUNTS, "name", "invalid", "warnings", "ends", "branches", "row_tokens", "row_turns"]
@@ -117,7 +119,8 @@ def prepare(
 def prepare_heldout(
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
-    config: TrainConfig,
+    data: DataConfig,
+    duplication: DuplicationConfig,
     model: torch.nn.Module | None,
 ) -> PreparedData:
     """`prepare` what is held out: always on what inference shows, whatever layout is trained.
@@ -126,7 +129,8 @@ def prepare_heldout(
     it is not known, for one pass.
     """
     branches = model is None or not unbranched_layers(model)
-    return prepare(conversations, tokenizer, config, Layout.one_pass if branches else Layout.per_turn)
+    layout = Layout.one_pass if branches else Layout.per_turn
+    return prepare(conversations, tokenizer, data, replace(duplication, layout=layout))
 
 
 def fingerprint(
@@ -161,7 +165,7 @@ def _prepared_file(
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
-    config: TrainConfig,
+    data: DataConfig,
 ) -> Path:
     """The file with a record of each conversation: the one in the cache, or made and put there."""
     cache = datasets.config.HF_DATASETS_CACHE / "flexmask"
@@ -169,9 +173,9 @@ def _prepared_file(
     try:
         file = _found(folder)
         if file is None:
-            with contextlib.closing(_prepared(conversations, tokenizer, settings, config)) as records:
+            with contextlib.closing(_prepared(conversations, tokenizer, settings, data)) as records:
                 file = row_store.store(folder, records)
-        refused = _Refused(config)
+        refused = _Refused(data.on_invalid)
         refused.add(row_store.open_table(file).select(["invalid", "too_long"]).to_pylist())
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(
@@ -194,8 +198,8 @@ def _found(folder: Path) -> Path | None:
 class _Refused:
     """Conversations without rows that the settings do not let pass, in one error."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.drop = config.data.on_invalid == OnInvalid.drop
+    def __init__(self, on_invalid: OnInvalid) -> None:
+        self.drop = on_invalid == OnInvalid.drop
         self.seen = 0
         self.reasons: list[str] = []
         self.advice: set[str] = set()
@@ -226,15 +230,15 @@ def _prepared(
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
-    config: TrainConfig,
+    data: DataConfig,
 ) -> Iterator[list[dict[str, Any]]]:
     """The records of all conversations, some at a time. Raises when very many are refused: all of them might be."""
-    available = config.data.processes or available_processors()
+    available = data.processes or available_processors()
     processes = max(1, min(available, len(conversations) // _WORTH_A_PROCESS))
     starts = range(0, len(conversations), _CONVERSATIONS_AT_ONCE)
     parts = (conversations[start : start + _CONVERSATIONS_AT_ONCE] for start in starts)
     some = functools.partial(_prepare_some, tokenizer=tokenizer, settings=settings)
-    refused = _Refused(config)
+    refused = _Refused(data.on_invalid)
     with progress(len(conversations), "rendering conversations") as advance, mapping(some, processes) as mapped:
         for records in mapped(parts):
             refused.add(records)

@@ -14,8 +14,8 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
-from recipes.configuration.schema import MixedPrecision, TrainConfig
-from recipes.models.load import resolve_precision
+from recipes.configuration.schema import MixedPrecision, TrainConfig, TrainerConfig
+from recipes.models.precision import resolve_precision
 from recipes.run.folder import CHECKPOINTS
 
 
@@ -46,18 +46,19 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
         ) from error
     given = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
     arguments = TrainingArguments(**settings, optim_args=given) if given else plain
-    if given and _optimizer(arguments, config) == _optimizer(plain, config):
+    if given and _optimizer(arguments, trainer) == _optimizer(plain, trainer):
         raise ValueError(
             f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers reads none of these"
         )
-    _optimizer(arguments, config)
-    _check_schedule(arguments, config)
+    _optimizer(arguments, trainer)
+    _check_schedule(arguments, trainer)
     return arguments
 
 
 def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, Any]:
     """The arguments of TrainingArguments but for `optim_args`; evaluates: during training."""
     trainer = config.trainer
+    precision = resolve_precision(config.model.dtype, config.adapter.kind, trainer.mixed_precision)
     settings: dict[str, Any] = dict(
         output_dir=str(folder / CHECKPOINTS),
         # A Trainer takes whatever accelerator there is; the block-sparse attention is written for CUDA and CPU.
@@ -73,7 +74,7 @@ def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, A
         adam_beta2=trainer.adam_beta2,
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
-        bf16=resolve_precision(config).mixed_precision is MixedPrecision.bf16,
+        bf16=precision.mixed_precision is MixedPrecision.bf16,
         torch_compile=trainer.torch_compile,
         neftune_noise_alpha=trainer.neftune_noise_alpha,
         activation_checkpointing=config.model.gradient_checkpointing,
@@ -100,18 +101,17 @@ def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, A
     return settings
 
 
-def _optimizer(arguments: TrainingArguments, config: TrainConfig) -> tuple:
+def _optimizer(arguments: TrainingArguments, trainer: TrainerConfig) -> tuple:
     """The class and arguments of the optimizer; ValueError where its package is not installed."""
     try:
         return Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, ValueError) as error:
-        given = f", trainer.optimizer_args={config.trainer.optimizer_args}" if config.trainer.optimizer_args else ""
-        raise ValueError(f"trainer.optimizer={config.trainer.optimizer}{given}: {error}") from error
+        given = f", trainer.optimizer_args={trainer.optimizer_args}" if trainer.optimizer_args else ""
+        raise ValueError(f"trainer.optimizer={trainer.optimizer}{given}: {error}") from error
 
 
-def _check_schedule(arguments: TrainingArguments, config: TrainConfig) -> None:
+def _check_schedule(arguments: TrainingArguments, trainer: TrainerConfig) -> None:
     """Make the schedule once, over a parameter of its own: transformers checks its arguments only there."""
-    trainer = config.trainer
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=trainer.learning_rate)
     try:
         get_scheduler(
@@ -128,12 +128,11 @@ def _check_schedule(arguments: TrainingArguments, config: TrainConfig) -> None:
         ) from error
 
 
-def planned_steps(config: TrainConfig, conversations: int) -> tuple[int, float]:
+def planned_steps(trainer: TrainerConfig, conversations: int) -> tuple[int, float]:
     """How long a run is: optimizer steps, and times through the data.
 
     Raises ValueError where warming up would take longer than the run.
     """
-    trainer = config.trainer
     an_epoch = math.ceil(conversations / trainer.conversations_per_step)
     steps = trainer.steps or math.ceil(trainer.epochs * an_epoch)
     if trainer.warmup_steps > steps:
@@ -144,12 +143,12 @@ def planned_steps(config: TrainConfig, conversations: int) -> tuple[int, float]:
     return steps, steps / an_epoch
 
 
-def check_heldout(config: TrainConfig, heldout: int) -> None:
+def check_heldout(trainer: TrainerConfig, heldout: int) -> None:
     """Raise ValueError for settings that go by the held-out loss where nothing is held out."""
-    if not heldout and (config.trainer.keep_best or config.trainer.early_stopping):
+    if not heldout and (trainer.keep_best or trainer.early_stopping):
         raise ValueError(
-            f"trainer.keep_best={config.trainer.keep_best}, trainer.early_stopping={config.trainer.early_stopping}: go "
-            "by the held-out loss, and no conversation is held out; give data.heldout_conversations=<number>"
+            f"trainer.keep_best={trainer.keep_best}, trainer.early_stopping={trainer.early_stopping}: go by the "
+            "held-out loss, and no conversation is held out; give data.heldout_conversations=<number>"
         )
 
 
@@ -185,6 +184,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def early_stopping(config: TrainConfig) -> list[TrainerCallback]:
-    patience = config.trainer.early_stopping
+def early_stopping(trainer: TrainerConfig) -> list[TrainerCallback]:
+    patience = trainer.early_stopping
     return [EarlyStoppingCallback(patience)] if patience else []

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from recipes.configuration import FROM_WHEEL
+
 # The library names its arguments as a script gives them. In a run they are settings, which have longer names.
 _SETTINGS = {
     "control_tokens": "data",
@@ -56,6 +58,11 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows where)")
 
     return guarded
+
+
+def typed(recipe: str, words: object) -> str:
+    """How a user starts a recipe: with make in the repository, with the command that a wheel installs elsewhere."""
+    return f"flexmask {recipe} {words}" if FROM_WHEEL else f'make {recipe} ARGS="{words}"'
 
 
 def explained(error: Exception) -> str | None:

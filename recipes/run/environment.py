@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.configuration import FROM_WHEEL
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,7 +25,10 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout the recipe runs from, "-dirty" behind it when files were changed; None outside git."""
+    """Commit of the checkout the recipe runs from, "-dirty" behind it when files were changed; None outside git, and
+    from a wheel, whose folder may lie in somebody else's checkout."""
+    if FROM_WHEEL:
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

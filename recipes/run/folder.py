@@ -17,18 +17,18 @@ RUNS = Path("runs")
 RESULT, DATA, CHECKPOINTS, MODEL = "result.json", "data.json", "checkpoints", "model"
 
 
-def new_folder(config: TrainConfig) -> Path:
-    """A folder that holds no run yet: `config.output_dir`, or a new one in runs/ that no other process gets.
+def new_folder(output_dir: str | None, layout: str) -> Path:
+    """A folder that holds no run yet: `output_dir`, or a new one in runs/ that no other process gets.
 
     Raises ValueError as `refuse_taken` does.
     """
-    refuse_taken(config)
-    if config.output_dir is not None:
-        folder = Path(config.output_dir)
+    refuse_taken(output_dir)
+    if output_dir is not None:
+        folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     RUNS.mkdir(exist_ok=True)
-    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{config.duplication.layout}"
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{layout}"
     number = 1
     while True:  # runs that start in the same second
         folder = RUNS / (stem if number == 1 else f"{stem}_{number}")
@@ -39,11 +39,11 @@ def new_folder(config: TrainConfig) -> Path:
             number += 1
 
 
-def refuse_taken(config: TrainConfig) -> None:
-    """Raise ValueError where `config.output_dir` holds a run that is not to be resumed: it would be overwritten."""
-    if config.output_dir is None or config.resume is not None:
+def refuse_taken(output_dir: str | None) -> None:
+    """Raise ValueError where a run lies in the folder of a new one: it would be overwritten."""
+    if output_dir is None:
         return
-    folder = Path(config.output_dir)
+    folder = Path(output_dir)
     taken = [name for name in ("metrics.jsonl", CHECKPOINTS, MODEL, RESULT) if (folder / name).exists()]
     if taken:
         raise ValueError(

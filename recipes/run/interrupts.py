@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Self
 
 from transformers import TrainerCallback
 
 from recipes.run.command import Interrupted
+from recipes.run.folder import last_checkpoint
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -40,6 +42,14 @@ class StopAfterStep(TrainerCallback):
         if not self._training:
             raise Interrupted(number, f"stopped by {signal.Signals(number).name}. {self.message}")
         print("stopping after this step, with a checkpoint; a second signal stops at once", file=sys.stderr, flush=True)
+
+    def check(self, step: int, steps: int, folder: Path) -> None:
+        """Raise Interrupted where a signal has ended the training of `folder`, behind `step` of `steps`."""
+        if self.received is None:
+            return
+        saved = last_checkpoint(folder)
+        kept = f"with a checkpoint of step {saved[1]}" if saved else "without a checkpoint"
+        raise Interrupted(self.received, f"stopped behind step {step} of {steps}, {kept}. {self.message}")
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._training = True

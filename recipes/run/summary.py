@@ -7,11 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from flexmask.models import unbranched_layers, unwrapped
-from recipes.configuration.schema import AdapterKind, DataKind, TrainConfig
+from recipes.configuration.schema import AdapterConfig, AdapterKind, DataKind, TrainConfig, TrainerConfig
 from recipes.evaluation.replies import Thinking
-from recipes.models.load import branching_note, resolve_precision
+from recipes.models.load import branching_note
+from recipes.models.precision import resolve_precision
 from recipes.preparation.rows import PreparedData
 from recipes.run.arguments import planned_steps
+from recipes.run.command import typed
 from recipes.run.environment import device_name, git_commit, versions
 from recipes.sources.load import LoadedData
 
@@ -49,9 +51,10 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.devi
         if trained == total
         else f"{trained:,} trained ({trained / total:.2%}, adapter={config.adapter.kind})"
     )
+    precision = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision)
     return [
         f"model       {type(whole).__name__} ({weights}): {total:,} parameters, {which}",
-        f"device      {device_name(device)}; {resolve_precision(config)}",
+        f"device      {device_name(device)}; {precision}",
         f"attention   {_attention(model, device.type)}",
     ]
 
@@ -93,13 +96,13 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     }
     counts = [f"{count:,} {what}" for what, count in left_out.items() if count]
     lines.append(f"left out    {', '.join(counts) or 'nothing'}")
-    return [*lines, f"steps       {_steps(config, rows)}"] if rows.items else lines
+    return [*lines, f"steps       {_steps(config.trainer, rows)}"] if rows.items else lines
 
 
-def _steps(config: TrainConfig, rows: PreparedData) -> str:
+def _steps(trainer: TrainerConfig, rows: PreparedData) -> str:
     """How long the run is, as steps and as times through the data; warns of very many."""
-    trainer, conversations = config.trainer, len(rows.items)
-    steps, epochs = planned_steps(config, conversations)
+    conversations = len(rows.items)
+    steps, epochs = planned_steps(trainer, conversations)
     if epochs > MANY_EPOCHS and trainer.steps:
         warnings.warn(
             f"trainer.steps={trainer.steps:,} go {epochs:,.0f} times through {counted(conversations, 'conversation')}, "
@@ -183,14 +186,14 @@ def closing_lines(result: dict) -> list[str]:
     return lines + _chat_lines(result)
 
 
-def adapter_lines(config: TrainConfig, end_note: str | None, folder: Path) -> list[str]:
+def adapter_lines(adapter: AdapterConfig, end_note: str | None, folder: Path) -> list[str]:
     """What somebody must know of model/ where it holds an adapter; `end_note` as `align_end_of_turn` gives it."""
-    if config.adapter.kind is AdapterKind.none:
+    if adapter.kind is AdapterKind.none:
         return []
-    lines = [f'model/ holds the adapter; make merge ARGS="{folder}" writes it and its base model as one plain model']
+    lines = [f"model/ holds the adapter; {typed('merge', folder)} writes it and its base model as one plain model"]
     if end_note is not None:
         lines.append("merge it before it is used: loaded as an adapter, it stops where the base model does")
-    if config.adapter.use_dora:
+    if adapter.use_dora:
         lines.append("merge it before it is used without peft: transformers 5.23 does not read what DoRA adds")
     return lines
 

@@ -7,7 +7,8 @@ import pytest
 from flexmask.conversation import Conversation
 from recipes import evaluate
 from recipes.configuration.compose import compose, save_run_config
-from recipes.evaluate import evaluate_chats, main, sample
+from recipes.evaluate import main
+from recipes.evaluation.histories import evaluate_chats, sample
 from recipes.models.tiny import build_model, build_tokenizer
 from recipes.preparation.rows import prepare_heldout
 from recipes.run.folder import write_json
@@ -32,11 +33,16 @@ def config_with(*overrides):
     return compose([*SHORT, *overrides])
 
 
+def evaluated(model, heldout, *overrides):
+    config = config_with(*overrides)
+    return evaluate_chats(model, TOKENIZER, heldout, config.evaluation, config.data)
+
+
 @pytest.mark.parametrize(
     ("asked", "chatted"), [("0", 0), ("2", 2), ("5", 5), ("100", 5), ("null", 5)]
 )  # more than there are is no error
 def test_how_many_are_chatted(model, heldout, asked, chatted):
-    figures, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(f"evaluation.conversations={asked}"))
+    figures, chats = evaluated(model, heldout, f"evaluation.conversations={asked}")
     assert figures["chatted_conversations"] == len(chats) == chatted
     assert (figures["answer_accuracy"] is None) == (chatted == 0)
 
@@ -51,14 +57,14 @@ def test_a_sample_is_drawn_from_all_and_stays(heldout):
 
 
 def test_histories(model, heldout):
-    own, chats = evaluate_chats(model, TOKENIZER, heldout, config_with("evaluation.conversations=2"))
+    own, chats = evaluated(model, heldout, "evaluation.conversations=2")
     assert {chat.history for chat in chats} == {"own"} and not any(key.startswith("teacher_") for key in own)
     asked = ["evaluation.conversations=2", "evaluation.history=teacher"]
-    teacher, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(*asked))
+    teacher, chats = evaluated(model, heldout, *asked)
     assert {chat.history for chat in chats} == {"teacher"}
     # Broken by counts of 0 beside the shares that nobody measured.
     assert teacher["teacher_answer_accuracy"] is not None and all(key.startswith("teacher_") for key in teacher)
-    both, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(asked[0], "evaluation.history=both"))
+    both, chats = evaluated(model, heldout, asked[0], "evaluation.history=both")
     assert both == own | teacher
     assert [chat.history for chat in chats] == ["own", "own", "teacher", "teacher"]
 
@@ -124,10 +130,10 @@ def test_invalid_conversations_are_left_out_as_the_run_left_them_out(data_file, 
     model.save_pretrained(folder / "model")
     TOKENIZER.save_pretrained(folder / "model")
     held = load_data(config.data).heldout
-    of_the_run = prepare_heldout(held, TOKENIZER, config, model)
+    of_the_run = prepare_heldout(held, TOKENIZER, config.data, config.duplication, model)
     valid = [one for one in held if "<|im_end|>" not in one.messages[0]["content"]]
     assert of_the_run.valid == valid and 0 < len(valid) < len(held)
-    expected, _ = evaluate_chats(model, TOKENIZER, of_the_run.valid, config)
+    expected, _ = evaluate_chats(model, TOKENIZER, of_the_run.valid, config.evaluation, config.data)
     figures, said = printed(capsys, folder, None, [])
     assert figures == expected and figures["chatted_conversations"] == len(valid)
     assert f"of {len(valid)} that the run holds out; {8 - len(valid)} more are invalid" in said

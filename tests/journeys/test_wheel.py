@@ -1,4 +1,4 @@
-"""Without the repository: a wheel is built, installed, and its command trains, inspects and evaluates in an empty folder."""
+"""Without the repository: a wheel is built and installed, and its command trains, evaluates and inspects."""
 
 import json
 import os
@@ -10,7 +10,8 @@ import venv
 from pathlib import Path
 
 import pytest
-from journeys.table import TINY
+from journeys.conftest import furnish
+from journeys.table import FINETUNE
 from journeys.told import told
 from journeys.workshop import ROOT, clean_environment
 
@@ -22,7 +23,7 @@ SOURCES = ("flexmask", "recipes", "conf", "pyproject.toml", "README.md", "LICENS
 
 
 class Installed:
-    """A virtual environment with the wheel, and an empty folder to work in."""
+    """A virtual environment with the wheel, and a folder with the user's files and nothing of the repository."""
 
     def __init__(self, environment: Path, folder: Path) -> None:
         self.environment, self.folder = environment, folder
@@ -35,7 +36,7 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Installed:
+def installed(tmp_path_factory, models) -> Installed:
     # A copy, because building leaves build/ behind, which the next wheel would be made of.
     source = tmp_path_factory.mktemp("source")
     for name in SOURCES:
@@ -45,7 +46,7 @@ def installed(tmp_path_factory) -> Installed:
     # With the setuptools that is there: an isolated build would fetch one.
     subprocess.run([*pip, *BUILD.split()[1:], "--no-build-isolation", "-q"], cwd=source, check=True)
     (wheel,) = (source / "dist").glob("*.whl")
-    environment, folder = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("empty")
+    environment, folder = tmp_path_factory.mktemp("environment"), tmp_path_factory.mktemp("user")
     venv.create(environment)
     own = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     python = environment / "bin/python"
@@ -53,12 +54,14 @@ def installed(tmp_path_factory) -> Installed:
     # The libraries are those that the tests run with. A folder that is named here comes behind the environment's own,
     # and its own .pth files are not read, so that the checkout, which one of them names, is not found through it.
     (own / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    furnish(folder, models)
     return Installed(environment, folder)
 
 
 @pytest.fixture(scope="module")
 def trained(installed) -> str:
-    *_, folder = installed.run("flexmask", "train", *TINY.split(), "wandb=off").stdout.splitlines()
+    words = TRAIN.replace("Qwen/Qwen3-1.7B", "models/dense").split()
+    *_, folder = installed.run(*words, *FINETUNE.split(), "wandb=off").stdout.splitlines()
     return folder
 
 
@@ -73,11 +76,11 @@ def test_everything_comes_from_the_wheel(installed):
     assert Path(library).is_relative_to(installed.environment) and Path(conf).is_relative_to(installed.environment)
     packed, kept = ({str(path.relative_to(at)) for path in at.rglob("*.yaml")} for at in (Path(conf), ROOT / "conf"))
     assert packed == kept
-    sources = {str(path.relative_to(ROOT)) for name in ("flexmask", "recipes") for path in (ROOT / name).rglob("*.py")}
-    at = Path(library).parents[1]
-    assert {
-        str(path.relative_to(at)) for name in ("flexmask", "recipes") for path in (at / name).rglob("*.py")
-    } == sources
+    packed, kept = (
+        {str(path.relative_to(at)) for name in ("flexmask", "recipes") for path in (at / name).rglob("*.py")}
+        for at in (Path(library).parents[1], ROOT)
+    )
+    assert packed == kept
 
 
 def test_a_run_and_what_comes_after_it(installed, trained):
@@ -85,9 +88,9 @@ def test_a_run_and_what_comes_after_it(installed, trained):
     assert (folder / "model/model.safetensors").is_file() and (folder / "block_mask.png").is_file()
     result = json.loads((folder / "result.json").read_text())
     # Breaks if a wheel says the commit of whatever checkout its environment lies in.
-    assert result["steps"] == 6 and result["git_commit"] is None
-    evaluated = json.loads(installed.run("flexmask", "evaluate", trained, "evaluation.conversations=2").stdout)
-    assert evaluated["chatted_conversations"] == 2
+    assert result["steps"] == 4 and result["git_commit"] is None
+    evaluated = json.loads(installed.run("flexmask", "evaluate", trained, "evaluation.conversations=1").stdout)
+    assert evaluated["chatted_conversations"] == 1
 
 
 def test_the_inspector(installed):

@@ -42,7 +42,7 @@ bench: $(STAMP) ## one pass against its baselines: time, memory, work (DEVICE=cp
 	@$(BIN)/python -m recipes.benchmark device=$(DEVICE) $(ARGS)
 
 inspect: $(STAMP) ## show what a run would train: one conversation, the data's totals, every warning
-	@$(BIN)/python -m recipes.inspect $(ARGS)
+	@$(BIN)/python -m recipes.inspector $(ARGS)
 
 sweep: $(STAMP) ## train every layout on two seeds, then one table and one plot (SWEEP=file in conf/sweep)
 	@$(BIN)/python -m recipes.train sweep=$(SWEEP) hydra.sweep.dir=$(SWEEP_DIR) $(ARGS)

@@ -5,9 +5,9 @@
 Reads the result.json and metrics.jsonl of every run in the folder; writes comparison.md and comparison.png there.
 """
 
+import argparse
 import json
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from recipes.command import command
+from recipes.run.command import command, typed
 
 # Column, key in result.json, format. A column that no run has measured is left out.
 COLUMNS = (
@@ -53,7 +53,7 @@ def read_runs(folder: Path) -> dict[str, list[dict]]:
     if unfinished:
         raise ValueError(
             f"{folder}: no result.json in {', '.join(path.name for path in sorted(unfinished))}; "
-            f'finish it with make train ARGS="resume={sorted(unfinished)[0]}"'
+            f"finish it with {typed('train', f'resume={sorted(unfinished)[0]}')}"
         )
     runs: dict[str, list[dict]] = defaultdict(list)
     for path in sorted(folder.glob("*/result.json")):
@@ -129,9 +129,9 @@ def plot(runs: dict[str, list[dict]]) -> plt.Figure:
 
 @command
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m recipes.compare SWEEP_FOLDER")
-    compare(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m recipes.compare", description="Compare the runs of a sweep.")
+    parser.add_argument("folder", type=Path, metavar="SWEEP_FOLDER")
+    compare(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
-from recipes.model_files import GGUF_MAGIC
+from recipes.models.files import GGUF_MAGIC
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How text is split before BPE, by the name that the file gives (tokenizer.ggml.pre). transformers 5.23 knows

@@ -8,13 +8,11 @@
 FILE is anything that `data.path` may name, of the format of the run's own data where that is GSM8K-Socratic, else of
 records (`data.kind=...` says otherwise). Overrides change the run's own configuration: `data.path=...` says where the
 run's data is now, and what is held out of it is chosen as before. Prints one JSON object on stdout (see
-`recipes.replies.figures`), everything else on stderr; writes nothing.
+`recipes.evaluation.replies.figures`), everything else on stderr; writes nothing.
 """
 
 import argparse
-import datetime
 import json
-import random
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,66 +21,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from recipes.command import command
-from recipes.config import RUN_CONFIG, load_run_config
-from recipes.config_rules import ConfigError
-from recipes.overrides import CONF_DIR, checked_overrides, given_keys
-from recipes.run_folder import DATA, MODEL
-from recipes.schema import DataKind, History, TrainConfig
+from recipes.configuration import CONF_DIR
+from recipes.configuration.compose import RUN_CONFIG, load_run_config
+from recipes.configuration.overrides import checked_overrides, given_keys
+from recipes.configuration.rules import ConfigError
+from recipes.configuration.schema import DataKind, TrainConfig
+from recipes.run.command import command, typed
+from recipes.run.folder import MODEL, trained_fingerprint
 
 READ = ("data.", "duplication.", "evaluation.", "model.dtype")  # the settings that an evaluation reads
-
-
-def evaluate_chats(model, tokenizer, heldout: Sequence, config: TrainConfig) -> tuple[dict, list]:
-    """Chat on `heldout` (conversations) as `config.evaluation` says.
-
-    Returns the figures of `recipes.replies.figures` for each history that is asked for (those of teacher history with
-    `teacher_` in front) and the chats (`ChatResult`), those with own history first. More conversations asked for than
-    there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and `chat` raise, which no
-    conversation causes that `recipes.preparation.prepare_heldout` finds valid.
-    """
-    from flexmask.tokenization import guard_control_tokens
-    from recipes.chat import chat, turns_to_ask
-    from recipes.matchers import load_matcher
-    from recipes.progress import progress
-    from recipes.replies import figures
-
-    settings = config.evaluation
-    matcher = load_matcher(settings.matcher)
-    chosen = sample(heldout, settings.conversations, config.data.seed)
-    # Prompts show what training showed of control tokens in message text.
-    chosen = [guard_control_tokens(one, tokenizer, config.data.control_tokens) for one in chosen]
-    turns = sum(len(turns_to_ask(one)) for one in chosen)
-    found, chats = {}, []
-    for history, prefix in ((History.own, ""), (History.teacher, "teacher_")):
-        if settings.history not in (history, History.both):
-            continue
-        with progress(turns, f"chatting with {history} history") as advance:
-            results = chat(
-                model,
-                tokenizer,
-                chosen,
-                max_new_tokens=settings.max_new_tokens,
-                batch_size=settings.batch_size,
-                history=history,
-                matcher=matcher,
-                template_kwargs=config.data.template_kwargs,
-                date=datetime.date.fromisoformat(config.data.date),
-                advance=advance,
-            )
-        found |= {prefix + name: value for name, value in figures(results).items()}
-        chats += results
-    return found, chats
-
-
-def sample(conversations: Sequence, count: int | None, seed: int) -> list:
-    """At most `count` of the conversations (None: all), in their order; always the same ones for the same seed.
-
-    Drawn at random, because a file may be sorted and a mix has one source behind the other.
-    """
-    if count is None or count >= len(conversations):
-        return list(conversations)
-    return [conversations[i] for i in sorted(random.Random(seed).sample(range(len(conversations)), count))]
 
 
 @command
@@ -91,7 +38,7 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     _refuse_what_changes_nothing(overrides, run)
     config = _configuration(run, file, overrides)
 
-    from recipes.matchers import load_matcher
+    from recipes.evaluation.matchers import load_matcher
 
     load_matcher(config.evaluation.matcher)  # a wrong name fails before anything is loaded
     # torch and transformers take seconds to import: a wrong configuration has failed before.
@@ -99,9 +46,10 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from recipes.data import load_data
-    from recipes.models import load_trained
-    from recipes.preparation import prepare_heldout
+    from recipes.evaluation.histories import evaluate_chats
+    from recipes.models.load import load_trained
+    from recipes.preparation.rows import prepare_heldout
+    from recipes.sources.load import load_data
 
     disable_progress_bar()
     data = load_data(config.data)
@@ -118,25 +66,18 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
         )
     tokenizer = AutoTokenizer.from_pretrained(run / MODEL)
     model = load_trained(run / MODEL, config.model.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
-    heldout = prepare_heldout(conversations, tokenizer, config, model)
+    heldout = prepare_heldout(conversations, tokenizer, config.data, config.duplication, model)
     invalid = len(heldout.invalid) + (len(data.dropped) if file else 0)
-    print(_chosen(config, file, len(heldout.valid), invalid), file=sys.stderr)
-    figures, _ = evaluate_chats(model, tokenizer, heldout.valid, config)
+    print(_chosen(config.evaluation.conversations, file, len(heldout.valid), invalid), file=sys.stderr)
+    figures, _ = evaluate_chats(model, tokenizer, heldout.valid, config.evaluation, config.data)
     print(json.dumps(figures))
 
 
-def _chosen(config: TrainConfig, file: str | None, valid: int, invalid: int) -> str:
-    asked = config.evaluation.conversations
+def _chosen(asked: int | None, file: str | None, valid: int, invalid: int) -> str:
     of = f"of {file}" if file else "that the run holds out"
     left_out = f"; {invalid:,} more are invalid" if invalid else ""
     shown = valid if asked is None else min(asked, valid)
     return f"chatting on {shown:,} conversations, of {valid:,} {of}{left_out}"
-
-
-def trained_fingerprint(run: Path) -> str | None:
-    """The fingerprint of the conversations that a run was trained on, None where it left none."""
-    path = run / DATA
-    return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
 
 
 def _refuse_what_changes_nothing(overrides: Sequence[str], run: Path) -> None:
@@ -172,7 +113,7 @@ def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> Tra
             "is now with data.path=..., or name a file to chat on"
         ) from error
     if not (run / MODEL).is_dir():
-        raise ConfigError(f'{run}: has no {MODEL}/, so its training has not ended; make train ARGS="resume={run}"')
+        raise ConfigError(f"{run}: has no {MODEL}/, so its training has not ended; {typed('train', f'resume={run}')}")
     if config.evaluation.conversations == 0:
         raise ConfigError("evaluation.conversations=0: nothing to evaluate; say how many, or null for all")
     return config

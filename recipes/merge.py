@@ -18,11 +18,11 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from flexmask import align_end_of_turn
-from recipes.adapters import ADAPTER_CONFIG
-from recipes.command import command
-from recipes.model_files import named_errors
-from recipes.models import load_trained
-from recipes.run_folder import MODEL
+from recipes.models.adapters import ADAPTER_CONFIG
+from recipes.models.files import named_errors
+from recipes.models.load import load_trained
+from recipes.run.command import command
+from recipes.run.folder import MODEL
 
 # How far logits may move by merging, of their mean size: weights are rounded once more.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}

@@ -31,10 +31,10 @@ from flexmask.rendering import is_generated
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS, segments
 from flexmask.viz import plot_block_mask, plot_token_mask
 from recipes import compare
-from recipes.benchmark import plot_speedup
-from recipes.command import command
-from recipes.run_folder import write_json
-from recipes.tiny import build_tokenizer
+from recipes.benchmarking.plots import plot_speedup
+from recipes.models.tiny import build_tokenizer
+from recipes.run.command import command
+from recipes.run.folder import write_json
 
 SHORT = Conversation(
     "example",

@@ -19,10 +19,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from recipes.command import Interrupted, command
-from recipes.config import CONF_DIR, save_run_config, to_dataclass
-from recipes.overrides import checked_overrides, given_keys
-from recipes.run_folder import (
+from recipes.configuration import CONF_DIR
+from recipes.configuration.compose import save_run_config, to_dataclass
+from recipes.configuration.overrides import checked_overrides, given_keys
+from recipes.configuration.schema import TrainConfig
+from recipes.run.command import command, typed
+from recipes.run.folder import (
     MODEL,
     RESULT,
     config_to_resume,
@@ -32,15 +34,14 @@ from recipes.run_folder import (
     remember_data,
     write_json,
 )
-from recipes.schema import TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from flexmask import OnePassTrainer
-    from recipes.data import LoadedData
-    from recipes.preparation import PreparedData
-    from recipes.reporting import Reporter
+    from recipes.preparation.rows import PreparedData
+    from recipes.run.reporter import Reporter
+    from recipes.sources.load import LoadedData
 
 
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
@@ -59,20 +60,22 @@ def main(composed: DictConfig) -> None:
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
-    from recipes.interrupts import StopAfterStep
-    from recipes.reporting import Reporter
-    from recipes.reports import ReportingCallback, report_mask
-    from recipes.summary import adapter_lines, closing_lines
+    from recipes.run.interrupts import StopAfterStep
+    from recipes.run.reporter import Reporter
+    from recipes.run.reports import ReportingCallback, report_mask
+    from recipes.run.summary import adapter_lines, closing_lines
 
     resumed = Path(config.resume) if config.resume else None
-    checkpoint, done = (last_checkpoint(resumed) or (None, 0)) if resumed else (None, None)
-    refuse_taken(config)
-    go_on = 'Go on with: make train ARGS="resume={}"'
-    with StopAfterStep(go_on.format(resumed) if resumed else "Nothing has been trained yet") as stop:
+    if resumed is None:
+        refuse_taken(config.output_dir)
+        checkpoint, done = None, None
+    else:
+        checkpoint, done = last_checkpoint(resumed) or (None, 0)
+    with StopAfterStep(go_on(resumed) if resumed else "Nothing has been trained yet") as stop:
         run = prepare_run(config)
-        folder = resumed or new_folder(config)
+        folder = resumed or new_folder(config.output_dir, config.duplication.layout)
         config = replace(config, output_dir=str(folder))
-        stop.message = go_on.format(folder)
+        stop.message = go_on(folder)
         remember_data(folder, run.data.fingerprint)
         save_run_config(config, folder)
         print(f"run folder  {folder}" + (f", going on behind step {done}" if resumed else ""))
@@ -81,18 +84,17 @@ def train(config: TrainConfig) -> dict:
             trainer = make_trainer(config, run, folder, [reporting, stop])
             report_mask(reporter, trainer)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-            if stop.received is not None:
-                step, saved = trainer.state.global_step, last_checkpoint(folder)
-                kept = f"with a checkpoint of step {saved[1]}" if saved else "without a checkpoint"
-                raise Interrupted(
-                    stop.received, f"stopped behind step {step} of {trainer.state.max_steps}, {kept}. {stop.message}"
-                )
+            stop.check(trainer.state.global_step, trainer.state.max_steps, folder)
             trainer.save_model(folder / MODEL)
             result = evaluate_run(config, run, trainer, reporter)
             write_json(folder / RESULT, result)
-        print("\n".join([*closing_lines(result), *adapter_lines(config, run.end_note, folder)]))
+        print("\n".join([*closing_lines(result), *adapter_lines(config.adapter, run.end_note, folder)]))
         print(folder)
     return result
+
+
+def go_on(folder: Path) -> str:
+    return f"Go on with: {typed('train', f'resume={folder}')}"
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,12 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     from transformers import set_seed
 
     from flexmask import align_end_of_turn
-    from recipes.arguments import check_heldout, quiet, training_arguments
-    from recipes.data import load_data
-    from recipes.matchers import load_matcher
-    from recipes.models import load_model, load_tokenizer
-    from recipes.preparation import prepare, prepare_heldout
-    from recipes.summary import opening_lines
+    from recipes.evaluation.matchers import load_matcher
+    from recipes.models.load import load_model, load_tokenizer
+    from recipes.preparation.rows import prepare, prepare_heldout
+    from recipes.run.arguments import check_heldout, quiet, training_arguments
+    from recipes.run.summary import opening_lines
+    from recipes.sources.load import load_data
 
     quiet()
     set_seed(config.seed)
@@ -127,7 +129,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     device = training_arguments(config, folder=Path("unused"), evaluates=True).device
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data)
-    rows = prepare(data.train, tokenizer, config, config.duplication.layout)
+    rows = prepare(data.train, tokenizer, config.data, config.duplication)
     if not rows.items:
         raise ValueError(
             f"nothing to train: of {len(data.train):,} conversations {len(rows.invalid):,} are invalid and "
@@ -135,8 +137,8 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
             "is longer than duplication.pack_length with duplication.too_long=drop"
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
-    heldout = prepare_heldout(data.heldout, tokenizer, config, model)
-    check_heldout(config, len(heldout.items))
+    heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model)
+    check_heldout(config.trainer, len(heldout.items))
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)
     return PreparedRun(tokenizer, data, rows, heldout, model, note, lines)
@@ -147,7 +149,7 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
     from transformers import PrinterCallback
 
     from flexmask import OnePassCollator, OnePassTrainer
-    from recipes.arguments import early_stopping, training_arguments
+    from recipes.run.arguments import early_stopping, training_arguments
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # each run of a sweep has its own
     collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
@@ -158,7 +160,7 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
         train_dataset=run.rows.items,
         eval_dataset=run.heldout.items or None,
         processing_class=run.tokenizer,
-        callbacks=[*callbacks, *early_stopping(config)],
+        callbacks=[*callbacks, *early_stopping(config.trainer)],
     )
     trainer.remove_callback(PrinterCallback)  # ReportingCallback prints
     return trainer
@@ -166,12 +168,12 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
 
 def evaluate_run(config: TrainConfig, run: PreparedRun, trainer: "OnePassTrainer", reporter: "Reporter") -> dict:
     """Held-out loss and chats of the trained model: what `result.json` holds."""
-    from recipes.evaluate import evaluate_chats
-    from recipes.reports import report_chats
-    from recipes.summary import heldout_figures, training_result
+    from recipes.evaluation.histories import evaluate_chats
+    from recipes.run.reports import report_chats
+    from recipes.run.summary import heldout_figures, training_result
 
     measured = heldout_figures(trainer)
-    figures, chats = evaluate_chats(run.model, run.tokenizer, run.heldout.valid, config)
+    figures, chats = evaluate_chats(run.model, run.tokenizer, run.heldout.valid, config.evaluation, config.data)
     report_chats(reporter, chats, trainer.state.global_step)
     result = training_result(trainer, config, run.data, run.rows, run.heldout, measured) | figures
     reporter.summary(result)

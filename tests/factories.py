@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask import Conversation, Pass, Role
-from recipes.tiny import CHAT_TEMPLATE
+from recipes.models.tiny import CHAT_TEMPLATE
 
 WORDS = (
     "the sum of two small numbers is 12 34 567 so add them then carry one and check it again tutor\n\n - + = , .".split(

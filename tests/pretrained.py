@@ -4,7 +4,7 @@ from journeys import assets
 from transformers import TrainingArguments
 
 from flexmask import Conversation, OnePassCollator, OnePassTrainer, prepare_conversation
-from recipes.schema import AdapterConfig, AdapterKind, MixedPrecision, ModelConfig, ModelKind, TrainConfig
+from recipes.configuration.schema import AdapterConfig, AdapterKind, MixedPrecision, ModelConfig, ModelKind, TrainConfig
 
 NONE = AdapterConfig(kind=AdapterKind.none)
 

@@ -11,8 +11,8 @@ from stateful_families import BRANCHING
 
 from flexmask import lay_out, loss, pack, prepare_model, token_losses
 from flexmask.exactness import check_exact
-from recipes.adapters import add_adapter, lora_config
-from recipes.schema import AdapterConfig, AdapterKind
+from recipes.configuration.schema import AdapterConfig, AdapterKind
+from recipes.models.adapters import add_adapter, lora_config
 
 BLOCK = 16
 TOLERANCE = 1e-10

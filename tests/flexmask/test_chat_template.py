@@ -9,7 +9,7 @@ from factories import Work, chatml_tokenizer, random_conversation
 from flexmask import Conversation
 from flexmask.chat_template import ChatTemplate, render_turns
 from flexmask.rendering import render_conversation
-from recipes.tiny import CHAT_TEMPLATE
+from recipes.models.tiny import CHAT_TEMPLATE
 
 ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 COUNTED = "{% set ns = namespace(n=0) %}{% set total = messages | selectattr('role', 'eq', 'user') | list | length %}"

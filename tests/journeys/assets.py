@@ -11,7 +11,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, set_seed
 
-from recipes.tiny import CHAT_TEMPLATE
+from recipes.models.tiny import CHAT_TEMPLATE
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SIZES = dict(

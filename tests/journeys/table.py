@@ -145,6 +145,13 @@ TABLE = {
         needs="finished",
         why="it is looked at afterwards",
     ),
+    # without the repository
+    "pip wheel --no-deps -w dist .": How(runs_in="test_wheel.py", why="of a copy: it leaves a folder behind"),
+    "pip install dist/*.whl": How(runs_in="test_wheel.py", why="into an environment of its own"),
+    "flexmask train model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune data=jsonl data.path=my.jsonl": How(
+        runs_in="test_wheel.py", why="in an environment with the wheel"
+    ),
+    "flexmask --help": How(runs_in="test_wheel.py", why="in an environment with the wheel"),
     # these would install another environment than the one that all tests share: make says what it would do
     "make train CONSTRAINTS=my.txt": How(
         replace={"make": "cp constraints.txt my.txt && make --dry-run"},

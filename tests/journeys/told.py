@@ -6,7 +6,7 @@ import textwrap
 from journeys.workshop import ROOT
 
 # How a command begins, with the variables that may stand before it.
-BEGINS = re.compile(r"(?:[A-Z_]+=\S+\s+)*(?:make|python|pip|uv|accelerate|torchrun|wandb|tensorboard)\s+\S")
+BEGINS = re.compile(r"(?:[A-Z_]+=\S+\s+)*(?:make|flexmask|python|pip|uv|accelerate|torchrun|wandb|tensorboard)\s+\S")
 PLACEHOLDER = re.compile(r"make target\b")
 
 

@@ -15,10 +15,10 @@ from stateful_families import BRANCHING
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from flexmask import OnePassCollator, OnePassTrainer
-from recipes.adapters import add_adapter, lora_config
+from recipes.configuration.schema import AdapterConfig, AdapterKind, Dtype
 from recipes.merge import main, merge
-from recipes.models import load_model, load_tokenizer, load_trained
-from recipes.schema import AdapterConfig, AdapterKind, Dtype
+from recipes.models.adapters import add_adapter, lora_config
+from recipes.models.load import load_model, load_tokenizer, load_trained
 
 ALL = FAMILIES | BRANCHING
 IDS = torch.arange(3, 15)[None]

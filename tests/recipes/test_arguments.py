@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.arguments import check_heldout, planned_steps, training_arguments
-from recipes.config import compose
+from recipes.configuration.compose import compose
+from recipes.run.arguments import check_heldout, planned_steps, training_arguments
 
 
 def arguments(*overrides, evaluates=True):
@@ -59,19 +59,19 @@ def test_what_is_measured_during_training_needs_conversations_to_measure_on():
     without = arguments(*words, evaluates=False)
     assert not without.load_best_model_at_end and without.eval_strategy == "no"
     with pytest.raises(ValueError, match="give data.heldout_conversations"):
-        check_heldout(compose(words), heldout=0)
-    check_heldout(compose(words), heldout=1)
+        check_heldout(compose(words).trainer, heldout=0)
+    check_heldout(compose(words).trainer, heldout=1)
 
 
 def test_how_long_a_run_is():
     epochs = ["trainer=finetune", "trainer.epochs=3", "trainer.conversations_per_step=16"]
-    assert planned_steps(compose(epochs), 8) == (3, 3.0)
-    assert planned_steps(compose(epochs), 40) == (9, 3.0)
-    assert planned_steps(compose(["trainer.steps=500", "trainer.conversations_per_step=16"]), 7) == (500, 500.0)
+    assert planned_steps(compose(epochs).trainer, 8) == (3, 3.0)
+    assert planned_steps(compose(epochs).trainer, 40) == (9, 3.0)
+    assert planned_steps(compose(["trainer.steps=500", "trainer.conversations_per_step=16"]).trainer, 7) == (500, 500.0)
     with pytest.raises(
         ValueError, match="trainer.warmup_steps=10: is more than the 9 steps that trainer.epochs=3 makes"
     ):
-        planned_steps(compose([*epochs, "trainer.warmup_steps=10"]), 40)
+        planned_steps(compose([*epochs, "trainer.warmup_steps=10"]).trainer, 40)
 
 
 def test_several_processes_are_refused(monkeypatch):

@@ -7,11 +7,11 @@ from stateful_families import UNBRANCHED
 
 import flexmask  # noqa: F401  registers the attention implementation
 from flexmask.conversation import Conversation
-from recipes.chat import chat, generate, ready_to_generate
-from recipes.matchers import number
-from recipes.replies import Thinking, figures
+from recipes.evaluation.chat import chat, generate, ready_to_generate
+from recipes.evaluation.matchers import number
+from recipes.evaluation.replies import Thinking, figures
+from recipes.models.tiny import build_model, build_tokenizer
 from recipes.sources import tutoring
-from recipes.tiny import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 

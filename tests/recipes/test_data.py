@@ -10,9 +10,9 @@ import huggingface_hub
 import pytest
 
 from flexmask.conversation import Conversation
-from recipes.data import load_data
-from recipes.schema import DataConfig, DataKind, OnInvalid, SourceConfig
+from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.sources import hub
+from recipes.sources.load import load_data
 
 
 def record(number, thinking=None, system=None):

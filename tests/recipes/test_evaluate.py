@@ -6,14 +6,16 @@ import pytest
 
 from flexmask.conversation import Conversation
 from flexmask.rendering import render_passes
-from recipes import chat, evaluate
-from recipes.config import compose, save_run_config
-from recipes.data import load_data
-from recipes.evaluate import evaluate_chats, main, sample
-from recipes.preparation import prepare_heldout
-from recipes.run_folder import write_json
+from recipes import evaluate
+from recipes.configuration.compose import compose, save_run_config
+from recipes.evaluate import main
+from recipes.evaluation import chat
+from recipes.evaluation.histories import evaluate_chats, sample
+from recipes.models.tiny import build_model, build_tokenizer
+from recipes.preparation.rows import prepare_heldout
+from recipes.run.folder import write_json
+from recipes.sources.load import load_data
 from recipes.sources.tutoring import generate
-from recipes.tiny import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 SHORT = ["experiment=short", "evaluation.max_new_tokens=4"]
@@ -33,11 +35,16 @@ def config_with(*overrides):
     return compose([*SHORT, *overrides])
 
 
+def evaluated(model, heldout, *overrides):
+    config = config_with(*overrides)
+    return evaluate_chats(model, TOKENIZER, heldout, config.evaluation, config.data)
+
+
 @pytest.mark.parametrize(
     ("asked", "chatted"), [("0", 0), ("2", 2), ("5", 5), ("100", 5), ("null", 5)]
 )  # more than there are is no error
 def test_how_many_are_chatted(model, heldout, asked, chatted):
-    figures, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(f"evaluation.conversations={asked}"))
+    figures, chats = evaluated(model, heldout, f"evaluation.conversations={asked}")
     assert figures["chatted_conversations"] == len(chats) == chatted
     assert (figures["answer_accuracy"] is None) == (chatted == 0)
 
@@ -52,14 +59,14 @@ def test_a_sample_is_drawn_from_all_and_stays(heldout):
 
 
 def test_histories(model, heldout):
-    own, chats = evaluate_chats(model, TOKENIZER, heldout, config_with("evaluation.conversations=2"))
+    own, chats = evaluated(model, heldout, "evaluation.conversations=2")
     assert {chat.history for chat in chats} == {"own"} and not any(key.startswith("teacher_") for key in own)
     asked = ["evaluation.conversations=2", "evaluation.history=teacher"]
-    teacher, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(*asked))
+    teacher, chats = evaluated(model, heldout, *asked)
     assert {chat.history for chat in chats} == {"teacher"}
     # Broken by counts of 0 beside the shares that nobody measured.
     assert teacher["teacher_answer_accuracy"] is not None and all(key.startswith("teacher_") for key in teacher)
-    both, chats = evaluate_chats(model, TOKENIZER, heldout, config_with(asked[0], "evaluation.history=both"))
+    both, chats = evaluated(model, heldout, asked[0], "evaluation.history=both")
     assert both == own | teacher
     assert [chat.history for chat in chats] == ["own", "own", "teacher", "teacher"]
 
@@ -70,7 +77,7 @@ def test_control_tokens_in_text_are_shown_as_in_training(model, monkeypatch):
     prompts, generate = [], chat.generate
     monkeypatch.setattr(chat, "generate", lambda model, ids, *more: prompts.extend(ids) or generate(model, ids, *more))
     conversation = Conversation.from_record({"messages": messages}, "escaped")
-    evaluate_chats(model, TOKENIZER, [conversation], config_with("data.control_tokens=escape"))
+    evaluated(model, [conversation], "data.control_tokens=escape")
     (trained,) = render_passes(conversation, TOKENIZER, control_tokens="escape")
     assert prompts == [trained.input_ids[: trained.prompt_length].tolist()]
 
@@ -136,10 +143,10 @@ def test_invalid_conversations_are_left_out_as_the_run_left_them_out(data_file, 
     model.save_pretrained(folder / "model")
     TOKENIZER.save_pretrained(folder / "model")
     held = load_data(config.data).heldout
-    of_the_run = prepare_heldout(held, TOKENIZER, config, model)
+    of_the_run = prepare_heldout(held, TOKENIZER, config.data, config.duplication, model)
     valid = [one for one in held if "<|im_end|>" not in one.messages[0]["content"]]
     assert of_the_run.valid == valid and 0 < len(valid) < len(held)
-    expected, _ = evaluate_chats(model, TOKENIZER, of_the_run.valid, config)
+    expected, _ = evaluate_chats(model, TOKENIZER, of_the_run.valid, config.evaluation, config.data)
     figures, said = printed(capsys, folder, None, [])
     assert figures == expected and figures["chatted_conversations"] == len(valid)
     assert f"of {len(valid)} that the run holds out; {8 - len(valid)} more are invalid" in said

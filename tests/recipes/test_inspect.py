@@ -12,9 +12,9 @@ import pytest
 from factories import chatml_tokenizer
 from stateful_families import BRANCHING, UNBRANCHED
 
-from recipes import inspect
-from recipes.config import compose
-from recipes.data import load_data
+from recipes import inspector
+from recipes.configuration.compose import compose
+from recipes.sources.load import load_data
 from recipes.train import prepare_run
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def run(capsys, monkeypatch):
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
         code, message = 0, ""
         try:
-            inspect.main(arguments)
+            inspector.main(arguments)
         except SystemExit as end:  # a message is printed by the interpreter, which does not end here
             code, message = (end.code, "") if isinstance(end.code, int) else (1, end.code)
         printed = capsys.readouterr()
@@ -67,7 +67,7 @@ def of(file, *more):
 
 def test_as_a_command(file):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
-    command = [sys.executable, "-m", "recipes.inspect", *of(file)]
+    command = [sys.executable, "-m", "recipes.inspector", *of(file)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "my.jsonl:1" in done.stdout and "no warnings" in done.stdout

@@ -11,8 +11,9 @@ from pretrained import NONE, config_of, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from flexmask import UnsupportedModelError
-from recipes.models import load_model, load_tokenizer, load_trained, resolve_precision, weightless_model
-from recipes.schema import AdapterConfig, AdapterKind, Dtype, MixedPrecision
+from recipes.configuration.schema import AdapterConfig, AdapterKind, Dtype, MixedPrecision
+from recipes.models.load import load_model, load_tokenizer, load_trained, weightless_model
+from recipes.models.precision import resolve_precision
 
 KINDS = ["dense", "experts", "hybrid"]
 
@@ -80,7 +81,7 @@ AUTO, NO, BF16 = MixedPrecision.auto, MixedPrecision.none, MixedPrecision.bf16
 def test_what_auto_is_on_a_device(monkeypatch, gpu, adapter, dtype, mixed, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: gpu)
-    found = resolve_precision(config_of("x", adapter=adapter, mixed=mixed, dtype=dtype))
+    found = resolve_precision(dtype, adapter.kind, mixed)
     assert (found.dtype, found.mixed_precision) == expected
     assert str(found.dtype).removeprefix("torch.") in str(found)
     assert ("bf16 mixed" in str(found)) == (found.mixed_precision is BF16)

@@ -15,9 +15,11 @@ import pytest
 from factories import chatml_tokenizer, random_conversation
 
 from flexmask import Conversation, prepare_conversation
-from recipes import preparation, row_store
-from recipes.config import compose
-from recipes.preparation import fingerprint, prepare, settings_of
+from recipes.configuration.compose import compose
+from recipes.configuration.schema import Layout
+from recipes.preparation import row_store
+from recipes.preparation import rows as preparation
+from recipes.preparation.rows import fingerprint
 
 CONVERSATIONS = [random_conversation(seed) for seed in range(12)]
 
@@ -26,6 +28,18 @@ CONVERSATIONS = [random_conversation(seed) for seed in range(12)]
 def cache(monkeypatch, tmp_path):
     monkeypatch.setattr(preparation.datasets.config, "HF_DATASETS_CACHE", tmp_path)
     return tmp_path / "flexmask"
+
+
+def prepare(conversations, tokenizer, config, layout="one_pass"):
+    return preparation.prepare(conversations, tokenizer, config.data, in_layout(config, layout))
+
+
+def settings_of(config, layout="one_pass"):
+    return preparation.settings_of(config.data, in_layout(config, layout))
+
+
+def in_layout(config, layout):
+    return dataclasses.replace(config.duplication, layout=Layout(layout))
 
 
 def rows_of(prepared):
@@ -46,9 +60,9 @@ def test_rows_are_those_of_each_conversation(processes, monkeypatch, cache):
     # A short pack: some conversations are split in several rows.
     overrides = [f"data.processes={processes}", "duplication.pack_length=256", "duplication.too_long=drop"]
     config, tokenizer = compose(overrides), chatml_tokenizer()
-    laid_out = [prepare_conversation(one, tokenizer, **settings_of(config, "one_pass")) for one in CONVERSATIONS]
+    laid_out = [prepare_conversation(one, tokenizer, **settings_of(config)) for one in CONVERSATIONS]
     expected = [row for one in laid_out for row in one.rows]
-    prepared = prepare(CONVERSATIONS, tokenizer, config, "one_pass")
+    prepared = prepare(CONVERSATIONS, tokenizer, config)
     assert len(rows_of(prepared)) == len(expected) > len(CONVERSATIONS)
     assert all(map(same, rows_of(prepared), expected))
     assert prepared.dropped_turns == sum(len(one.dropped_turns) for one in laid_out) > 0
@@ -67,13 +81,13 @@ def test_rows_are_those_of_each_conversation(processes, monkeypatch, cache):
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_conversations(cache, count):
     for _ in range(2):  # made, and found again
-        prepared = prepare(CONVERSATIONS[:count], chatml_tokenizer(), compose(), "one_pass")
+        prepared = prepare(CONVERSATIONS[:count], chatml_tokenizer(), compose())
         assert len(prepared.items) == len(list(prepared.items)) == count
         assert bool(prepared.turns) == bool(prepared.ends) == bool(count)
 
 
 def test_conversations_of_which_nothing_is_trained(cache):
-    prepared = prepare(CONVERSATIONS, chatml_tokenizer(), compose(["duplication.turns='99:'"]), "one_pass")
+    prepared = prepare(CONVERSATIONS, chatml_tokenizer(), compose(["duplication.turns='99:'"]))
     assert (len(prepared.items), prepared.without_rows, prepared.turns, prepared.ends) == (0, 12, 0, ())
 
 
@@ -85,7 +99,7 @@ def test_a_conversation_that_stands_several_times_is_prepared_once(cache, monkey
         lambda conversation, *more: names.append(conversation.name) or one(conversation, *more),
     )
     first, second = CONVERSATIONS[:2]
-    prepared = prepare([first, second, first], chatml_tokenizer(), compose(), "one_pass")
+    prepared = prepare([first, second, first], chatml_tokenizer(), compose())
     assert names == [first.name, second.name]
     assert [rows[0].name for rows in prepared.items] == [first.name, second.name, first.name]
     assert prepared.tokens_computed == sum(map(len, rows_of(prepared)))
@@ -123,10 +137,10 @@ def test_conversations_that_cannot_be_rendered_are_one_error_or_left_out_and_cou
     tokenizer = chatml_tokenizer()
     for _ in range(2):  # made, and found again
         with pytest.raises(ValueError, match="^3 of 15 conversations cannot be prepared:\n") as raised:
-            prepare(BAD, tokenizer, compose(), "one_pass")
+            prepare(BAD, tokenizer, compose())
         assert all(f"\nbad.jsonl:{line}: " in str(raised.value) for line in (1, 2, 3))
         assert str(raised.value).endswith("data.on_invalid=drop")
-        prepared = prepare(BAD, tokenizer, compose(["data.on_invalid=drop"]), "one_pass")
+        prepared = prepare(BAD, tokenizer, compose(["data.on_invalid=drop"]))
         assert list(prepared.invalid) == ["bad.jsonl:1", "bad.jsonl:2", "bad.jsonl:3"]
         assert 'control token "<|im_end|>"' in prepared.invalid["bad.jsonl:1"]
         assert len(prepared.items) == 12 and prepared.without_rows == 0
@@ -136,14 +150,14 @@ def test_when_very_many_are_invalid_nobody_waits_for_the_others(cache, monkeypat
     monkeypatch.setattr(preparation, "_MOST_ERRORS", 20)
     everything = [saying("<|im_end|>", f"{number}") for number in range(100)]
     with pytest.raises(ValueError, match="^32 of 32 conversations cannot be prepared"):
-        prepare(everything, chatml_tokenizer(), compose(), "one_pass")
+        prepare(everything, chatml_tokenizer(), compose())
 
 
 def test_a_long_turn_is_no_invalid_conversation(cache):
     """`on_invalid=drop` must not leave out what `too_long=error` refuses."""
     overrides = ["duplication.pack_length=128", "data.on_invalid=drop"]
     with pytest.raises(ValueError, match="pack_length is 128") as raised:
-        prepare(CONVERSATIONS, chatml_tokenizer(), compose(overrides), "one_pass")
+        prepare(CONVERSATIONS, chatml_tokenizer(), compose(overrides))
     assert "duplication.too_long=drop" in str(raised.value) and "on_invalid" not in str(raised.value)
     prepared = prepare(
         CONVERSATIONS, chatml_tokenizer(), compose([*overrides, "duplication.too_long=drop"]), "one_pass"
@@ -161,10 +175,10 @@ def test_the_second_time_nothing_is_rendered_and_warnings_are_repeated(monkeypat
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     with pytest.warns(UserWarning, match=r"renders no thinking.*\(\d+ of 12 conversations\)"):
-        first = prepare(CONVERSATIONS, tokenizer, config, "one_pass")
+        first = prepare(CONVERSATIONS, tokenizer, config)
     monkeypatch.setattr(preparation, "_prepare_one", None)  # would fail
     with pytest.warns(UserWarning, match=r"renders no thinking.*\(\d+ of 12 conversations\)"):
-        second = prepare(CONVERSATIONS, tokenizer, config, "one_pass")
+        second = prepare(CONVERSATIONS, tokenizer, config)
     assert all(map(same, rows_of(first), rows_of(second)))
 
 
@@ -194,7 +208,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_rows_are_noticed_said_and_prepared_anew(cache, damage):
-    arguments = CONVERSATIONS, chatml_tokenizer(), compose(), "one_pass"
+    arguments = CONVERSATIONS, chatml_tokenizer(), compose()
     before = rows_of(prepare(*arguments))
     (folder,) = cache.iterdir()
     DAMAGE[damage](folder)
@@ -225,20 +239,20 @@ def test_what_no_run_has_used_for_a_month_is_removed(cache):
     """The day of use counts, not the day of writing; and nothing else that lies there is touched."""
     tokenizer, config = chatml_tokenizer(), compose()
     for conversation in CONVERSATIONS[:2]:
-        prepare([conversation], tokenizer, config, "one_pass")
+        prepare([conversation], tokenizer, config)
     (cache / "somebody's").mkdir()
     for folder in cache.iterdir():
         os.utime(folder, (time.time() - 31 * 24 * 3600,) * 2)
     everything = set(cache.iterdir())
-    prepare([CONVERSATIONS[0]], tokenizer, config, "one_pass")  # found, so used today
+    prepare([CONVERSATIONS[0]], tokenizer, config)  # found, so used today
     assert set(cache.iterdir()) == everything
-    prepare([CONVERSATIONS[2]], tokenizer, config, "one_pass")
+    prepare([CONVERSATIONS[2]], tokenizer, config)
     (gone,) = everything - set(cache.iterdir())
-    assert gone.name == fingerprint([CONVERSATIONS[1]], tokenizer, settings_of(config, "one_pass"))
+    assert gone.name == fingerprint([CONVERSATIONS[1]], tokenizer, settings_of(config))
 
 
 def test_a_cache_that_cannot_be_written_to_is_named(cache, monkeypatch):
-    arguments = CONVERSATIONS[:2], chatml_tokenizer(), compose(), "one_pass"
+    arguments = CONVERSATIONS[:2], chatml_tokenizer(), compose()
     cache.write_text("a file where the folder should be")
     with pytest.raises(ValueError, match="HF_DATASETS_CACHE=<folder>") as raised:
         prepare(*arguments)

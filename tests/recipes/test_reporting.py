@@ -11,9 +11,9 @@ import types
 
 import pytest
 
-from recipes import reporting
-from recipes.config import compose
-from recipes.reporting import Reporter
+from recipes.configuration.compose import compose
+from recipes.run import reporter as reporting
+from recipes.run.reporter import Reporter
 
 KEY = "a" * 40  # the length that wandb wants
 PNG = bytes.fromhex(
@@ -101,8 +101,8 @@ def test_wrong_arguments_are_refused_whether_wandb_is_on_or_off(tmp_path):
 def test_off_never_imports_wandb(tmp_path):
     code = """if True:
         import sys
-        from recipes.config import compose
-        from recipes.reporting import Reporter
+        from recipes.configuration.compose import compose
+        from recipes.run.reporter import Reporter
         with Reporter(compose(["wandb=off"], sys.argv[1])) as reporter:
             reporter.log(1, {"loss": 1.0})
             reporter.table("chats", ["a"], [[1]], step=1)
@@ -118,8 +118,8 @@ REPORT = """if True:
     import os
     import sys
     from pathlib import Path
-    from recipes import reporting
-    from recipes.config import compose
+    from recipes.run import reporter as reporting
+    from recipes.configuration.compose import compose
     reporting.INIT_TIMEOUT = 1.0
     folder = Path(sys.argv[1])
     with reporting.Reporter(compose([os.environ.get("MORE", "seed=0")], folder)) as reporter:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from recipes.config import compose, save_run_config
-from recipes.run_folder import config_to_resume, last_checkpoint, new_folder, remember_data, trained_fingerprint
+from recipes.configuration.compose import compose, save_run_config
+from recipes.run.folder import config_to_resume, last_checkpoint, new_folder, remember_data, trained_fingerprint
 
 DEFAULT = replace(compose(), output_dir=None)
 
@@ -31,19 +31,19 @@ def started(folder, overrides=(), age=0, **files):
 # Breaks if two runs of the same second share a folder: their metrics would be mixed and one config.yaml lost.
 def test_runs_that_start_together_have_a_folder_each():
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: new_folder(DEFAULT), range(8)))
+        folders = list(pool.map(lambda _: new_folder(None, "one_pass"), range(8)))
     assert len(set(folders)) == 8 and all(folder.is_dir() for folder in folders)
     assert all("_one_pass" in folder.name for folder in folders)
 
 
 def test_a_chosen_folder_is_made_and_never_written_over(here):
-    config = replace(DEFAULT, output_dir="mine/run")
-    assert new_folder(config) == new_folder(config)  # empty so far
+    folder = "mine/run"
+    assert new_folder(folder, "one_pass") == new_folder(folder, "one_pass")  # empty so far
     (here / "mine/run/metrics.jsonl").write_text("")
     with pytest.raises(
         ValueError, match=r"output_dir=mine/run: holds a run already \(metrics.jsonl\).*resume=mine/run"
     ):
-        new_folder(config)
+        new_folder(folder, "one_pass")
 
 
 def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_settings(here):

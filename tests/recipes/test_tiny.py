@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
+from recipes.models.tiny import build_model, build_tokenizer
 from recipes.sources.tutoring import NAMES, THINGS, generate
-from recipes.tiny import build_model, build_tokenizer
 
 TOKENIZER = build_tokenizer()
 

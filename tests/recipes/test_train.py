@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.compare import compare
-from recipes.config import load_run_config
+from recipes.configuration.compose import load_run_config
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -1,0 +1,240 @@
+"""What a recipe can be told: the settings of a run as dataclasses, with types, units and defaults.
+
+The YAML files in conf/ fill them (`recipes.configuration.compose`); what types cannot say is checked in
+`recipes.configuration.rules`. A new setting is a field here, with a comment that says its unit and its special values.
+What it means for rows stands in `recipes.preparation.rows.settings_of`, for the Trainer in `recipes.run.arguments`;
+`flexmask.OnePassConfig` has the same as an argument for scripts where it shapes rows. One that does not change what is
+trained is left out of `recipes.run.folder._identity`, by which resume=auto knows a run.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class ModelKind(StrEnum):
+    tiny = "tiny"  # built in-process with its tokenizer, random weights
+    hub = "hub"  # a Hugging Face hub id or a local folder
+
+
+class Dtype(StrEnum):
+    auto = "auto"  # float32 for weights that are trained; a frozen base under an adapter in bfloat16 on CUDA
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float64 = "float64"
+
+
+class AdapterKind(StrEnum):
+    none = "none"  # all weights are trained
+    lora = "lora"
+    qlora = "qlora"  # LoRA on a base model in 4 bits
+
+
+class DataKind(StrEnum):
+    tutoring = "tutoring"  # generated, no download
+    gsm8k_socratic = "gsm8k_socratic"
+    records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
+    mix = "mix"  # several of the others, in data.sources
+
+
+class ControlTokens(StrEnum):
+    refuse = "refuse"
+    escape = "escape"
+
+
+class OnInvalid(StrEnum):
+    error = "error"
+    drop = "drop"
+
+
+class Layout(StrEnum):
+    one_pass = "one_pass"
+    per_turn = "per_turn"
+    keep_thinking = "keep_thinking"
+    last_turn = "last_turn"
+
+
+class TooLong(StrEnum):
+    error = "error"
+    drop = "drop"
+
+
+class MixedPrecision(StrEnum):
+    auto = "auto"  # bf16 on a CUDA device that has it, else none
+    none = "none"
+    bf16 = "bf16"
+
+
+class History(StrEnum):
+    own = "own"  # the model's own earlier answers stand in the history, as with a real user
+    teacher = "teacher"  # the data's earlier turns stand there, so that each turn is judged by itself
+    both = "both"
+
+
+class WandbMode(StrEnum):
+    auto = "auto"  # online when an API key is configured, else offline
+    online = "online"
+    offline = "offline"
+    off = "off"  # wandb is not even imported
+
+
+SPLIT = "train"
+
+# Where a default depends on what is chosen in conf/, it stands there and is MISSING here: each has one home.
+# The dataclasses are not frozen: OmegaConf makes a frozen one read-only, and no YAML file could fill it.
+
+
+@dataclass
+class TinyConfig:
+    """Sizes of the tiny Qwen3-architecture model, as `recipes.models.tiny.build_model` takes them."""
+
+    hidden_size: int = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    kv_heads: int = MISSING
+    head_dim: int = MISSING
+    intermediate_size: int = MISSING
+
+
+@dataclass
+class ModelConfig:
+    kind: ModelKind = MISSING
+    name_or_path: str | None = None  # hub id or local folder; only with kind=hub
+    from_scratch: bool = False  # random weights; with kind=hub in the shape of name_or_path
+    dtype: Dtype = Dtype.auto  # of the weights in memory
+    gradient_checkpointing: bool = False
+    chat_template: str | None = None  # path of a Jinja file that replaces the tokenizer's template
+    tiny: TinyConfig | None = None  # only with kind=tiny
+
+
+@dataclass
+class AdapterConfig:
+    """The settings of peft's LoraConfig, under peft's names."""
+
+    kind: AdapterKind = MISSING
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: Any = "all-linear"  # or a list of module names
+    modules_to_save: list[str] = field(default_factory=list)  # trained in full beside the adapters
+    trainable_token_indices: list[int] = field(default_factory=list)  # token ids whose embeddings are trained
+    use_dora: bool = False
+    use_rslora: bool = False
+
+
+@dataclass
+class SourceConfig:
+    """One source of a mix."""
+
+    kind: DataKind = DataKind.records
+    path: str | None = None
+    hub_id: str | None = None
+    hub_config: str | None = None
+    split: str = SPLIT
+    train_conversations: int | None = None
+    weight: float = 1.0  # how often each conversation stands in an epoch: 1 once, 0.5 a seeded half of them
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # for this source, over those of the run
+
+
+@dataclass
+class DataConfig:
+    kind: DataKind = MISSING
+    path: str | None = None  # a local file, folder or glob; taken in place of the hub
+    hub_id: str | None = None
+    hub_config: str | None = None
+    split: str = SPLIT  # of the hub's data
+    sources: dict[str, Any] = field(default_factory=dict)  # SourceConfig by name; only with kind=mix
+    train_conversations: int | None = None  # null: all that are not held out
+    heldout_conversations: int | None = None  # never trained; null: 5 percent, at most 200
+    seed: int = 0  # of generation and of the held-out choice; not of the run
+    control_tokens: ControlTokens = ControlTokens.refuse  # special tokens inside message text
+    on_invalid: OnInvalid = OnInvalid.error  # a malformed conversation; drop counts what it leaves out
+    # How thinking is generated where the template does not render it, "{thinking}" standing for it. auto: a <think>
+    # block under a template that never reads thinking; null: such conversations are refused.
+    thinking_format: str | None = "auto"
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the chat template
+    processes: int | None = None  # that render conversations; null: one a processor
+    date: str = "${now:%Y-%m-%d}"  # year-month-day: what a template that writes today's date shows, in all of the run
+
+
+@dataclass
+class DuplicationConfig:
+    """How the turns of a conversation are laid out for training, and what of them is trained."""
+
+    layout: Layout = MISSING
+    thinking_weight: float = 1.0  # loss weight of a thinking token
+    answer_weight: float = 1.0  # loss weight of an answer token
+    turns: str = "all"  # assistant turns that are trained: all, or indices and slices ("0,2", "1:", "-1")
+    too_long: TooLong = TooLong.error  # a single pass longer than pack_length; drop counts what it leaves out
+    # Most tokens of one forward and backward pass. A step runs its packs one after the other, so the memory of a run
+    # follows this number and not conversations_per_step: it does what a micro-batch does elsewhere.
+    pack_length: int = 2048
+
+
+@dataclass
+class TrainerConfig:
+    epochs: float | None = MISSING  # times through the data; null: trainer.steps says how long
+    steps: int | None = MISSING  # optimizer steps; null: trainer.epochs says how long
+    conversations_per_step: int = MISSING
+    learning_rate: float = MISSING  # the highest
+    schedule: str = MISSING  # a name of transformers' SchedulerType: linear, cosine, constant_with_warmup, ...
+    schedule_args: dict[str, Any] = field(default_factory=dict)  # of that schedule: {min_lr: 1e-6}
+    warmup_steps: float = MISSING  # below 1: that share of all steps
+    optimizer: str = "auto"  # a name of transformers' OptimizerNames: adafactor, adamw_8bit, ...; auto: AdamW
+    optimizer_args: dict[str, Any] = field(default_factory=dict)  # of that optimizer, as transformers' optim_args
+    adam_beta1: float = MISSING
+    adam_beta2: float = MISSING
+    weight_decay: float = MISSING
+    max_grad_norm: float = MISSING
+    mixed_precision: MixedPrecision = MixedPrecision.auto
+    torch_compile: bool = False
+    neftune_noise_alpha: float | None = None  # noise on embeddings (NEFTune); null: none
+    log_every: int = MISSING  # steps
+    save_every: int = MISSING  # steps between checkpoints to resume from; 0: none
+    keep_checkpoints: int = MISSING
+    evaluate_every: int = 0  # steps between measurements of held-out loss; 0: at the end only
+    keep_best: bool = False  # model/ is the checkpoint of the lowest held-out loss; save_every is then evaluate_every
+    early_stopping: int | None = None  # measurements without a lower held-out loss after which a run ends; null: never
+    report_to: list[str] = field(default_factory=list)  # loggers of transformers' Trainer: tensorboard, mlflow, ...
+
+
+@dataclass
+class AttentionConfig:
+    block_size: int = MISSING  # tokens on a side of a block of the mask
+
+
+@dataclass
+class EvaluationConfig:
+    """Chat with the trained model on held-out conversations."""
+
+    conversations: int | None = 100  # at most; null: all that are held out; 0: no evaluation
+    history: History = History.own
+    matcher: str = "exact"  # when an answer is right: exact, number, contains, or a function's "package.module:name"
+    max_new_tokens: int = 256  # a turn; a reply that is longer counts as wrong
+    batch_size: int = 64  # conversations
+
+
+@dataclass
+class WandbConfig:
+    mode: WandbMode = MISSING
+    project: str = "flexmask"
+    name: str | None = None  # null: the run folder's name
+    tags: list[str] = field(default_factory=list)
+    chats: bool = False  # send sample chats, which hold text of held-out conversations; they are in chats.jsonl anyway
+
+
+@dataclass
+class TrainConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    duplication: DuplicationConfig = field(default_factory=DuplicationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    seed: int = 0  # of the weights and the order of conversations
+    resume: str | None = None  # folder of an interrupted run to go on with; auto: the newest of this configuration
+    output_dir: str | None = None  # the run folder; null: a new one in runs/

@@ -1,0 +1,1 @@
+"""Chatting with a trained model, and what its replies say of it."""

@@ -1,0 +1,302 @@
+"""Evaluation by chatting: the model answers each turn on a history as inference would show it.
+
+User turns come from the data. With own history the answers before a turn are the model's: each generated message goes
+back with its thinking in `reasoning_content`, and the chat template decides what later turns see of it. So a wrong
+answer early on harms the later turns that need it, as it would a real user. With teacher history they are the data's,
+and every turn is asked on the history that it was trained on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flexmask.chat_template import ChatTemplate
+from flexmask.conversation import THINK_CLOSE, Conversation
+from flexmask.models import unbranched_layers, unwrapped
+from recipes.configuration.schema import History
+from recipes.evaluation.matchers import Matcher, exact
+from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
+
+_CALLS = "a turn calls a tool, and tools do not run here"
+_CALLS_SOMEWHERE = f"{_CALLS}; evaluation.history=teacher asks the other turns of such a conversation"
+
+
+def chat(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    history: str = History.own,
+    matcher: Matcher = exact,
+    template_kwargs: dict[str, Any] | None = None,
+    date: datetime.date | None = None,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[ChatResult]:
+    """Chat through `conversations`, greedily; results stand in the same order.
+
+    Turn k of up to `batch_size` conversations is one left-padded `generate` call, which stops at every token that ends
+    a turn (`end_tokens`). An assistant message with `train: false` is shown as it stands and not asked for.
+    `template_kwargs` goes to the chat template (for instance `{"enable_thinking": False}`), `date` is what a template
+    that writes the date shows (None: today). `advance` is called with how many turns are done, asked or not. The
+    model's attention implementation, mode and generation config are as before afterwards, also after an error.
+
+    Nothing in a conversation raises: a turn that cannot be asked is in `ChatResult.unasked`, with one warning for each
+    reason. With own history these are all turns of a conversation with a tool call, since tools do not run, and those
+    from a prompt on that fills the model's positions or that the template rejects; with teacher history only the turns
+    themselves. Where a matcher raises, the answer counts as wrong, with a warning.
+
+    Raises ValueError for a history that is neither "own" nor "teacher", and a tokenizer without a chat template, or
+    where no token is known to end a turn.
+    """
+    if history not in (History.own, History.teacher):
+        raise ValueError(f"history={str(history)!r}: write {str(History.own)!r} or {str(History.teacher)!r}")
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat_template; set one, or use a chat model's tokenizer")
+    ends = end_tokens(model, tokenizer)
+    errors: Counter[str] = Counter()
+    chats = [
+        _Chat(
+            one, ChatTemplate(tokenizer, one, template_kwargs, date=date), History(history), _guarded(matcher, errors)
+        )
+        for one in conversations
+    ]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if unbranched_layers(model):
+        # In batches transformers (5.23) generates something else with these. RWKV ignores the attention mask, so that
+        # its state takes in the padding, and mixes the states of the prompts. MiniMax reads a padded prompt as it
+        # should, but masks all of it for the tokens that follow.
+        batch_size = 1
+    with ready_to_generate(model) as plain:
+        done = 0
+        while waiting := [one for one in chats if one.waiting]:
+            asked = [question for one in waiting if (question := one.question(tokenizer, max_new_tokens, positions))]
+            for batch in _batches(asked, batch_size):
+                replies = generate(plain, [question.ids for question in batch], batch[0].room, ends)
+                for question, (reply, ended) in zip(batch, replies, strict=True):
+                    # Without tidying of the spaces in front of signs, which some tokenizers do unless told not to.
+                    text = tokenizer.decode(reply, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                    question.of.take(question.prompt, text, ended, tokenizer)
+                before, done = done, sum(one.done for one in chats)
+                advance(done - before)
+        advance(sum(one.done for one in chats) - done)
+    _warn(chats, history, errors)
+    return [one.result() for one in chats]
+
+
+def turns_to_ask(conversation: Conversation) -> dict[int, int]:
+    """The messages that a model is asked for, each with its number among the assistant messages."""
+    assistant = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    return {index: n for n, index in enumerate(assistant) if conversation.messages[index].get("train", True)}
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A prompt, and how many tokens its reply may have."""
+
+    of: _Chat
+    prompt: str
+    ids: list[int]
+    room: int
+
+
+@dataclass
+class _Chat:
+    """A conversation under way: `messages` so far, and where in the data the next expected answer stands."""
+
+    conversation: Conversation
+    template: ChatTemplate
+    history: History
+    matcher: Matcher
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    turns: list[ChatTurn] = field(default_factory=list)
+    unasked: dict[int, str] = field(default_factory=dict)
+    next: int = 0
+
+    def __post_init__(self) -> None:
+        self.to_ask = turns_to_ask(self.conversation)
+        if self.history == History.own and any(self._expected(index).get("tool_calls") for index in self.to_ask):
+            self._give_up(_CALLS_SOMEWHERE)
+        else:
+            self._show_until_asked()
+
+    @property
+    def waiting(self) -> bool:
+        return self.next < len(self.conversation.messages)
+
+    @property
+    def done(self) -> int:
+        """Turns that were asked, or will not be."""
+        return len(self.turns) + len(self.unasked)
+
+    def question(
+        self, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, positions: int | None
+    ) -> _Question | None:
+        """The next turn to ask; None where it cannot be asked, which is noted then."""
+        messages = [self.template.read(message) for message in self.messages]
+        try:
+            prompt = self.template.render(messages, self.conversation.name, add_generation_prompt=True)
+        except ValueError as error:
+            self._give_up(f"the chat template rejects the history ({error.__cause__ or error})")
+            return None
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        room = max_new_tokens if positions is None else min(max_new_tokens, positions - len(ids))
+        if room < 1:
+            self._give_up(f"the prompt fills the model's {positions:,} positions")
+            return None
+        return _Question(self, prompt, ids, room)
+
+    def take(self, prompt: str, generated: str, ended: bool, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Note the reply to the last question."""
+        reply, expected = parse_reply(prompt, generated, ended), self._expected(self.next)
+        right = self.matcher(reply.answer, expected["content"])
+        turn = ChatTurn(
+            turn=self.to_ask[self.next],
+            reply=reply,
+            expected=expected["content"],
+            expects_thinking="reasoning_content" in expected and THINK_CLOSE not in thinking_begun(prompt),
+            thinking_tokens=len(tokenizer(reply.thinking, add_special_tokens=False)["input_ids"]),
+            correct=None if right is None else bool(right) and reply.finished,
+        )
+        self.turns.append(turn)
+        if self.history == History.own:
+            message = {"role": "assistant", "content": reply.answer}
+            self.messages.append(message | {"reasoning_content": reply.thinking} if reply.thinking else message)
+        else:
+            self.messages.append(expected)
+        self.next += 1
+        self._show_until_asked()
+
+    def _expected(self, index: int) -> dict[str, Any]:
+        return self.conversation.messages[index]
+
+    def _show_until_asked(self) -> None:
+        while self.waiting:
+            message = self._expected(self.next)
+            if self.next in self.to_ask:
+                if not message.get("tool_calls"):
+                    return
+                self.unasked[self.to_ask[self.next]] = _CALLS
+            self.messages.append(message)
+            self.next += 1
+
+    def _give_up(self, reason: str) -> None:
+        """With own history there is nothing to go on with, with teacher history there is what the data says."""
+        last = len(self.conversation.messages) if self.history == History.own else self.next + 1
+        self.unasked |= {turn: reason for index, turn in self.to_ask.items() if self.next <= index < last}
+        self.messages += self.conversation.messages[self.next : last] if self.history == History.teacher else ()
+        self.next = last
+        self._show_until_asked()
+
+    def result(self) -> ChatResult:
+        messages = tuple({key: value for key, value in one.items() if key != "train"} for one in self.messages)
+        return ChatResult(self.conversation.name, str(self.history), messages, tuple(self.turns), self.unasked)
+
+
+def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]:
+    """Prompts of about one length share a batch, so that little of it is padding; those near the end of the model's
+    positions only with others that have as much room."""
+    questions.sort(key=lambda one: len(one.ids))
+    for _, alike in itertools.groupby(questions, key=lambda one: one.room):
+        batch = list(alike)
+        yield from (batch[start : start + size] for start in range(0, len(batch), size))
+
+
+def _guarded(matcher: Matcher, errors: Counter[str]) -> Matcher:
+    """The matcher, which counts as False where it raises: it may be a user's, and the training before it is done."""
+
+    def match(answer: str, expected: str) -> bool | None:
+        try:
+            return matcher(answer, expected)
+        except Exception as error:
+            errors[f"{type(error).__name__}: {error}"] += 1
+            return False
+
+    return match
+
+
+def _warn(chats: Sequence[_Chat], history: str, errors: Counter[str]) -> None:
+    """One warning for each reason why turns were not asked, and one for a matcher that raised."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for one in chats:
+        for turn, reason in one.unasked.items():
+            reasons[reason].append(f"{one.conversation.name}, turn {turn}")
+    for reason, places in reasons.items():
+        warnings.warn(
+            f"chatting with {history} history: {len(places):,} turns were not asked: {reason} (first {places[0]})",
+            stacklevel=3,
+        )
+    if errors:
+        warnings.warn(
+            f"evaluation.matcher raised on {errors.total():,} replies, which count as wrong; most often "
+            f"{errors.most_common(1)[0][0]}",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def ready_to_generate(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """The model itself, without wrapper, with its usual attention, a growing cache, no dropout, and no generation
+    settings of its own (a penalty for repetition would count against a model that copies digits)."""
+    plain = unwrapped(model)
+    attention, training, settings = plain.config._attn_implementation, model.training, plain.generation_config
+    # sdpa computes no soft-capped scores, and leaves the cap out without a word (transformers 5.23).
+    capped = getattr(plain.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    try:
+        plain.set_attn_implementation("sdpa" if plain._supports_sdpa and not capped else "eager")
+        plain.generation_config = GenerationConfig()
+        model.eval()
+        # Every reply has lengths of its own, for each of which trainer.torch_compile would compile anew.
+        with torch.compiler.set_stance("force_eager"):
+            yield plain
+    finally:
+        plain.set_attn_implementation(attention)
+        plain.generation_config = settings
+        model.train(training)
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int]
+) -> list[tuple[list[int], bool]]:
+    """For each prompt the tokens generated, greedily, in front of the first one of `ends`, and whether that came."""
+    pad, width = min(ends), max(map(len, prompts))  # an end is a token that the model has; a tokenizer's pad may not be
+    # Padded by hand: this must not depend on the tokenizer's own padding side.
+    input_ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True
+    )
+    output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
+    replies = []
+    for row in output[:, width:].tolist():
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        replies.append((row[:end], end is not None))
+    return replies
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """What ends a turn: the tokenizer's end of sequence and what the model's generation config says.
+
+    Raises ValueError where neither says anything.
+    """
+    own = model.generation_config.eos_token_id
+    own = [] if own is None else [own] if isinstance(own, int) else own
+    ends = {*own} | ({tokenizer.eos_token_id} - {None})
+    if not ends:
+        raise ValueError(
+            "no token ends a turn: the tokenizer has no eos_token and the model's generation_config no eos_token_id; "
+            "set one of them to the token that ends a turn"
+        )
+    return ends

@@ -1,0 +1,66 @@
+"""Chat on held-out conversations with the histories that are asked for, and what the replies say of the model."""
+
+import datetime
+import random
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flexmask import Conversation
+from flexmask.tokenization import guard_control_tokens
+from recipes.configuration.schema import DataConfig, EvaluationConfig, History
+from recipes.evaluation.chat import chat, turns_to_ask
+from recipes.evaluation.matchers import load_matcher
+from recipes.evaluation.replies import ChatResult, figures
+from recipes.run.progress import progress
+
+
+def evaluate_chats(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    heldout: Sequence[Conversation],
+    evaluation: EvaluationConfig,
+    data: DataConfig,
+) -> tuple[dict[str, float | int | None], list[ChatResult]]:
+    """Chat on `heldout` as `evaluation` says, with the template's arguments and the date of `data`.
+
+    Returns the figures of `recipes.evaluation.replies.figures` for each history that is asked for (those of teacher
+    history with `teacher_` in front) and the chats, those with own history first. More conversations asked for than
+    there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and `chat` raise, which no
+    conversation causes that `recipes.preparation.rows.prepare_heldout` finds valid.
+    """
+    matcher = load_matcher(evaluation.matcher)
+    chosen = sample(heldout, evaluation.conversations, data.seed)
+    # Prompts show what training showed of control tokens in message text.
+    chosen = [guard_control_tokens(one, tokenizer, data.control_tokens) for one in chosen]
+    turns = sum(len(turns_to_ask(one)) for one in chosen)
+    found, chats = {}, []
+    for history, prefix in ((History.own, ""), (History.teacher, "teacher_")):
+        if evaluation.history not in (history, History.both):
+            continue
+        with progress(turns, f"chatting with {history} history") as advance:
+            results = chat(
+                model,
+                tokenizer,
+                chosen,
+                max_new_tokens=evaluation.max_new_tokens,
+                batch_size=evaluation.batch_size,
+                history=history,
+                matcher=matcher,
+                template_kwargs=data.template_kwargs,
+                date=datetime.date.fromisoformat(data.date),
+                advance=advance,
+            )
+        found |= {prefix + name: value for name, value in figures(results).items()}
+        chats += results
+    return found, chats
+
+
+def sample(conversations: Sequence[Conversation], count: int | None, seed: int) -> list[Conversation]:
+    """At most `count` of the conversations (None: all), in their order; always the same ones for the same seed.
+
+    Drawn at random, because a file may be sorted and a mix has one source behind the other.
+    """
+    if count is None or count >= len(conversations):
+        return list(conversations)
+    return [conversations[i] for i in sorted(random.Random(seed).sample(range(len(conversations)), count))]

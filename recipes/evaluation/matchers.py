@@ -1,0 +1,98 @@
+"""What counts as a right answer when a model is chatted with: the matchers of `evaluation.matcher`.
+
+A matcher takes (answer, expected), both text, and says whether the answer is right: True, False, or None where
+`expected` gives it nothing to compare with. Such a reply is left out of accuracy, and counted.
+"""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from operator import attrgetter
+
+from recipes.configuration.rules import ConfigError
+
+Matcher = Callable[[str, str], bool | None]
+
+# A minus is a sign where nothing that it could subtract from, or join to, stands right before it (not in "5-3",
+# "GPT-4", "10%-20%"). A currency may stand on either side of it. A comma belongs to a number between thousands.
+_NUMBER = re.compile(
+    r"""(?: (?<![\w%)\]}]) (?P<minus>[-\u2212]) )?  (?: \\?[$€£¥₹] (?P<inner>[-\u2212])? )?
+        (?P<digits> (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ ) (?:\.\d+)? | (?<![\w.])\.\d+ )
+        (?P<exponent> [eE][-+]?\d{1,3}(?!\w) )?""",
+    re.VERBOSE,
+)
+
+
+def exact(answer: str, expected: str) -> bool:
+    """The same text, but for white space around it."""
+    return answer.strip() == expected.strip()
+
+
+def number(answer: str, expected: str) -> bool | None:
+    """The last number of both has the same value, as GSM8K is scored; None where `expected` has no number."""
+    wanted = last_number(expected)
+    return None if wanted is None else last_number(answer) == wanted
+
+
+def last_number(text: str) -> Decimal | None:
+    """The value of the last number in a text, None where there is none.
+
+    Read are signs, decimals, thousands separated by commas and exponents ("-1,234.50", ".5", "2e3"). Currency, percent
+    and other units stand beside a number and change nothing: "50%" is 50. A comma is no decimal point: "3,5" ends in 5.
+    """
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return None
+    last = numbers[-1]
+    value = Decimal(last["digits"].replace(",", "") + (last["exponent"] or ""))
+    return -value if last["minus"] or last["inner"] else value
+
+
+def contains(answer: str, expected: str) -> bool | None:
+    """The expected text stands in the answer, whatever the case and the white space; None where it is empty.
+
+    A Latin letter or digit at an end of it is the end of a word there: "4" does not stand in "42".
+    """
+    answer, expected = (" ".join(text.split()).casefold() for text in (answer, expected))
+    if not expected:
+        return None
+    return re.search(rf"(?<![a-z0-9](?=[a-z0-9])){re.escape(expected)}(?!(?<=[a-z0-9])[a-z0-9])", answer) is not None
+
+
+_OWN: dict[str, Matcher] = {"exact": exact, "number": number, "contains": contains}
+
+
+def load_matcher(name: str) -> Matcher:
+    """The matcher that `evaluation.matcher` names: one of ours, or a function as `package.module:function`, which is
+    looked for in the current folder as well.
+
+    Raises ConfigError when there is none, or it cannot be called with two texts.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    key = f"evaluation.matcher={name}"
+    module_name, colon, path = name.partition(":")
+    if not (module_name and colon and path):
+        raise ConfigError(
+            f"{key}: no such matcher; choose {', '.join(_OWN)}, or give a function package.module:function"
+        )
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = attrgetter(path)(importlib.import_module(module_name))
+    except Exception as error:  # a module of the user's may raise anything
+        raise ConfigError(
+            f"{key}: cannot be imported ({type(error).__name__}: {error}); give the import path of a function, which "
+            "may stand in a file of the current folder"
+        ) from error
+    try:
+        inspect.signature(function).bind("answer", "expected")
+    except ValueError:  # a function in C may not tell its signature
+        pass
+    except TypeError as error:
+        raise ConfigError(f"{key}: cannot be called with (answer, expected): {error}") from error
+    return function

@@ -1,0 +1,287 @@
+"""Show what a run would train, before it costs GPU hours.
+
+    make inspect                                                    the embedded default, its first conversation
+    make inspect ARGS="3 data=jsonl data.path=my.jsonl"             the fourth conversation of a file (from 0)
+    make inspect ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl"   the conversation of line 12
+    make inspect ARGS="--full model=hub model.name_or_path=<id>"    with all of its text
+
+Takes the overrides of `recipes.train` and reads model, template and data as that does; no weights are loaded. Prepares
+all conversations, held out ones as well (training finds them in the cache), then prints: whether the model can be
+trained exactly, the totals of the data, one conversation's segments with who sees whom, and every warning of the run,
+beginning with the reasons why training would refuse to start.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flexmask import Conversation, LaidOut, OnePassCollator, Row, align_end_of_turn, prepare_conversation
+from flexmask.models import check_model, layer_types, restriction
+from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
+from recipes.configuration.compose import compose
+from recipes.configuration.overrides import checked_overrides
+from recipes.configuration.schema import Layout, TrainConfig
+from recipes.evaluation.matchers import load_matcher
+from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
+from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
+from recipes.run.arguments import check_heldout, training_arguments
+from recipes.run.command import command, in_settings
+from recipes.run.summary import data_lines
+from recipes.sources.load import LoadedData, load_data
+
+T = TypeVar("T")
+MOST_SEGMENTS_IN_A_MATRIX = 40
+SHOWN_CHARACTERS = 70
+
+
+@command
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser("recipes.inspector", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONVERSATION | key=value",
+        help="index from 0 of a conversation among those trained, or its name (FILE:12); overrides of recipes.train",
+    )
+    parser.add_argument("--full", action="store_true", help="print all of the conversation's text")
+    chosen = parser.parse_intermixed_args(arguments)
+    named = [word for word in chosen.words if "=" not in word]
+    if len(named) > 1:
+        parser.error(f"one conversation at a time, not {' and '.join(named)}")
+    overrides = [word for word in chosen.words if "=" in word]
+    # A terminal has colours and a width of its own; elsewhere lines are as long as they need to be.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
+    inspect(compose(checked_overrides(overrides)), named[0] if named else "0", chosen.full, console)
+
+
+def inspect(config: TrainConfig, conversation: str, full: bool, console: Console) -> None:
+    """Print model, data and one conversation. Raises ValueError as preparing the data does."""
+    refused: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tokenizer = load_tokenizer(config.model)
+        data = load_data(config.data)
+        chosen = _choose(data, conversation)
+        rows = prepare(data.train, tokenizer, config.data, config.duplication)
+        model = _tried(refused, weightless_model, config.model, len(tokenizer))
+        heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model)
+        of_model = _model_lines(config, model, not rows.branching, refused)
+        of_data = [*data_lines(config, data, rows, heldout), *_row_lines(config, rows, refused)]
+        if model is not None and (note := align_end_of_turn(model, tokenizer, rows.ends)):
+            of_data.append(f"note        {note}")
+        _tried(refused, load_matcher, config.evaluation.matcher)
+        _tried(refused, training_arguments, config, Path("unused"), True)
+        _tried(refused, check_heldout, config.trainer, len(heldout.items))
+    invalid = rows.invalid | heldout.invalid
+    notes = [f"training is refused: {reason}" for reason in refused]
+    notes += [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    notes += [f"invalid, left out: {reason}" for reason in (*data.dropped, *invalid.values())]
+
+    for heading, lines in (("model", of_model), ("data", map(escape, of_data))):
+        console.rule(heading)
+        for line in lines:
+            console.print(line, soft_wrap=True)
+    if chosen.name in invalid:
+        console.rule(escape(chosen.name))
+        console.print("[red]invalid, left out[/]: see the warnings")
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said above
+            laid_out = prepare_conversation(chosen, tokenizer, **settings_of(config.data, config.duplication))
+        title = chosen.name + (", held out" if chosen in data.heldout else "")
+        _print_conversation(title, laid_out, tokenizer, full, console)
+    console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
+    for note in notes:
+        console.print(f"[yellow]![/] {escape(in_settings(note))}", soft_wrap=True)
+
+
+def _tried(refused: list[str], function: Callable[..., T], *arguments: Any) -> T | None:
+    """What `function` returns; None where it raises ValueError, which is then one of `refused`."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        refused.append(str(error))
+        return None
+
+
+def _choose(data: LoadedData, wanted: str) -> Conversation:
+    if wanted.isdecimal() and int(wanted) < len(data.train):
+        return data.train[int(wanted)]
+    found = next((one for one in (*data.train, *data.heldout) if one.name == wanted), None)
+    if found is None:
+        raise ValueError(
+            f"conversation {wanted!r}: there is none of this name or index; names are like {data.train[0].name!r}, "
+            f"indices go from 0 to {len(data.train) - 1:,}"
+        )
+    return found
+
+
+def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: bool, refused: list[str]) -> list[str]:
+    """What the model is, and whether a run would take it; the reasons why not join `refused`."""
+    lines, before = [], len(refused)
+    if model is not None:
+        kinds = Counter(layer_types(model.config)) if getattr(model.config, "num_hidden_layers", None) else {}
+        shown = ", ".join(f"{n} x {kind}{_size(model.config, kind)}" for kind, n in kinds.items())
+        lines.append(f"{type(model).__name__}, {model.num_parameters():,} parameters; layers: {shown or 'unknown'}")
+        branching = branching_note(model)
+        _tried(refused, check_model, model, chains)
+        _tried(refused, adapter_for, model, config.adapter, config.model)
+        if len(refused) == before:
+            taken = "[green]can be trained exactly[/] (training tries it on a small row before it starts)"
+            return [*lines, taken, *([branching] if branching else [])]
+    return [*lines, "[red]refused[/]: see the warnings"]
+
+
+def _size(config, kind: str) -> str:
+    name_and_value = restriction(config, kind)
+    return "" if name_and_value is None else " ({} {:,})".format(*name_and_value)
+
+
+def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) -> list[str]:
+    """How the conversations fill rows and packs: what only somebody who looks closely wants to know."""
+    items = list(prepared.items)  # once: each is read from disk
+    rows = [row for item in items for row in item]
+    if not rows:
+        refused.append("no turn of any conversation is trained")
+        return []
+    lines = [
+        f"rows        {len(rows):,}, the longest of {max(map(len, rows)):,} tokens; a step is "
+        f"{_packs_a_step(config, items):.1f} packs of at most {config.duplication.pack_length:,} tokens"
+    ]
+    if config.duplication.layout is Layout.one_pass:
+        copies = prepared.tokens_copied
+        lines.append(f"            {copies:,} tokens ({copies / prepared.tokens_computed:.1%}) are plain copies")
+        if split := sum(len(item) > 1 for item in items):
+            lines.append(
+                f"            {split:,} conversations are longer than a pack and are split; the parts repeat what they "
+                "share"
+            )
+    return lines
+
+
+def _packs_a_step(config: TrainConfig, items: Sequence[tuple[Row, ...]]) -> float:
+    """How many forward passes a step takes on average, with conversations taken in their order."""
+    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
+    size = config.trainer.conversations_per_step
+    steps = [collator(items[start : start + size])["packs"] for start in range(0, len(items), size)]
+    return sum(map(len, steps)) / len(steps)
+
+
+def _print_conversation(
+    title: str, laid_out: LaidOut, tokenizer: PreTrainedTokenizerBase, full: bool, console: Console
+) -> None:
+    console.rule(escape(title))
+    if laid_out.dropped_turns:
+        console.print(f"[red]left out, longer than a pack[/]: turns {', '.join(map(str, laid_out.dropped_turns))}")
+    if not laid_out.rows:
+        console.print("[red]nothing of it is trained[/]")
+    for row in laid_out.rows:
+        parts = segments(row)
+        visible = visible_segments(row, parts)
+        texts = [_decoded(tokenizer, row, part) for part in parts]
+        console.print(
+            f"turns {', '.join(map(str, row.turns))}: {len(row):,} tokens, {int((row.loss_weights > 0).sum()):,} "
+            f"trained; passes of {', '.join(f'{n:,}' for n in pass_lengths(row))} tokens"
+        )
+        console.print(_table(parts, visible, texts, row))
+        if len(parts) <= MOST_SEGMENTS_IN_A_MATRIX:
+            console.print(_matrix(parts, visible), soft_wrap=True)
+        if full:
+            for i, (part, text) in enumerate(zip(parts, texts, strict=True)):
+                name, color = ROLE_LABELS[part.role], ROLE_COLORS[part.role]
+                console.print(Text(f"{i} {name}", style=f"bold {color}"))
+                console.print(Text(text, style=color), soft_wrap=True)
+
+
+def _table(parts: Sequence[Segment], visible: np.ndarray, texts: Sequence[str], row: Row) -> Table:
+    headings = ("", "segment", "turn", "tokens", "positions", "trained", "hidden from")
+    lines = [
+        (
+            str(i),
+            ROLE_LABELS[part.role],
+            "" if part.turn is None else str(part.turn),
+            f"{len(part):,}",
+            f"{part.position:,}-{part.position + len(part) - 1:,}",
+            _trained(part, row),
+            _numbers(j for j in range(i + 1, len(parts)) if not visible[j, i]),
+        )
+        for i, part in enumerate(parts)
+    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading, *cells in zip(headings, *lines, strict=True):
+        # A narrow terminal cuts the text and nothing else.
+        width = max(map(len, (heading, *cells)))
+        table.add_column(heading, justify="right" if cells[0].isdecimal() else "left", no_wrap=True, min_width=width)
+    table.add_column("text")
+    for part, cells, text in zip(parts, lines, texts, strict=True):
+        color = ROLE_COLORS[part.role]
+        number, name, *more = cells
+        shown = Text(_shortened(text), style=color, no_wrap=True, overflow="ellipsis")
+        table.add_row(number, Text(name, style=color), *more, shown)
+    return table
+
+
+def _trained(part: Segment, row: Row) -> str:
+    """All, none or some of the tokens, and their weight where it is not 1."""
+    if not part.trained:
+        return "no"
+    weights = row.loss_weights[part.start : part.end]
+    values = sorted({f"{weight:g}" for weight in weights[weights > 0]})
+    amount = "all" if part.trained == len(part) else f"{part.trained:,} tokens"
+    return amount + (f" x {'/'.join(values)}" if values != ["1"] else "")
+
+
+def _matrix(parts: Sequence[Segment], visible: np.ndarray) -> Text:
+    """Who sees whom: a line a query segment, a column a key segment."""
+    width = len(str(len(parts) - 1)) + 1
+    text = Text(" " * 16 + "sees" + "".join(f"{i:>{width}}" for i in range(len(parts))) + "\n")
+    for i, part in enumerate(parts):
+        name, color = ROLE_LABELS[part.role], ROLE_COLORS[part.role]
+        text.append(f"{name:>14} {i:>4} ", style=color)
+        for j in range(len(parts)):
+            text.append(" " * (width - 1))
+            if visible[i, j]:
+                text.append("\u25a0", style=ROLE_COLORS[parts[j].role])
+            else:
+                text.append("\u00b7" if j <= i else " ", style="dim")
+        text.append("\n")
+    return text
+
+
+def _numbers(indices: Iterable[int]) -> str:
+    """Ascending numbers, consecutive ones as a range."""
+    runs: list[list[int]] = []
+    for i in indices:
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, row: Row, part: Segment) -> str:
+    ids = row.input_ids[part.start : part.end]
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _shortened(text: str) -> str:
+    line = text.replace("\n", "\u21b5")
+    half = SHOWN_CHARACTERS // 2
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[:half]} \u2026 {line[-half:]}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

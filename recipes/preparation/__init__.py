@@ -1,0 +1,1 @@
+"""Conversations into rows: in processes, and kept on disk for the next run."""

@@ -1,0 +1,1 @@
+"""What surrounds a training: its folder, the Trainer's arguments, signals, and all that it prints and logs."""

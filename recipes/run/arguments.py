@@ -1,0 +1,189 @@
+"""The settings of a run as transformers' Trainer takes them."""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+from transformers.utils.logging import disable_progress_bar
+
+from recipes.configuration.schema import MixedPrecision, TrainConfig, TrainerConfig
+from recipes.models.precision import resolve_precision
+from recipes.run.folder import CHECKPOINTS
+
+
+def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> TrainingArguments:
+    """`trainer` as transformers' TrainingArguments; batch sizes count conversations.
+
+    evaluates: whether any conversation is held out.
+
+    Raises ValueError for a name that the installed transformers does not have, for a logger or an optimizer whose
+    package is not installed, and under several processes, each of which would write the same run folder.
+    """
+    trainer = config.trainer
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this recipe runs in one process; under torchrun use OnePassTrainer"
+            " in a script of your own"
+        )
+    _check_loggers(trainer.report_to)
+    settings = _settings(config, folder, evaluates and trainer.evaluate_every > 0)
+    try:
+        plain = TrainingArguments(**settings)
+    except ValueError as error:  # a schedule that goes by the held-out loss
+        if "eval strategy" not in str(error):
+            raise
+        raise ValueError(
+            f"trainer.schedule={trainer.schedule}: goes by the held-out loss during training; give "
+            "trainer.evaluate_every=<steps>, and data.heldout_conversations where none is held out"
+        ) from error
+    given = ",".join(f"{name}={value}" for name, value in trainer.optimizer_args.items()) or None
+    arguments = TrainingArguments(**settings, optim_args=given) if given else plain
+    if given and _optimizer(arguments, trainer) == _optimizer(plain, trainer):
+        raise ValueError(
+            f"trainer.optimizer_args={trainer.optimizer_args}: {plain.optim.value} of transformers reads none of these"
+        )
+    _optimizer(arguments, trainer)
+    _check_schedule(arguments, trainer)
+    return arguments
+
+
+def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, Any]:
+    """The arguments of TrainingArguments but for `optim_args`; evaluates: during training."""
+    trainer = config.trainer
+    precision = resolve_precision(config.model.dtype, config.adapter.kind, trainer.mixed_precision)
+    settings: dict[str, Any] = dict(
+        output_dir=str(folder / CHECKPOINTS),
+        # A Trainer takes whatever accelerator there is; the block-sparse attention is written for CUDA and CPU.
+        use_cpu=not torch.cuda.is_available(),
+        max_steps=trainer.steps or -1,
+        num_train_epochs=trainer.epochs or 0,
+        per_device_train_batch_size=trainer.conversations_per_step,
+        learning_rate=trainer.learning_rate,
+        lr_scheduler_type=_named("trainer.schedule", trainer.schedule, SchedulerType),
+        lr_scheduler_kwargs=trainer.schedule_args or None,
+        warmup_steps=trainer.warmup_steps,
+        adam_beta1=trainer.adam_beta1,
+        adam_beta2=trainer.adam_beta2,
+        weight_decay=trainer.weight_decay,
+        max_grad_norm=trainer.max_grad_norm,
+        bf16=precision.mixed_precision is MixedPrecision.bf16,
+        torch_compile=trainer.torch_compile,
+        neftune_noise_alpha=trainer.neftune_noise_alpha,
+        activation_checkpointing=config.model.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=trainer.log_every,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # a loss that is not finite stops the run; it is never smoothed over
+        save_strategy="steps" if trainer.save_every else "no",
+        save_steps=trainer.save_every or 1,
+        save_total_limit=trainer.keep_checkpoints,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=trainer.evaluate_every if evaluates else None,
+        load_best_model_at_end=trainer.keep_best and evaluates,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
+        seed=config.seed,
+        dataloader_pin_memory=False,  # a batch holds packs, which move as a whole
+        disable_tqdm=True,
+        report_to=list(trainer.report_to),
+    )
+    if trainer.optimizer != "auto":
+        settings["optim"] = _named("trainer.optimizer", trainer.optimizer, OptimizerNames)
+    return settings
+
+
+def _optimizer(arguments: TrainingArguments, trainer: TrainerConfig) -> tuple:
+    """The class and arguments of the optimizer; ValueError where its package is not installed."""
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError) as error:
+        given = f", trainer.optimizer_args={trainer.optimizer_args}" if trainer.optimizer_args else ""
+        raise ValueError(f"trainer.optimizer={trainer.optimizer}{given}: {error}") from error
+
+
+def _check_schedule(arguments: TrainingArguments, trainer: TrainerConfig) -> None:
+    """Make the schedule once, over a parameter of its own: transformers checks its arguments only there."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=trainer.learning_rate)
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=arguments.get_warmup_steps(1000),
+            num_training_steps=1000,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+    except (TypeError, ValueError) as error:
+        reason = str(error).replace("lr_scheduler_kwargs", "trainer.schedule_args")
+        raise ValueError(
+            f"trainer.schedule={trainer.schedule}, trainer.schedule_args={trainer.schedule_args}: {reason}"
+        ) from error
+
+
+def planned_steps(trainer: TrainerConfig, conversations: int) -> tuple[int, float]:
+    """How long a run is: optimizer steps, and times through the data.
+
+    Raises ValueError where warming up would take longer than the run.
+    """
+    an_epoch = math.ceil(conversations / trainer.conversations_per_step)
+    steps = trainer.steps or math.ceil(trainer.epochs * an_epoch)
+    if trainer.warmup_steps > steps:
+        raise ValueError(
+            f"trainer.warmup_steps={trainer.warmup_steps:g}: is more than the {steps} steps that trainer.epochs="
+            f"{trainer.epochs:g} makes; a number below 1 is a share of them"
+        )
+    return steps, steps / an_epoch
+
+
+def check_heldout(trainer: TrainerConfig, heldout: int) -> None:
+    """Raise ValueError for settings that go by the held-out loss where nothing is held out."""
+    if not heldout and (trainer.keep_best or trainer.early_stopping):
+        raise ValueError(
+            f"trainer.keep_best={trainer.keep_best}, trainer.early_stopping={trainer.early_stopping}: go by the "
+            "held-out loss, and no conversation is held out; give data.heldout_conversations=<number>"
+        )
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    for name in names:
+        if name == "wandb":
+            raise ValueError("trainer.report_to=[wandb]: wandb has settings of its own here; choose wandb=online")
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"trainer.report_to=[{name}]: transformers has {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
+            )
+        if name not in get_available_reporting_integrations():
+            raise ValueError(f"trainer.report_to=[{name}]: its Python package is not installed; pip install {name}")
+
+
+def _named(key: str, value: str, names: type) -> str:
+    known = [str(one.value) for one in names]
+    if value not in known:
+        raise ValueError(f"{key}={value}: the installed transformers has no such name; it has {', '.join(known)}")
+    return value
+
+
+def quiet() -> None:
+    """No bars of transformers, since `recipes.run.progress` shows what takes long, and none of what its Trainer logs
+    about its own doings: weights that are stored once though two modules share them, how it sorts checkpoints."""
+    disable_progress_bar()
+    for name in (
+        "transformers.trainer",
+        "transformers.trainer_utils",
+        "transformers.trainer_callback",  # of early stopping, with a setting that is not ours
+        "transformers.tokenization_utils_base",  # of long texts, which are refused where they do not fit
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def early_stopping(trainer: TrainerConfig) -> list[TrainerCallback]:
+    patience = trainer.early_stopping
+    return [EarlyStoppingCallback(patience)] if patience else []

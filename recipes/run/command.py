@@ -1,0 +1,91 @@
+"""What every command does alike: its errors are sentences, its warnings lines, and an interruption is no crash."""
+
+import functools
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from recipes.configuration import FROM_WHEEL
+
+# The library names its arguments as a script gives them. In a run they are settings, which have longer names.
+_SETTINGS = {
+    "control_tokens": "data",
+    "thinking_format": "data",
+    "template_kwargs": "data",
+    "pack_length": "duplication",
+    "too_long": "duplication",
+    "turns": "duplication",
+    "layout": "duplication",
+}
+# In the library's words: `pack_length=8`, `control_tokens="escape"`.
+_ARGUMENT = re.compile(rf"""(?<![\w.])({"|".join(_SETTINGS)})=(?:"(\w*)")?""")
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal, and has: `signal` is its number, the message says how to go on.
+
+    Like KeyboardInterrupt no Exception, so that no library on the way takes it for an error of its own.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+def command(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a command's main function: what a user can cause ends in one message and an exit code, with no
+    traceback. HYDRA_FULL_ERROR=1 shows it all the same. What nobody foresaw keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        warnings.formatwarning = lambda message, *_: f"warning: {in_settings(str(message))}\n"  # no source line
+        try:
+            return main(*arguments, **named)
+        except Interrupted as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + stopped.signal)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            message = explained(error)
+            if message is None or os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            sys.exit(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows where)")
+
+    return guarded
+
+
+def typed(recipe: str, words: object) -> str:
+    """How a user starts a recipe: with make in the repository, with the command that a wheel installs elsewhere."""
+    return f"flexmask {recipe} {words}" if FROM_WHEEL else f'make {recipe} ARGS="{words}"'
+
+
+def explained(error: Exception) -> str | None:
+    """The message for what a user, a disk or a device can cause; None for an error that only the program can have made.
+
+    A ValueError is what settings and data raise everywhere, so it counts as the former.
+    """
+    if type(error).__name__ == "OutOfMemoryError":  # torch's: this module does not import torch
+        return (
+            f"out of memory: {str(error).splitlines()[0]}\nMemory follows duplication.pack_length, the most tokens of "
+            "one forward pass: lower it. model.gradient_checkpointing=true, adapter=lora and a smaller "
+            "evaluation.batch_size save more"
+        )
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # how torch.save fails on a full disk
+        return f"a file could not be written whole: is the disk full? ({str(error).splitlines()[0]})"
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    if isinstance(error, (ValueError, FloatingPointError)) or type(error).__module__.startswith("hydra."):
+        return in_settings(str(error))
+    return None
+
+
+def in_settings(text: str) -> str:
+    """What the library says, with its arguments named as the settings that they are in a run."""
+    return _ARGUMENT.sub(lambda found: f"{_SETTINGS[found[1]]}.{found[1]}={found[2] or ''}", text)

@@ -1,0 +1,146 @@
+"""The folder of a run: made so that no other run has it, found again to resume, never written over.
+
+config.yaml  data.json  metrics.jsonl  checkpoints/  model/  chats.jsonl  block_mask.png  result.json
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from recipes.configuration.compose import RUN_CONFIG, load_run_config
+from recipes.configuration.rules import ConfigError
+from recipes.configuration.schema import TrainConfig
+
+RUNS = Path("runs")
+RESULT, DATA, CHECKPOINTS, MODEL = "result.json", "data.json", "checkpoints", "model"
+
+
+def new_folder(output_dir: str | None, layout: str) -> Path:
+    """A folder that holds no run yet: `output_dir`, or a new one in runs/ that no other process gets.
+
+    Raises ValueError as `refuse_taken` does.
+    """
+    refuse_taken(output_dir)
+    if output_dir is not None:
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    RUNS.mkdir(exist_ok=True)
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{layout}"
+    number = 1
+    while True:  # runs that start in the same second
+        folder = RUNS / (stem if number == 1 else f"{stem}_{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def refuse_taken(output_dir: str | None) -> None:
+    """Raise ValueError where a run lies in the folder of a new one: it would be overwritten."""
+    if output_dir is None:
+        return
+    folder = Path(output_dir)
+    taken = [name for name in ("metrics.jsonl", CHECKPOINTS, MODEL, RESULT) if (folder / name).exists()]
+    if taken:
+        raise ValueError(
+            f"output_dir={folder}: holds a run already ({', '.join(taken)}), which would be overwritten; choose "
+            f"another folder, or go on with it: resume={folder}"
+        )
+
+
+def config_to_resume(config: TrainConfig, given: list[str]) -> TrainConfig | None:
+    """The configuration of the run that `resume` names, with `resume` set to its folder; None where resume=auto finds
+    none. `given`: the other overrides of the command line, which only resume=auto takes.
+
+    Raises ValueError for overrides beside a folder, and ConfigError for a folder without a run.
+    """
+    if config.resume == "auto":
+        folder = newest_unfinished(config)
+        return None if folder is None else load_run_config(folder, [f"resume='{folder}'"])
+    if given:
+        raise ValueError(
+            f"resume={config.resume}: goes on with the configuration in that folder; remove {', '.join(given)}"
+        )
+    return load_run_config(Path(config.resume), [f"resume='{config.resume}'"])
+
+
+def newest_unfinished(config: TrainConfig) -> Path | None:
+    """The newest run of this configuration without a result: in runs/, or in `output_dir` where one is given."""
+    if config.output_dir is not None:
+        folders = [Path(config.output_dir)]
+    else:
+        folders = list(RUNS.iterdir()) if RUNS.is_dir() else []
+    candidates = [folder for folder in folders if _same_run(folder, config)]
+    return max(candidates, key=lambda folder: (folder / RUN_CONFIG).stat().st_mtime, default=None)
+
+
+def _same_run(folder: Path, config: TrainConfig) -> bool:
+    if (folder / RESULT).exists() or not (folder / RUN_CONFIG).is_file():
+        return False
+    try:
+        return _identity(load_run_config(folder)) == _identity(config)
+    except ConfigError:  # of another version, whose settings this one does not know
+        return False
+
+
+def _identity(config: TrainConfig) -> dict:
+    """What makes two runs the same training: all but places, the day, processes and where metrics go."""
+    data, trainer = replace(config.data, date="", processes=None), replace(config.trainer, report_to=[])
+    return asdict(replace(config, data=data, trainer=trainer, wandb=None, output_dir=None, resume=None))
+
+
+def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """The newest complete checkpoint of an interrupted run and its step; None where it died before saving one.
+
+    A checkpoint is complete when its trainer_state.json, which the Trainer (transformers 5.23) writes last, can be
+    read: an interrupted write leaves an empty one. Raises ValueError when the run has finished.
+    """
+    if (folder / RESULT).exists():
+        raise ValueError(f"resume={folder}: this run has finished; its result is in {folder / RESULT}")
+    complete = [(step, path) for path, step in _checkpoints(folder) if _readable(path / "trainer_state.json")]
+    if not complete:
+        return None
+    step, newest = max(complete)
+    return newest, step
+
+
+def _checkpoints(folder: Path) -> Iterator[tuple[Path, int]]:
+    for path in (folder / CHECKPOINTS).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdecimal():
+            yield path, int(number)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
+
+
+def remember_data(folder: Path, fingerprint: str) -> None:
+    """Write down what conversations a run trains, and refuse to go on with others."""
+    if trained_fingerprint(folder) not in (None, fingerprint):
+        raise ValueError(
+            f"resume={folder}: the conversations are not those that this run began with (a data file has changed?), so "
+            f"it would not be the same training. Put the data back, or start a new run; with {folder / DATA} deleted, "
+            "the run goes on with what is there now"
+        )
+    write_json(folder / DATA, {"fingerprint": fingerprint})
+
+
+def trained_fingerprint(folder: Path) -> str | None:
+    """`LoadedData.fingerprint` of the conversations that a run was trained on; None where it left none."""
+    path = folder / DATA
+    return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Whole or not at all: a reader never finds half a file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,65 @@
+"""SIGINT (Ctrl-C) and SIGTERM (what a scheduler sends): the step is finished, a checkpoint saved, and the run ends."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Self
+
+from transformers import TrainerCallback
+
+from recipes.run.command import Interrupted
+from recipes.run.folder import last_checkpoint
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopAfterStep(TrainerCallback):
+    """Context manager and callback of the Trainer. While training, the first signal asks for a checkpoint and the end
+    after this step; anywhere else in the run, and at the second signal, the process stops at once.
+
+    `message`: how to go on, for whoever sent a signal outside of training. Raises Interrupted.
+    """
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        self.received: int | None = None
+        self._training = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.received is not None:  # the second one
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number
+        if not self._training:
+            raise Interrupted(number, f"stopped by {signal.Signals(number).name}. {self.message}")
+        print("stopping after this step, with a checkpoint; a second signal stops at once", file=sys.stderr, flush=True)
+
+    def check(self, step: int, steps: int, folder: Path) -> None:
+        """Raise Interrupted where a signal has ended the training of `folder`, behind `step` of `steps`."""
+        if self.received is None:
+            return
+        saved = last_checkpoint(folder)
+        kept = f"with a checkpoint of step {saved[1]}" if saved else "without a checkpoint"
+        raise Interrupted(self.received, f"stopped behind step {step} of {steps}, {kept}. {self.message}")
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._training = True
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+    # The Trainer saves behind these two, and a signal may come between the end of a step and its saving.
+    on_log = on_evaluate = on_step_end
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._training = False

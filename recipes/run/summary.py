@@ -1,0 +1,216 @@
+"""What a run says first and last: the words of a terminal, and the figures of result.json."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from flexmask.models import unbranched_layers, unwrapped
+from recipes.configuration.schema import AdapterConfig, AdapterKind, DataKind, TrainConfig, TrainerConfig
+from recipes.evaluation.replies import Thinking
+from recipes.models.load import branching_note
+from recipes.models.precision import resolve_precision
+from recipes.preparation.rows import PreparedData
+from recipes.run.arguments import planned_steps
+from recipes.run.command import typed
+from recipes.run.environment import device_name, git_commit, versions
+from recipes.sources.load import LoadedData
+
+# Going through the data more often than this is rarely meant: conversations are learned by heart.
+MANY_EPOCHS = 10
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def opening_lines(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    data: LoadedData,
+    rows: PreparedData,
+    heldout: PreparedData,
+    device: torch.device,
+    note: str | None,
+) -> list[str]:
+    """Model, data and length of a run, a line or two each; `note` is a sentence behind them."""
+    return [
+        *_model_lines(config, model, device),
+        *data_lines(config, data, rows, heldout),
+        *([f"note        {note}"] if note else []),
+    ]
+
+
+def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.device) -> list[str]:
+    whole = unwrapped(model)  # counts weights that are stored in 4 bits as what they stand for
+    total, trained = whole.num_parameters(), whole.num_parameters(only_trainable=True)
+    weights = "random weights, trained from scratch" if config.model.from_scratch else config.model.name_or_path
+    which = (
+        "all trained"
+        if trained == total
+        else f"{trained:,} trained ({trained / total:.2%}, adapter={config.adapter.kind})"
+    )
+    precision = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision)
+    return [
+        f"model       {type(whole).__name__} ({weights}): {total:,} parameters, {which}",
+        f"device      {device_name(device)}; {precision}",
+        f"attention   {_attention(model, device.type)}",
+    ]
+
+
+def _attention(model: PreTrainedModel, device: str) -> str:
+    if unbranched_layers(model):
+        return "the model's own, one row a pack: its layers carry a state that does not branch with the tree"
+    kernel = (
+        "compiled FlexAttention" if device == "cuda" else "block-sparse on CPU, where FlexAttention has no gradients"
+    )
+    return "; ".join(part for part in (kernel, branching_note(model)) if part)
+
+
+def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldout: PreparedData) -> list[str]:
+    """What is trained, what it costs against one pass a turn, what is left out, and how long the run is."""
+    lines = [
+        f"data        {counted(len(rows.items), 'conversation')}, {counted(rows.turns, 'trained turn')}, "
+        f"{len(data.heldout):,} held out"
+    ]
+    if config.data.kind is DataKind.mix:
+        lines += [f"            {name}: {count}" for name, count in data.sources.items()]
+    layout = config.duplication.layout
+    computed = f"{rows.tokens_computed:,} tokens computed in layout {layout}, {rows.tokens_trained:,} trained"
+    if rows.tokens_computed and rows.tokens_per_turn > rows.tokens_computed:
+        ratio = rows.tokens_per_turn / rows.tokens_computed
+        computed += f"; one pass a turn computes {ratio:.2f} times as many: about the speed-up to expect"
+    lines.append(f"            {computed}")
+    if not rows.branching:
+        lines.append(
+            "            no row branches, so nothing is duplicated: the template keeps thinking, or there is none"
+        )
+    if rows.slow_turns:
+        lines.append(f"            {rows.slow_turns:,} turns rendered the slow way: slow, not wrong")
+    left_out = {
+        "invalid conversations": len(data.dropped) + len(rows.invalid) + len(heldout.invalid),
+        "turns longer than a pack": rows.dropped_turns,
+        "held-out turns longer than a pack": heldout.dropped_turns,
+        "conversations with nothing to train": rows.without_rows,
+    }
+    counts = [f"{count:,} {what}" for what, count in left_out.items() if count]
+    lines.append(f"left out    {', '.join(counts) or 'nothing'}")
+    return [*lines, f"steps       {_steps(config.trainer, rows)}"] if rows.items else lines
+
+
+def _steps(trainer: TrainerConfig, rows: PreparedData) -> str:
+    """How long the run is, as steps and as times through the data; warns of very many."""
+    conversations = len(rows.items)
+    steps, epochs = planned_steps(trainer, conversations)
+    if epochs > MANY_EPOCHS and trainer.steps:
+        warnings.warn(
+            f"trainer.steps={trainer.steps:,} go {epochs:,.0f} times through {counted(conversations, 'conversation')}, "
+            "which will be learned by heart; give trainer.epochs=3, or fewer steps",
+            stacklevel=3,
+        )
+    a_step = min(trainer.conversations_per_step, conversations)
+    tokens = rows.tokens_computed / conversations * a_step
+    return (
+        f"{counted(steps, 'step')} of {counted(a_step, 'conversation')}, about {tokens:,.0f} tokens each; "
+        f"{epochs:,.3g} times through the data"
+    )
+
+
+def heldout_figures(trainer) -> dict[str, float]:
+    """Held-out losses of the model as it is saved: measured now, unless that was done at its step."""
+    keeps_best = trainer.args.load_best_model_at_end
+    step = trainer.state.best_global_step if keeps_best else trainer.state.global_step
+    for entry in reversed(trainer.state.log_history):
+        if "eval_loss" in entry and entry["step"] == step:
+            return entry
+    return trainer.evaluate() if trainer.eval_dataset is not None else {}
+
+
+def training_result(
+    trainer,
+    config: TrainConfig,
+    data: LoadedData,
+    rows: PreparedData,
+    heldout: PreparedData,
+    measured: dict[str, float],
+) -> dict:
+    """What `result.json` says of the training itself, and of what it ran on. `measured`: from `trainer.evaluate`."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    totals = trainer.run_totals
+    best = trainer.state.best_model_checkpoint if config.trainer.keep_best else None
+    return {
+        "layout": str(config.duplication.layout),
+        "seed": config.seed,
+        "steps": trainer.state.global_step,
+        "planned_steps": trainer.state.max_steps,
+        "epochs": trainer.state.epoch,
+        "train_seconds": round(totals.seconds, 2),
+        "tokens_computed": totals.tokens_computed,
+        "tokens_trained": totals.tokens_trained,
+        "pack_fill": totals.tokens_computed / totals.capacity,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        **{f"heldout_{name}": measured.get(f"eval_{name}") for name in ("loss", "thinking_loss", "answer_loss")},
+        "best_step": int(best.rpartition("-")[2]) if best else None,
+        "dropped_conversations": len(data.dropped) + len(rows.invalid) + len(heldout.invalid),
+        "dropped_turns": rows.dropped_turns,
+        "dropped_heldout_turns": heldout.dropped_turns,
+        "conversations_without_turns": rows.without_rows,
+        "device": device_name(trainer.args.device),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def closing_lines(result: dict) -> list[str]:
+    lines = [
+        f"trained {counted(result['steps'], 'step')} in {result['train_seconds']:.0f} s: loss "
+        f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}, {result['tokens_computed']:,} tokens computed, "
+        f"{result['tokens_trained']:,} trained"
+    ]
+    if result["steps"] < result["planned_steps"]:
+        lines[0] = lines[0].replace(" in ", f" of {result['planned_steps']:,} in ", 1)
+        lines.append("stopped early: the held-out loss went down no more (trainer.early_stopping)")
+    if result["best_step"]:
+        lines.append(f"model/ is the checkpoint of step {result['best_step']}, which has the lowest held-out loss")
+    if result["heldout_loss"] is not None:
+        lines.append(
+            "held out: "
+            + ", ".join(
+                f"{name.replace('_', ' ')} {result[f'heldout_{name}']:.3f}"
+                for name in ("loss", "thinking_loss", "answer_loss")
+                if result[f"heldout_{name}"] is not None
+            )
+        )
+    return lines + _chat_lines(result)
+
+
+def adapter_lines(adapter: AdapterConfig, end_note: str | None, folder: Path) -> list[str]:
+    """What somebody must know of model/ where it holds an adapter; `end_note` as `align_end_of_turn` gives it."""
+    if adapter.kind is AdapterKind.none:
+        return []
+    lines = [f"model/ holds the adapter; {typed('merge', folder)} writes it and its base model as one plain model"]
+    if end_note is not None:
+        lines.append("merge it before it is used: loaded as an adapter, it stops where the base model does")
+    if adapter.use_dora:
+        lines.append("merge it before it is used without peft: transformers 5.23 does not read what DoRA adds")
+    return lines
+
+
+def _chat_lines(result: dict) -> list[str]:
+    """How chatting went, by what was measured of it (`recipes.evaluation.replies.figures`)."""
+    lines = []
+    for prefix, history in (("", "with its own history"), ("teacher_", "with the data's history")):
+        if result.get(f"{prefix}answer_accuracy") is not None:
+            lines.append(
+                f"chatting {history}: {result[f'{prefix}answer_accuracy']:.1%} of answers right, "
+                f"{result[f'{prefix}conversation_accuracy']:.1%} of conversations all right"
+            )
+        if result.get(f"{prefix}replies_ended") is not None:
+            shares = [(kind, result[f"{prefix}thinking_{kind}"]) for kind in reversed(Thinking)]
+            lines.append(
+                f"  {result[f'{prefix}replies_ended']:.1%} of replies ended by themselves; thinking "
+                + ", ".join(f"{kind} {share:.1%}" for kind, share in shares if share)
+            )
+    return lines

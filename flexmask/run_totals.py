@@ -2,8 +2,9 @@
 
 import time
 from collections import Counter
+from typing import Any, cast
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from flexmask.loss import TokenLosses, loss_by_role
@@ -36,16 +37,21 @@ class RunTotals(TrainerCallback, ExportableState):
         for name, count in _counts(pack, result).items():
             setattr(self, name, getattr(self, name) + count)
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._start_anew()
         if state.global_step:
-            saved = state.stateful_callbacks.get(type(self).__name__, {})
+            # A list only until the Trainer has made the state.
+            saved = cast(dict[str, dict], state.stateful_callbacks).get(type(self).__name__, {})
             for name, value in saved.get("attributes", {}).items():
                 setattr(self, name, value)
         self.earlier_loss_sum = self.loss_sum
         self._started = time.perf_counter()
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.seconds = self.elapsed
         self._started = None
 

@@ -18,10 +18,12 @@ from flexmask.masks import PackMaskMod
 
 
 def has_alibi_route(model: PreTrainedModel) -> bool:
+    """Whether this is a model that `route_alibi` is for."""
     return model.config.model_type == "bloom"
 
 
 def is_routed(model: PreTrainedModel) -> bool:
+    """Whether `route_alibi` has been called on the model."""
     return has_alibi_route(model) and "build_alibi_tensor" in vars(model.transformer)
 
 

@@ -109,6 +109,10 @@ class ChatTemplate:
         return call | {"function": function} if call.get("function") else function
 
     def render(self, messages: Sequence[dict[str, Any]], where: str, *, add_generation_prompt: bool) -> str:
+        """The text that the template makes of messages as `read` gives them.
+
+        Raises ValueError, beginning with `where`, when the template rejects them.
+        """
         try:
             return _applied(
                 self.tokenizer,

@@ -66,6 +66,7 @@ class Head:
         return self._output[0][0]
 
     def __call__(self, states: Tensor) -> Tensor:
+        """Logits [N, V] of states [N, D]; after `states`, which finds the decoder."""
         parent, _, attribute = self._decoder.rpartition(".")
         siblings = self.model.get_submodule(parent)._modules
         answer = _Answer(siblings[attribute], _with_states(self._output, states[None]))
@@ -99,6 +100,7 @@ class _Answer(nn.Module):
         self.__dict__.update(_decoder=decoder, _output=output)  # not as its child
 
     def forward(self, *args: Any, **kwargs: Any) -> _Output:
+        """The output that was given, whatever the arguments."""
         return self.__dict__["_output"]
 
     def __getattr__(self, name: str) -> Any:

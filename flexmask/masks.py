@@ -41,7 +41,8 @@ class PackMaskMod(Protocol):
     chunk: int | None
     tokens: int
 
-    def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor: ...
+    def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Whether query q sees key k; batch b, head h."""
 
 
 def visible_until_mask_mod(

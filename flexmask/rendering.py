@@ -57,6 +57,7 @@ class Pass:
 
     @property
     def is_trained(self) -> bool:
+        """Whether any of its tokens carries loss."""
         return bool((self.loss_weights > 0).any())
 
 

@@ -99,6 +99,7 @@ def settle_stream(args: TrainingArguments) -> None:
 
 
 def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that is given by name or folder."""
     return AutoTokenizer.from_pretrained(name)
 
 

@@ -127,6 +127,7 @@ class OnePassTrainer(Trainer):
     # ---- Before training ----
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
+        """The model that `model_init` makes, routed and tried as one that was given is."""
         model = super().call_model_init(trial)
         self._make_exact(model)
         self._fit_to_data(model)

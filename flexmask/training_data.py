@@ -61,6 +61,7 @@ class OnePassCollator:
         self.one_row_per_pack = one_row_per_pack
 
     def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, list[Pack]]:
+        """The packs of a batch: the rows of each of its conversations."""
         rows = [row for conversation in conversations for row in conversation]
         groups = [[row] for row in rows] if self.one_row_per_pack else [rows]
         return {"packs": [one for group in groups for one in pack(group, self.pack_length)]}
@@ -191,5 +192,6 @@ class _Stream(IterableDataset):
                 )
 
     def set_epoch(self, epoch: int) -> None:
+        """Tell the stream, which may shuffle by it."""
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)

@@ -3,8 +3,8 @@
     python -m recipes.loop
 
 trains the tiny embedded model for a few steps on generated tutoring dialogues and prints its loss. What is particular
-to this library is in `train`: conversations become rows, rows become packs, and `token_losses` gives the loss of a pack.
-The rest is a loop over batches as in any other training. For a model and data of your own, change `main`:
+to this library stands in `train`: conversations become rows, rows become packs, and `token_losses` gives the loss of a
+pack. The rest is a loop over batches as in any other training. For a model and data of your own, change `main`:
 
     tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen3-0.6B")
     model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B", dtype=torch.float32)

@@ -21,7 +21,7 @@ WITHOUT_MODEL = (
 EVERYTHING = "from flexmask import *"
 
 _REPORT = """
-import json, re, sys, time
+import json, re, time
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
 print(json.dumps([time.process_time(), int(peak) / 1024]))
 """

@@ -10,8 +10,8 @@ pack. The rest is a loop over batches as in any other training. For a model and 
     model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B", dtype=torch.float32)
     records = [json.loads(line) for line in open("my.jsonl")]  # {"messages": [{"role": ..., "content": ...}, ...]}
 
-`recipes/train.py` does the same steps (a test compares losses and weights), and checkpoints, evaluation, adapters,
-mixed precision and logging beside them.
+What it leaves is a model for `save_pretrained`. recipes/train.py does the same steps (a test compares losses and
+weights), with checkpoints, evaluation, adapters, mixed precision and logging beside them.
 """
 
 import math
@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Conversation, align_end_of_turn, pack, prepare_conversation, prepare_model, token_losses
 from recipes.sources import tutoring
@@ -31,7 +32,6 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(seed=0, vocab_size=len(tokenizer))
     records = tutoring.generate(3 * STEPS, seed=0, split="train")
-
     conversations = [Conversation.from_record(record, f"record {i}") for i, record in enumerate(records)]
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for step, loss in enumerate(train(model, tokenizer, conversations, steps=STEPS), start=1):
@@ -40,8 +40,8 @@ def main() -> None:
 
 
 def train(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     *,
     steps: int,
@@ -69,15 +69,18 @@ def train(
 
     optimizer = adamw(model, learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, warmup_steps, steps))
-    batches = shuffled_batches([one.rows for one in prepared if one.rows], conversations_per_step, seed)
+    trained = [one.rows for one in prepared if one.rows]
+    if not trained:
+        raise ValueError(f"none of the {len(conversations):,} conversations has a turn to train")
+    batches = shuffled_batches(trained, conversations_per_step, seed)
     for _ in range(steps):
         packs = pack([row for rows in next(batches) for row in rows], pack_length)
         # Counted before anything is computed, so that the packs of a step are parts of one mean.
-        weight = sum(one.loss_weights.double().sum() for one in packs)
+        weight = sum(float(one.loss_weights.double().sum()) for one in packs)
         step_loss = 0.0
         for one in packs:
             # Forward: the mask of the pack, positions in the tree, and each token's loss under what precedes it there.
-            loss = token_losses(model, one.to(model.device)).total / weight.to(model.device, model.dtype)
+            loss = token_losses(model, one.to(model.device)).total / weight
             loss.backward()
             step_loss += loss.item()
         if not math.isfinite(step_loss):

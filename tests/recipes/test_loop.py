@@ -72,3 +72,11 @@ def test_it_runs_as_it_says_and_prints_losses(capsys, monkeypatch):
 
 def test_it_is_short_enough_to_be_read_first():
     assert len(Path(loop.__file__).read_text().splitlines()) <= 120
+
+
+def test_data_without_a_turn_to_train_is_refused():
+    record = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": False}]}
+    tokenizer = build_tokenizer()
+    model = build_model(seed=0, vocab_size=len(tokenizer), **SIZES)
+    with pytest.raises(ValueError, match="none of the 1 conversations has a turn to train"):
+        next(loop.train(model, tokenizer, [Conversation.from_record(record, "untrained")], steps=1))

@@ -59,7 +59,7 @@ notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/note
 	@ls -d runs/notebooks/*.ipynb
 
 test: $(STAMP) ## run the tests: no network, no GPU
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 journeys: $(STAMP) ## run what README and docs tell a user to do, on small models and data
 	@$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not gpu' tests/journeys $(ARGS)
@@ -75,12 +75,13 @@ support: $(STAMP) ## write docs/support.md from the results of the tests of mode
 gpu-test: $(STAMP) ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-check: $(STAMP) ## check format and lint
+check: $(STAMP) ## check format, lint, docstrings and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check . $(ARGS)
+	@$(BIN)/mypy
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Asking for other constraints than the installed ones reinstalls.

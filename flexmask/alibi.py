@@ -6,6 +6,7 @@ their own softmax. Here the model's own table is read at logical positions, and 
 """
 
 import types
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,16 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 from flexmask.attention import flexmask_attention
+from flexmask.masks import PackMaskMod
 
 
 def has_alibi_route(model: PreTrainedModel) -> bool:
+    """Whether this is a model that `route_alibi` is for."""
     return model.config.model_type == "bloom"
 
 
 def is_routed(model: PreTrainedModel) -> bool:
+    """Whether `route_alibi` has been called on the model."""
     return has_alibi_route(model) and "build_alibi_tensor" in vars(model.transformer)
 
 
@@ -27,23 +31,28 @@ def route_alibi(model: PreTrainedModel) -> None:
     """Let a Bloom model take a BlockMask as its attention mask; changes the model's methods, not its weights."""
     if is_routed(model):
         return
-    for block in model.transformer.h:
+    transformer: Any = model.transformer
+    for block in transformer.h:
         block.self_attention.original_forward = block.self_attention.forward
         block.self_attention.forward = types.MethodType(_attend, block.self_attention)
-    model.transformer.original_alibi = model.transformer.build_alibi_tensor
-    model.transformer.build_alibi_tensor = types.MethodType(_key_bias, model.transformer)
+    transformer.original_alibi = transformer.build_alibi_tensor
+    transformer.build_alibi_tensor = types.MethodType(_key_bias, transformer)
 
 
-def _key_bias(model: nn.Module, attention_mask: Tensor | BlockMask, num_heads: int, dtype: torch.dtype) -> Tensor:
+def _key_bias(model: Any, attention_mask: Tensor | BlockMask, num_heads: int, dtype: torch.dtype) -> Tensor:
     """[H, S] for a BlockMask: the bias of each key at its position, padding left out."""
     if not isinstance(attention_mask, BlockMask):
         return model.original_alibi(attention_mask, num_heads, dtype)
-    positions = attention_mask.mask_mod.position_ids[0, : attention_mask.mask_mod.tokens]
+    mask_mod = cast(PackMaskMod, attention_mask.mask_mod)
+    assert mask_mod.position_ids is not None  # attention_masks gives them
+    positions = mask_mod.position_ids[0, : mask_mod.tokens]
     table = model.original_alibi(positions.new_ones(1, int(positions.max()) + 1), num_heads, dtype)  # [H, 1, positions]
     return table[:, 0, positions]
 
 
-def _attend(layer: nn.Module, hidden_states: Tensor, residual: Tensor, alibi: Tensor, attention_mask, **more):
+def _attend(
+    layer: Any, hidden_states: Tensor, residual: Tensor, alibi: Tensor, attention_mask: Any, **more: Any
+) -> Any:
     """The attention of a Bloom layer; its projections, dropout and residual are the layer's own."""
     if not isinstance(attention_mask, BlockMask):
         return layer.original_forward(hidden_states, residual, alibi=alibi, attention_mask=attention_mask, **more)

@@ -6,6 +6,8 @@ that transformers makes for generation) it computes what the sdpa and eager impl
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ def flexmask_attention(
     sliding_window: int | None | object = _NOT_PASSED,
     key_bias: Tensor | None = None,
     kernel_options: dict | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function (5.23): query [B, H, S, D], key [B, K, S, D], value [B, K, S, E] with K key
     heads for H query heads; returns ([B, S, H, E], None). B is 1 for a BlockMask, which may be made for more tokens.
@@ -175,12 +177,13 @@ def _dense_attention(
 
 
 @functools.cache
-def _compiled_flex_attention():
+def _compiled_flex_attention() -> Callable:
     # dynamic=False: the mask has one length, so one compile for the run, and shapes stay constants in the kernel.
     # Each kind of mask, with and without gradients, and each other pack length compiles once more. Past the limit (8
     # unless raised, torch 2.13) a call would run without the kernel and make all S x S scores; fullgraph turns
-    # that into an error.
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True, recompile_limit=64)
+    # that into an error. Of recompile_limit the overloads of torch 2.13 do not know.
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True, recompile_limit=64)  # type: ignore[call-overload]
+    return compiled
 
 
 def _softcap_score_mod(softcap: float) -> ScoreMod:
@@ -219,7 +222,7 @@ def _compiled_attention(
             raise ValueError("key_bias beside softcap: no model has both")
         score_mod = _key_bias_score_mod(F.pad(key_bias, (0, padding)))
     # Inside a compiled model the surrounding compilation takes flex_attention in.
-    attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+    attend = cast(Callable, flex_attention) if torch.compiler.is_compiling() else _compiled_flex_attention()
     result = attend(
         query,
         key,
@@ -234,7 +237,7 @@ def _compiled_attention(
     )
     output, aux = (result, None) if sinks is None else result
     output = output[:, :, :tokens]
-    if sinks is not None:
+    if sinks is not None and aux is not None:
         # A sink adds exp(sink) to the denominator: exp(lse) / (exp(lse) + exp(sink)) = sigmoid(lse - sink).
         share = torch.sigmoid(aux.lse[:, :, :tokens] - sinks.to(aux.lse.dtype).view(1, -1, 1)).unsqueeze(-1)
         output = (output * share).to(value.dtype)

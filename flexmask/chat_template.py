@@ -4,6 +4,8 @@ Both come from the tokenizer's own chat template, rendered twice: the prompt is 
 prompt, the whole is `messages[:k + 1]`, and what the whole adds is generated. Nothing here knows a model family.
 """
 
+from __future__ import annotations
+
 import ast
 import datetime
 import functools
@@ -13,12 +15,14 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
 
 from flexmask.conversation import REASONING_KEYS, THINK_CLOSE, THINK_OPEN, Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 THINK_BLOCK = "<think>\n{thinking}\n</think>\n\n"
 AUTO = "auto"
@@ -105,17 +109,26 @@ class ChatTemplate:
         return call | {"function": function} if call.get("function") else function
 
     def render(self, messages: Sequence[dict[str, Any]], where: str, *, add_generation_prompt: bool) -> str:
+        """The text that the template makes of messages as `read` gives them.
+
+        Raises ValueError, beginning with `where`, when the template rejects them.
+        """
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages),
+            return _applied(
+                self.tokenizer,
+                messages,
                 tools=self.tools,
                 chat_template=self.source,
                 add_generation_prompt=add_generation_prompt,
-                tokenize=False,
                 **self.kwargs,
             )
         except _REJECTIONS as error:
             raise ValueError(f"{where}: the chat template rejects the conversation: {error}") from error
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], **settings: Any) -> str:
+    """The text that a chat template makes of messages."""
+    return cast(str, tokenizer.apply_chat_template(list(messages), tokenize=False, **settings))
 
 
 @functools.lru_cache(maxsize=64)
@@ -180,7 +193,7 @@ def _parts(content: str) -> list[dict[str, str]]:
 def _probes_shown(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]]) -> int:
     """How often a template shows the probe that stands in `messages`; 0 where it rejects them."""
     try:
-        return tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False).count(_PROBE)
+        return _applied(tokenizer, messages, chat_template=source).count(_PROBE)
     except _REJECTIONS:
         return 0
 
@@ -190,7 +203,7 @@ def _content_in_parts(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
     """Whether a template shows content only as a list of parts, as those of vision-language models may."""
 
     def shows(content: Any) -> bool:
-        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+        messages = [{"role": role, "content": content} for role in ("user", "assistant")]
         return _probes_shown(tokenizer, source, messages) == 2
 
     return not shows(_PROBE) and shows(_parts(_PROBE))
@@ -202,7 +215,7 @@ def _arguments_as_text(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
 
     def takes(arguments: Any) -> bool:
         call = {"id": "000000000", "type": "function", "function": {"name": _PROBE, "arguments": arguments}}
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "user", "content": _PROBE},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
@@ -382,7 +395,7 @@ class _Turn:
             cursor = moved = len(block) - len(opened)
         # Gemma 4 writes calls in front of the content: they are part of the answer.
         spoken = {probe: place.start for probe, place in places.items() if probe != _THINKING}
-        first = min(spoken, key=spoken.get, default=None)
+        first = min(spoken, key=spoken.__getitem__, default=None)
         content_start = spoken[_ANSWER] + moved if first == _ANSWER else None
         answer_start = self._answer_start(raw, cursor, content_start)
         generated = self._closed(raw, max(answer_end + moved, answer_start))

@@ -7,6 +7,7 @@ query block attends to the keys that it sees, as one dense problem.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -103,7 +104,7 @@ def _make_tiles(block_mask: BlockMask, tokens: int) -> Iterator[_Tile]:
 
 def _block_lists(counts: Tensor | None, indices: Tensor | None) -> list[np.ndarray]:
     """The listed key blocks of each query block; no lists where the BlockMask has none."""
-    if counts is None:
+    if counts is None or indices is None:
         return []
     return [line[:n] for n, line in zip(counts[0, 0].numpy(), indices[0, 0].numpy(), strict=True)]
 
@@ -204,7 +205,16 @@ class _BlockSparseAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, sinks, tiles, scaling, softcap):
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None,
+        tiles: Sequence[_Tile],
+        scaling: float,
+        softcap: float | None,
+    ) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             work = _Operands(query, key, value, sinks, scaling, softcap)
             output = work.query.new_empty(*work.query.shape[:3], value.shape[-1])
@@ -213,10 +223,10 @@ class _BlockSparseAttention(torch.autograd.Function):
                 work.scores(tile, heads, out=scores)
                 tile.hide(scores)
                 top = scores.amax(dim=-1, keepdim=True)
-                if sinks is not None:
+                if work.sinks is not None:
                     top = torch.maximum(top, tile.rows(work.sinks, heads))
                 total = scores.sub_(top).exp2_().sum(dim=-1, keepdim=True)
-                if sinks is not None:
+                if work.sinks is not None:
                     total += torch.exp2(tile.rows(work.sinks, heads) - top)
                 weighted = torch.bmm(scores, tile.take(work.value[heads]))
                 torch.div(weighted, total, out=tile.rows(output, heads))
@@ -228,7 +238,7 @@ class _BlockSparseAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, sinks, output, lse = ctx.saved_tensors
         with torch.autocast("cpu", enabled=False):
             work = _Operands(query, key, value, sinks, ctx.scaling, ctx.softcap)
@@ -251,7 +261,7 @@ class _BlockSparseAttention(torch.autograd.Function):
                 torch.bmm(grad_scores, tile.take(work.key[heads]), out=tile.rows(grad_query, heads))
                 tile.add(grad_key[heads], torch.bmm(tile.rows(work.query, heads).transpose(1, 2), grad_scores))
             grad_sinks = None
-            if sinks is not None:
+            if work.sinks is not None:
                 grad_sinks = -(torch.exp2(work.sinks - lse) * delta).sum(dim=1).flatten().to(sinks.dtype)
             grad_query = _merge_heads(grad_query.mul_(ctx.scaling)).transpose(1, 2).to(query.dtype)
             grad_key = grad_key.mul_(ctx.scaling / work.factor).transpose(1, 2)[None].to(key.dtype)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 
 import jinja2
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def align_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> str | None:
@@ -30,7 +30,8 @@ def align_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         return None
     generation = getattr(model, "generation_config", None)
     configs = [model.config.get_text_config(), *([generation] if generation is not None else [])]
-    said, moved = [], {}
+    said: list[str] = []
+    moved: dict[str, list[str]] = {}
     before = tokenizer.eos_token_id
     if before not in ends:
         known = [index for config in configs[::-1] for index in _ids(config) if index in ends]
@@ -57,7 +58,7 @@ def align_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return f"turns end with {shown}: {'; '.join(said)}" if said else None
 
 
-def _ids(config) -> list[int]:
+def _ids(config: PreTrainedConfig | GenerationConfig) -> list[int]:
     """The ends of sequence of a config: none, one or several."""
     found = getattr(config, "eos_token_id", None)
     return [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]

@@ -7,6 +7,7 @@ nobody has thought of: attention that ignores or rewrites the mask, positions ta
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,9 +75,9 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
     """
     held = {}
 
-    def widen(module, _):
+    def widen(module: nn.Module, _: object) -> None:
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        inside = module
+        inside: Any = module
         # Layers of peft read the weights of those that they wrap.
         while (inside := getattr(inside, "base_layer", None)) is not None:
             tensors += [*inside.parameters(recurse=False), *inside.buffers(recurse=False)]
@@ -88,7 +89,7 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
         for tensor, data in held[module]:
             tensor.data = data.float()
 
-    def restore(module, *_):
+    def restore(module: nn.Module, *_: object) -> None:
         for tensor, data in held.pop(module, ()):
             tensor.data = data
 
@@ -119,7 +120,7 @@ def _vocabulary(model: PreTrainedModel) -> int:
     """How many tokens have both an embedding and a logit: some models (speech, images) have more of one."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     # Adapters of peft wrap either.
-    rows = next(module.num_embeddings for module in embeddings.modules() if hasattr(module, "num_embeddings"))
+    rows: Any = next(module.num_embeddings for module in embeddings.modules() if hasattr(module, "num_embeddings"))
     return min(rows, getattr(head, "out_features", rows))
 
 

@@ -3,12 +3,17 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from flexmask.models import UnsupportedModelError
+
+# What a decoder returns; the states stand first in it.
+_Output = tuple | ModelOutput
 
 
 class Head:
@@ -35,7 +40,7 @@ class Head:
         """Last hidden states [S, D]."""
         outputs: dict[str, list] = {path: [] for path in self._around}
 
-        def keep(path: str, module: nn.Module, arguments: tuple, output) -> None:
+        def keep(path: str, module: nn.Module, arguments: tuple, output: _Output) -> None:
             outputs[path].append(output)
 
         handles = [
@@ -48,8 +53,8 @@ class Head:
             for handle in handles:
                 handle.remove()
         name = type(self.model).__name__
-        self._decoder = next((path for path, found in outputs.items() if found), None)
-        if self._decoder is None or len(outputs[self._decoder]) != 1:
+        self._decoder = next((path for path, found in outputs.items() if found), "")
+        if len(outputs.get(self._decoder, ())) != 1:
             calls = {path: len(found) for path, found in outputs.items()}
             raise UnsupportedModelError(f"{name}: no module around its embeddings is called once: {calls}")
         if rows:
@@ -61,6 +66,7 @@ class Head:
         return self._output[0][0]
 
     def __call__(self, states: Tensor) -> Tensor:
+        """Logits [N, V] of states [N, D]; after `states`, which finds the decoder."""
         parent, _, attribute = self._decoder.rpartition(".")
         siblings = self.model.get_submodule(parent)._modules
         answer = _Answer(siblings[attribute], _with_states(self._output, states[None]))
@@ -89,18 +95,19 @@ class Head:
 class _Answer(nn.Module):
     """In place of a decoder: returns `output` whatever it is called with, and has all else from the decoder."""
 
-    def __init__(self, decoder: nn.Module, output) -> None:
+    def __init__(self, decoder: nn.Module | None, output: _Output) -> None:
         super().__init__()
         self.__dict__.update(_decoder=decoder, _output=output)  # not as its child
 
-    def forward(self, *args, **kwargs):
-        return self._output
+    def forward(self, *args: Any, **kwargs: Any) -> _Output:
+        """The output that was given, whatever the arguments."""
+        return self.__dict__["_output"]
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_decoder"], name)
 
 
-def _with_states(output, states: Tensor):
+def _with_states(output: _Output, states: Tensor) -> _Output:
     """A decoder's output with other states, which stand first in it."""
     if isinstance(output, tuple):
         return (states, *output[1:])
@@ -108,7 +115,7 @@ def _with_states(output, states: Tensor):
 
 
 @contextlib.contextmanager
-def replaced(values: dict, name: str, value) -> Iterator[None]:
+def replaced(values: dict, name: str, value: object) -> Iterator[None]:
     """`values[name]` is `value`, and afterwards what it was, or not there."""
     missing = object()
     before = values.get(name, missing)

@@ -8,6 +8,7 @@ computed. So the memory of the loss depends neither on the length of the row nor
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -56,7 +57,7 @@ class TokenLosses:
         return sums
 
 
-def loss_by_role(sums: Mapping[str, Tensor]) -> dict[str, float]:
+def loss_by_role(sums: Mapping[str, Any]) -> dict[str, float]:
     """Mean token losses of `TokenLosses.sums_by_role`, which may be added up over packs: `thinking_loss` and
     `answer_loss`. A role that was not trained is left out."""
     return {
@@ -78,7 +79,7 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
     inner = unwrapped(model)
     if takes_block_masks(inner):
-        inputs = dict(
+        inputs: dict[str, Any] = dict(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
             attention_mask=attention_masks(inner.config, pack, block_size),
@@ -109,7 +110,7 @@ def _loss_in_place_of_logits(
     """
     forward = model.forward
 
-    def loss_forward(**inputs) -> dict[str, Tensor]:
+    def loss_forward(**inputs: Any) -> dict[str, Tensor]:
         head = Head(model, forward)
         states = head.states(inputs)[previous]
         if not _whole(model, head.parameters):
@@ -139,34 +140,45 @@ class _ChunkedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states, head, targets, weights, enabled, *parameters):
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        head: Head,
+        targets: Tensor,
+        weights: Tensor,
+        enabled: bool,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         need = [enabled and needed for needed in (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])]
         aliases = [parameter.detach().requires_grad_(enabled) for parameter in parameters]
         grad_states = torch.empty_like(states) if need[0] else None
         grads: list[Tensor | None] = [None] * len(parameters)
-        total, losses = 0, []
+        totals: list[Tensor] = []
+        losses: list[Tensor] = []
         with head.with_parameters(aliases):
             for start, end in _chunks(len(states), states, head):
                 with torch.set_grad_enabled(any(need)):
                     chunk = states[start:end].detach().requires_grad_(need[0])
                     loss = F.cross_entropy(head(chunk), targets[start:end], reduction="none")
                     weighted = (loss * weights[start:end].to(loss.dtype)).sum()
-                total = total + weighted.detach()
+                totals.append(weighted.detach())
                 losses.append(loss.detach())
                 if any(need):
                     wanted = [chunk, *aliases] if need[0] else aliases
                     found = list(_gradients(weighted, wanted))
-                    if need[0]:
-                        grad_states[start:end] = found.pop(0)
+                    if grad_states is not None:
+                        of_states = found.pop(0)
+                        assert of_states is not None  # logits are made from the states
+                        grad_states[start:end] = of_states
                     grads = [_sum(grad, more) for grad, more in zip(grads, found, strict=True)]
-        losses = torch.cat(losses)
+        each = torch.cat(losses)
         ctx.save_for_backward(grad_states, *grads)
-        ctx.mark_non_differentiable(losses)
-        return total, losses
+        ctx.mark_non_differentiable(each)
+        return sum(totals[1:], totals[0]), each
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_total, _):
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_states, *grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
         return grad_states, None, None, None, None, *grads
 

@@ -20,6 +20,7 @@ functions: its mask_mod, and its bounds over a pair of blocks (`_window_blocks`,
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -31,12 +32,25 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+class PackMaskMod(Protocol):
+    """A mask_mod of one pack, with what it was made from (see `visible_until_mask_mod`)."""
+
+    visible_until: Tensor
+    position_ids: Tensor | None
+    window: int | None
+    chunk: int | None
+    tokens: int
+
+    def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Whether query q sees key k; batch b, head h."""
+
+
 def visible_until_mask_mod(
     visible_until: Tensor,
     position_ids: Tensor | None = None,
     window: int | None = None,
     chunk: int | None = None,
-) -> MaskMod:
+) -> PackMaskMod:
     """mask_mod(b, h, q, k): k is q or an ancestor of q and, with a window, fewer than `window` positions back or, with
     chunks, in the same stretch of `chunk` positions.
 
@@ -51,16 +65,21 @@ def visible_until_mask_mod(
     """
     _check_arguments(visible_until, position_ids, window, chunk)
     mask_mod = ancestor = _ancestor_mask_mod(visible_until)
-    if window is not None or chunk is not None:
-        near = _chunk_mask_mod(position_ids, chunk) if window is None else _window_mask_mod(position_ids, window)
+    near = None
+    if position_ids is not None and window is not None:
+        near = _window_mask_mod(position_ids, window)
+    elif position_ids is not None and chunk is not None:
+        near = _chunk_mask_mod(position_ids, chunk)
+    if near is not None:
 
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return ancestor(b, h, q, k) & near(b, h, q, k)
 
-    mask_mod.visible_until, mask_mod.position_ids = visible_until, position_ids
-    mask_mod.window, mask_mod.chunk = window, chunk
-    mask_mod.tokens = visible_until.shape[1]
-    return mask_mod
+    made = cast(PackMaskMod, mask_mod)
+    made.visible_until, made.position_ids = visible_until, position_ids
+    made.window, made.chunk = window, chunk
+    made.tokens = visible_until.shape[1]
+    return made
 
 
 def visible_until_score_mod(
@@ -135,9 +154,9 @@ def build_block_mask(
     # first query, and full if all its keys precede the queries and its nearest subtree covers the last query.
     touched = (first[None, :] <= last[:, None]) & (greatest[None, :] > first[:, None])
     full = (last[None, :] <= first[:, None]) & (least[None, :] > last[:, None])
-    if window is not None or chunk is not None:
+    if position_ids is not None and (window is not None or chunk is not None):
         positions = _block_bounds(position_ids[0].cpu().numpy(), block_size)
-        some_near, all_near = _chunk_blocks(positions, chunk) if window is None else _window_blocks(positions, window)
+        some_near, all_near = _window_blocks(positions, window) if chunk is None else _chunk_blocks(positions, chunk)
         touched &= some_near
         full &= all_near
     return _block_mask(touched & ~full, full, block_size, mask_mod, visible_until.device)
@@ -151,10 +170,12 @@ def place_mask_mod(block_mask: BlockMask, device: torch.device | str) -> BlockMa
     """
     visible_until = getattr(block_mask.mask_mod, "visible_until", None)
     if visible_until is not None and visible_until.device != torch.device(device):
-        old = block_mask.mask_mod
+        old = cast(PackMaskMod, block_mask.mask_mod)
         position_ids = None if old.position_ids is None else old.position_ids.to(device)
-        block_mask.mask_mod = visible_until_mask_mod(visible_until.to(device), position_ids, old.window, old.chunk)
-        block_mask.mask_mod.tokens = old.tokens
+        block_mask.mask_mod = moved = visible_until_mask_mod(
+            visible_until.to(device), position_ids, old.window, old.chunk
+        )
+        moved.tokens = old.tokens
     return block_mask
 
 
@@ -195,7 +216,7 @@ def _chunk_mask_mod(position_ids: Tensor, chunk: int) -> MaskMod:
     return near
 
 
-def _window_blocks(bounds: tuple[np.ndarray, np.ndarray], window: int) -> tuple[np.ndarray, np.ndarray]:
+def _window_blocks(bounds: tuple[np.ndarray, np.ndarray], window: int | None) -> tuple[np.ndarray, np.ndarray]:
     """For each [query block, key block], from the least and greatest positions in a block: some pair may be near, all
     pairs are near."""
     least, greatest = bounds
@@ -227,7 +248,7 @@ def _block_mask(
     takes 380 ms for 1,024 blocks (torch 2.13, one thread) where the four lists made here take 15 ms.
     """
     length = len(partial) * block_size
-    lists = {}
+    lists: dict[str, Any] = {}
     for side, transpose in (("kv", False), ("q", True)):
         for kind, blocks in (("", partial), ("full_", full)):
             counts, indices = _index_lists(blocks.T if transpose else blocks)

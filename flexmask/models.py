@@ -4,7 +4,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -154,15 +154,15 @@ def _check_windows(model: PreTrainedModel) -> None:
         size = (restriction(model.config, kind) or (None, None))[1]
         if size in asked:
             continue
-        key = "layer_types" if size is None else _RESTRICTIONS[kind][1]
+        key = "layer_types" if size is None else (_RESTRICTIONS[kind] or ("", ""))[1]
         unread = [key, "layer_types"] if getattr(model.config.get_text_config(), "layer_types", None) else [key]
-        unread = " and ".join(dict.fromkeys(unread))
+        keys = " and ".join(dict.fromkeys(unread))
         given = "no window" if size is None else f"{key}={size:,}"
         own = " and ".join("no window" if one is None else f"a window of {one:,}" for one in sorted(asked, key=str))
         raise UnsupportedModelError(
             f"{type(model).__name__}: by the config, layers of type {kind!r} have {given}, but the model's own code "
-            f"has {own or 'no mask'} and does not follow {unread}, so one pass and inference would not agree; remove "
-            f"{unread} from the config"
+            f"has {own or 'no mask'} and does not follow {keys}, so one pass and inference would not agree; remove "
+            f"{keys} from the config"
         )
 
 
@@ -170,9 +170,9 @@ def _mask_sizes(model: PreTrainedModel) -> set[int | None]:
     """The windows and chunks of the masks that the model's code asks transformers (5.23) for; None: neither."""
     sizes = set()
 
-    def record(*args, local_size=None, **more):
-        sizes.add(local_size)
-        return sdpa_mask(*args, local_size=local_size, **more)
+    def record(*args: Any, **more: Any) -> Any:
+        sizes.add(more.get("local_size"))
+        return sdpa_mask(*args, **more)
 
     AttentionMaskInterface.register(ATTENTION_NAME, record)
     try:
@@ -306,11 +306,11 @@ def _attention_types(config: PreTrainedConfig) -> list[str]:
 
 def restriction(config: PreTrainedConfig, kind: str) -> tuple[str, int] | None:
     """How a layer type restricts the mask: an argument of `build_block_mask` and its value in positions."""
-    argument, key = _RESTRICTIONS.get(kind) or (None, None)
+    argument, key = _RESTRICTIONS.get(kind) or ("", "")
     return (argument, getattr(config.get_text_config(), key)) if argument else None
 
 
-def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> BlockMask | dict[str, BlockMask]:
+def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> BlockMask | dict[str, BlockMask | None]:
     """The `attention_mask` argument for a model: one BlockMask, or one for each layer type where they differ.
 
     transformers passes a BlockMask through as it is (masking_utils, 5.23); models that mix layer types take a dict.
@@ -323,7 +323,7 @@ def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> Bl
             pack.visible_until, block_size, pack.position_ids, **restricted, length=pack.pack_length
         )
         # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding.
-        masks[kind].ndim = 4
+        vars(masks[kind])["ndim"] = 4
     if len(masks) == 1:
         return next(iter(masks.values()))
     return masks | {kind: None for kind in _STATE.intersection(layer_types(config))}

@@ -2,7 +2,8 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,12 @@ class Pack:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Pack":
         """The pack with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {
-            name: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
             for name, value in values.items()
+            if isinstance(value, torch.Tensor)
         }
-        return Pack(**moved)
+        return replace(self, **moved)
 
 
 def pack(rows: Sequence[Row], pack_length: int) -> list[Pack]:

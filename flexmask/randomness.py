@@ -56,10 +56,12 @@ def _positive_settings(config: PreTrainedConfig) -> Iterator[str]:
 
 def _adapter_dropout(model: nn.Module) -> list[str]:
     """Dropout modules in layers of peft: those have `active_adapters`, and a module of each adapter under its name."""
-    found = {}
+    found: dict[str, None] = {}
     for layer in model.modules():
         active = getattr(layer, "active_adapters", None)
-        for path, module in layer.named_modules() if isinstance(active, list) else ():
+        if not isinstance(active, list):
+            continue
+        for path, module in layer.named_modules():
             owner, _, adapter = path.rpartition(".")
             if adapter in active and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
                 found[f"{owner.rpartition('.')[2]}={module.p}"] = None

@@ -4,18 +4,22 @@ A pass is the prompt as inference shows it, then what the model must generate, b
 (`flexmask.chat_template`). What a template does to history shows in the prompts, and the prefix tree finds it.
 """
 
+from __future__ import annotations
+
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from flexmask.chat_template import AUTO, ChatTemplate, TurnText, render_turns
 from flexmask.conversation import Conversation
 from flexmask.tokenization import TextTokenizer, TokenizedText, guard_control_tokens, is_special
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Role(IntEnum):
@@ -53,6 +57,7 @@ class Pass:
 
     @property
     def is_trained(self) -> bool:
+        """Whether any of its tokens carries loss."""
         return bool((self.loss_weights > 0).any())
 
 
@@ -186,8 +191,9 @@ def select_turns(turns: str, count: int) -> set[int]:
                 f'turns="{turns}": "{part}" is neither an index nor a slice; '
                 'write "all", or for instance "-1", "1:" or "0,2"'
             ) from None
-        if len(bounds) == 1:
-            selected.update(i for i in [bounds[0] % count if -count <= bounds[0] < count else -1] if i >= 0)
-        else:
+        index = bounds[0]
+        if len(bounds) > 1:
             selected.update(range(count)[slice(*bounds)])
+        elif index is not None and -count <= index < count:
+            selected.add(index % count)
     return selected

@@ -2,8 +2,9 @@
 
 import time
 from collections import Counter
+from typing import Any, cast
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from flexmask.loss import TokenLosses, loss_by_role
@@ -33,23 +34,32 @@ class RunTotals(TrainerCallback, ExportableState):
         self.tokens_computed = self.tokens_trained = self.packs = self.capacity = 0
 
     def count(self, pack: Pack, result: TokenLosses) -> None:
+        """Add one pack that was trained."""
         for name, count in _counts(pack, result).items():
             setattr(self, name, getattr(self, name) + count)
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin at zero, or with the totals of the checkpoint that the run resumes from."""
         self._start_anew()
         if state.global_step:
-            saved = state.stateful_callbacks.get(type(self).__name__, {})
+            # A list only until the Trainer has made the state.
+            saved = cast(dict[str, dict], state.stateful_callbacks).get(type(self).__name__, {})
             for name, value in saved.get("attributes", {}).items():
                 setattr(self, name, value)
         self.earlier_loss_sum = self.loss_sum
         self._started = time.perf_counter()
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock."""
         self.seconds = self.elapsed
         self._started = None
 
     def state(self) -> dict:
+        """What transformers saves of a callback in the trainer state of a checkpoint."""
         return {"args": {}, "attributes": {name: getattr(self, name) for name in _SAVED} | {"seconds": self.elapsed}}
 
     @property
@@ -69,6 +79,7 @@ class IntervalFigures:
         self._started = time.perf_counter()
 
     def count(self, pack: Pack, result: TokenLosses) -> None:
+        """Add one pack that was trained."""
         self._last_pack = pack
         self._tally.update(_counts(pack, result) | result.sums_by_role())
 

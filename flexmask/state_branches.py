@@ -30,6 +30,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ class StateBranches:
         # Continued nodes level by level; `state`: where the final state of each is among all, behind a state of zeros.
         order = np.flatnonzero(continued)
         order = order[np.argsort(depth[order], kind="stable")]
-        ends = np.cumsum(np.bincount(depth[order])) if len(order) else []
+        ends: Sequence[int] = np.cumsum(np.bincount(depth[order])).tolist() if len(order) else []
         state = np.zeros(len(parent), dtype=np.int64)
         first_slot, total = np.empty(len(parent), dtype=np.int64), 0
 
@@ -143,9 +144,10 @@ class StateBranches:
             self._levels.append([batch(*of) for of in zip(groups, parents, strict=True)])
             above, start = start, end
         leaves = np.flatnonzero(~continued)
-        parents = np.where(parent[leaves] >= 0, state[parent[leaves]], 0)
+        parent_states = np.where(parent[leaves] >= 0, state[parent[leaves]], 0)
         self._leaves = [
-            batch(leaves[group], parents[group] if self._levels else None) for group in _of_like_length(length[leaves])
+            batch(leaves[group], parent_states[group] if self._levels else None)
+            for group in _of_like_length(length[leaves])
         ]
         token_of_node = np.arange(len(self)) - self._start[node_of]
         self._slots, self._slot_count = self._tensor(first_slot[node_of] + token_of_node), total
@@ -177,11 +179,12 @@ class StateBranches:
             x.new_zeros(self._slot_count, *x.shape[2:]).index_copy(0, self._slots, x[0]).split(sizes) for x in inputs
         ]
         parts = iter(zip(*laid_out, strict=True))
-        outputs, finals = [], []
+        outputs: list[Tensor] = []
+        finals: list[Tensor] = []
 
-        def run_batch(batch: _Batch, states: Tensor | None, continued: bool) -> Tensor | None:
+        def run_batch(batch: _Batch, states: Tensor | None, continued: bool) -> Tensor:
             inputs = [part.unflatten(0, (batch.nodes, batch.length)) for part in next(parts)]
-            initial = None if batch.parents is None else states.index_select(0, batch.parents)
+            initial = None if batch.parents is None or states is None else states.index_select(0, batch.parents)
             output, final = run(inputs, initial, continued)
             outputs.append(output.flatten(0, 1))
             return final
@@ -219,7 +222,9 @@ def _of_like_length(length: np.ndarray) -> list[np.ndarray]:
 # ---- One implementation for each kind of layer; `function` is transformers' own, or the kernel that it stands for ----
 
 
-def _convolution(function: Callable, branches: StateBranches, x: Tensor, weight: Tensor, bias=None, **more) -> Tensor:
+def _convolution(
+    function: Callable, branches: StateBranches, x: Tensor, weight: Tensor, bias: Tensor | None = None, **more: Any
+) -> Tensor:
     """Causal depthwise convolution: x [1, D, T], weight [D, K] -> [1, D, T]."""
     branches._check_length((x.shape[0], x.shape[2]))
     tokens, places = branches.convolution(weight.shape[-1])
@@ -239,12 +244,12 @@ def _delta_rule(
     beta: Tensor,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
-    **more,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Gated delta rule, with one gate a head or one a channel (Kimi): all inputs [1, T, heads, ...]."""
     _check_no_cache(initial_state, output_final_state)
 
-    def run(inputs, state, continued):
+    def run(inputs: Sequence[Tensor], state: Tensor | None, continued: bool) -> tuple[Tensor, Tensor]:
         query, key, value, g, beta = inputs
         given = more | _chunks(64, inputs[0])
         return function(query, key, value, g=g, beta=beta, initial_state=state, output_final_state=continued, **given)
@@ -267,7 +272,7 @@ def _mamba_2(
     dt_limit: tuple[float, float],
     initial_states: Tensor | None = None,
     return_final_states: bool = False,
-    **more,
+    **more: Any,
 ) -> Tensor:
     """State-space scan of Mamba-2: x [1, T, heads, D], dt [1, T, heads], B and C [1, T, groups, N]."""
     _check_no_cache(initial_states, return_final_states)
@@ -275,7 +280,7 @@ def _mamba_2(
     dt = dt.float() + dt_bias.float()
     dt = (F.softplus(dt) if dt_softplus else dt).clamp(*dt_limit)
 
-    def run(inputs, state, continued):
+    def run(inputs: Sequence[Tensor], state: Tensor | None, continued: bool) -> tuple[Tensor, Tensor | None]:
         x, dt, B, C = inputs
         given = more | dict(chunk_size=chunk_size) | _chunks(chunk_size, x)
         result = function(x, dt, A, B, C, initial_states=state, return_final_states=continued, **given)
@@ -284,7 +289,7 @@ def _mamba_2(
     return branches.recurrence(run, x, dt, B, C)
 
 
-def _without_fusion(function: Callable, branches: StateBranches, *args, **more) -> None:
+def _without_fusion(function: Callable, branches: StateBranches, *args: Any, **more: Any) -> None:
     """Mamba-2's convolution and scan in one kernel, which cannot branch: None sends the layer on to the two apart."""
 
 
@@ -351,7 +356,7 @@ def route_states(layers: Iterable[nn.Module]) -> None:
         home = _home(layer)
         for name in _functions(layer):
             if not hasattr(function := getattr(home, name), "behind"):
-                setattr(home, name, _in_front_of(function, _SEAM[name][0]))
+                setattr(home, name, _in_front_of(function, _SEAM[name][0]))  # type: ignore[arg-type] # joined types
 
 
 def expected_calls(model: nn.Module) -> int:
@@ -361,7 +366,7 @@ def expected_calls(model: nn.Module) -> int:
 
 
 def _functions(layer: nn.Module) -> tuple[str, ...]:
-    return _functions_of(type(layer))
+    return _functions_of(type(layer))  # type: ignore[arg-type] # mypy: no class of modules is hashable
 
 
 @functools.cache  # each pass asks for all modules of a model
@@ -382,10 +387,10 @@ def _kinds(kind: type) -> Iterator[type]:
 
 
 def _in_front_of(function: Callable, branched: Callable) -> Callable:
-    def routed(*args, state_branches: StateBranches | None = None, **kwargs):
+    def routed(*args: Any, state_branches: StateBranches | None = None, **kwargs: Any) -> Any:
         if state_branches is None:
             return function(*args, **kwargs)
         return branched(function, state_branches, *args, **kwargs)
 
-    routed.behind = function
+    vars(routed)["behind"] = function
     return routed

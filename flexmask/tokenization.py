@@ -5,16 +5,20 @@ and WordPiece alike), so what stands before one does not change the tokens from 
 begin alike: each is tokenized only from the last special token before the point where it parts from the one before.
 """
 
+from __future__ import annotations
+
 import functools
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from flexmask.chat_template import literal_text, parting
 from flexmask.conversation import THINK_CLOSE, THINK_OPEN, Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Characters of a text that is remembered: all prompts end alike, from their last special token on.
 _TAIL = 64
@@ -36,10 +40,15 @@ class TokenizedText:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def behind(self, count: int, text: str) -> "TokenizedText":
+    def behind(self, count: int, text: str) -> TokenizedText:
         """The tokens behind the first `count`, which stand for `text`."""
         restarts = self.restarts[self.restarts >= count] - count
         return TokenizedText(text, self.ids[count:], self.starts[count:], self.ends[count:], restarts)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], **settings: bool) -> str:
+    """The text of one sequence of tokens."""
+    return cast(str, tokenizer.decode(ids, **settings))
 
 
 class TextTokenizer:
@@ -71,9 +80,13 @@ class TextTokenizer:
             at = int(known.starts[first])
             tail = self._from(text[at:], at)
             if tail.ids[0] == known.ids[first] and tail.ends[0] == known.ends[first]:
-                parts = [(getattr(known, name)[:first], getattr(tail, name)) for name in ("ids", "starts", "ends")]
-                restarts = np.concatenate([known_restarts[:-1], tail.restarts + first])
-                return TokenizedText(text, *map(np.concatenate, parts), restarts)
+                return TokenizedText(
+                    text,
+                    ids=np.concatenate([known.ids[:first], tail.ids]),
+                    starts=np.concatenate([known.starts[:first], tail.starts]),
+                    ends=np.concatenate([known.ends[:first], tail.ends]),
+                    restarts=np.concatenate([known_restarts[:-1], tail.restarts + first]),
+                )
         if shared:
             self.slow_texts += 1
         return self._from(text, 0)
@@ -96,7 +109,8 @@ class TextTokenizer:
         # From the last restart on, so that the check stays short.
         first = asked.restarts[-1] if asked.restarts.size else 0
         expected = prompt[asked.starts[first] :] + generated
-        decoded = self.tokenizer.decode(
+        decoded = decode(
+            self.tokenizer,
             [*asked.ids[first:].tolist(), *behind.ids.tolist()],
             skip_special_tokens=False,
             clean_up_tokenization_spaces=False,

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from flexmask.arguments import OnePassConfig
 from flexmask.models import UnsupportedModelError, check_positions, unbranched_layers
@@ -92,11 +93,13 @@ def settle_stream(args: TrainingArguments) -> None:
             "a step; raise per_device_train_batch_size instead: packs run one after the other, so it costs no memory"
         )
     # Packs cannot be cut up and sent to other processes: each reads the stream and takes its share.
-    args.accelerator_config = copy.copy(args.accelerator_config)
-    args.accelerator_config.dispatch_batches = False
+    args.accelerator_config = config = copy.copy(args.accelerator_config)
+    assert isinstance(config, AcceleratorConfig)  # made by TrainingArguments whatever it was given
+    config.dispatch_batches = False
 
 
 def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that is given by name or folder."""
     return AutoTokenizer.from_pretrained(name)
 
 

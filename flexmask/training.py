@@ -9,14 +9,14 @@ import copy
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
 from accelerate.utils import TorchDynamoPlugin, extract_model_from_parallel
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import speed_metrics
@@ -38,7 +38,7 @@ from flexmask.trainer_inputs import (
     settle_collator,
     settle_stream,
 )
-from flexmask.training_data import OnePassCollator, Preparation, prepare_dataset
+from flexmask.training_data import OnePassCollator, Preparation, Rows, prepare_dataset
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -73,6 +73,12 @@ class OnePassTrainer(Trainer):
     UnsupportedModelError for a model that cannot be exact on its rows; NonFiniteLossError before the optimizer steps.
     """
 
+    # The Trainer allows for more of each.
+    model: nn.Module
+    data_collator: OnePassCollator
+    train_dataset: Rows | None
+    processing_class: PreTrainedTokenizerBase | None
+
     def __init__(
         self,
         model: nn.Module | str | None = None,
@@ -106,7 +112,7 @@ class OnePassTrainer(Trainer):
             **kwargs,
         )
         if self._use_cache is not None:  # the Trainer (5.23) would save "do not use a cache" with the model
-            self.model.config.use_cache = self._use_cache
+            unwrapped(self.model).config.use_cache = self._use_cache
         # compute_loss divides by the step's target weight itself, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
@@ -120,7 +126,8 @@ class OnePassTrainer(Trainer):
 
     # ---- Before training ----
 
-    def call_model_init(self, trial=None) -> nn.Module:
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """The model that `model_init` makes, routed and tried as one that was given is."""
         model = super().call_model_init(trial)
         self._make_exact(model)
         self._fit_to_data(model)
@@ -150,7 +157,8 @@ class OnePassTrainer(Trainer):
         settings = self.args.preparation() if isinstance(self.args, OnePassConfig) else {}
         settings |= {"pack_length": self.data_collator.pack_length}
         self._preparation = Preparation(self.processing_class, settings)
-        self.train_dataset, self._ends = None, ()
+        self.train_dataset = None
+        self._ends: tuple[int, ...] = ()
         if train_dataset is not None:
             quiet = self.args.disable_tqdm or not self.args.should_log
             self.train_dataset, self._ends = prepare_dataset(train_dataset, "train_dataset", self._preparation, quiet)
@@ -179,17 +187,19 @@ class OnePassTrainer(Trainer):
         datasets = {"train_dataset": self.train_dataset} if self.train_dataset is not None else {}
         for name, dataset in (datasets | datasets_of(self.eval_dataset, "eval_dataset")).items():
             check_rows(dataset, name, self.data_collator.pack_length, unwrapped(model))
-        if self._ends and (changed := align_end_of_turn(model, self.processing_class, self._ends)):
-            warnings.warn(changed, stacklevel=3)
+        if self._ends and self.processing_class is not None:  # which has prepared the turns that end
+            changed = align_end_of_turn(unwrapped(model), self.processing_class, self._ends)
+            if changed:
+                warnings.warn(changed, stacklevel=3)
 
-    def _build_accelerator_args(self, **kwargs) -> dict[str, Any]:
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         # A compiled model would be compiled again for every pack; its layers are compiled instead.
         return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         """Samplers that group by length read it from dict items, so they get stand-ins as long as each conversation's
         rows."""
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
             key = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
             dataset = [{key: range(sum(map(len, rows)))} for rows in dataset]
@@ -197,7 +207,7 @@ class OnePassTrainer(Trainer):
 
     # ---- Training ----
 
-    def _run_epoch(self, **kwargs) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer (5.23) trains one step too many when it resumes from the last one."""
         finished = self.state.global_step >= self.state.max_steps or any(
             one.early_stopping_patience_counter >= one.early_stopping_patience
@@ -207,19 +217,23 @@ class OnePassTrainer(Trainer):
         if finished:
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(**kwargs)
+            super()._run_epoch(*args, **kwargs)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor]:
         """The batches of one optimizer step and their target weight, summed over processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._step_rows = sorted({name for batch in samples for one in batch["packs"] for name in one.rows})
-        weight = sum(p.loss_weights.double().sum() for batch in samples for p in batch["packs"])
-        weight = torch.as_tensor(weight, dtype=torch.float64, device=device)
+        weights = [p.loss_weights.double().sum() for batch in samples for p in batch["packs"]]
+        weight = torch.as_tensor(sum(weights), dtype=torch.float64, device=device)
         if self.args.world_size > 1:
             weight = self.accelerator.gather(weight).sum()
         return samples, weight
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """Forward and backward of each pack in turn; returns the batch's part of the step's loss."""
         if not inputs["packs"]:
             raise ValueError("a batch has no rows: every turn of its conversations was dropped; leave them out")
@@ -231,7 +245,13 @@ class OnePassTrainer(Trainer):
                 losses.append(super().training_step(model, {"packs": [one]}, num_items_in_batch))
         return torch.stack(losses).sum()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Scalar: weighted token losses over the step's target weight (`num_items_in_batch`)."""
         (one,) = inputs["packs"]
         result = token_losses(model, one.to(self.args.device), self.data_collator.block_size)
@@ -241,10 +261,11 @@ class OnePassTrainer(Trainer):
         if self.model.training:
             self._interval.count(one, result)
             self.run_totals.count(one, result)
-        loss = loss / num_items_in_batch.to(loss.dtype) * self.accelerator.num_processes  # DDP averages gradients
+        step_weight = torch.as_tensor(num_items_in_batch).to(loss.dtype)
+        loss = loss / step_weight * self.accelerator.num_processes  # DDP averages gradients
         return (loss, result) if return_outputs else loss
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         # In float16 a gradient may overflow: the scaler then skips the step and scales less.
         if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
@@ -263,16 +284,16 @@ class OnePassTrainer(Trainer):
             logs = logs | self._interval.take(self.data_collator.block_size)
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.run_totals.loss_sum = self._loss_sum()
         super()._save_checkpoint(model, trial)
 
-    def _save(self, output_dir=None, state_dict=None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if (inner := unwrapped(self.model)) is not self.model:  # peft saves adapters, and not how to generate with them
-            inner.generation_config.save_pretrained(output_dir or self.args.output_dir)
+            inner.generation_config.save_pretrained(output_dir or self.args.output_dir or ".")
 
-    def _finalize_training(self, trial, num_train_samples, start_time):
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         """The Trainer (5.23) divides by the steps since the run was resumed; here all of them count."""
         totals = self.run_totals
         self._total_loss_scalar, self._initial_global_step = self._loss_sum(), 0
@@ -286,7 +307,9 @@ class OnePassTrainer(Trainer):
 
     # ---- Evaluation ----
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Exact held-out loss, thinking and answer apart: weighted token losses over all of the data set's weight.
 
         eval_dataset: as in the constructor; None is what was given there, a string one of its data sets by name.
@@ -302,37 +325,39 @@ class OnePassTrainer(Trainer):
         if dataset is None:
             raise ValueError("evaluate: there is no data; give it here, or eval_dataset to the trainer")
         if isinstance(dataset, Mapping):
-            metrics = [
+            of_each = [
                 self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}") for name, rows in dataset.items()
             ]
-            return {key: value for one in metrics for key, value in one.items()}
+            return {key: value for one in of_each for key, value in one.items()}
         start = time.time()
-        dataset = list(dataset)
+        conversations = list(cast(Rows, dataset))
         tally: Counter[str] = Counter()
         with evaluating(self.model), self.accelerator.autocast():
-            for one in self.data_collator(dataset)["packs"]:
+            for one in self.data_collator(conversations)["packs"]:
                 result = token_losses(self.model, one.to(self.args.device), self.data_collator.block_size)
-                tally["loss"] += result.total.item()
-                tally["weight"] += result.weights.sum().item()
+                tally.update({"loss": result.total.item(), "weight": result.weights.sum().item()})
                 tally.update(result.sums_by_role())
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         figures = {"loss": tally["loss"] / tally["weight"], **loss_by_role(tally)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
-        metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(dataset))
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(conversations))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> NoReturn:
         """Raises ValueError: logits are never kept."""
         raise ValueError(
             "predict: logits are made for a few tokens at a time and never kept; evaluate(dataset) gives the loss of "
             "thinking and answers, model.generate text"
         )
 
-    def floating_point_ops(self, inputs) -> float:
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 operations a token and parameter outside the embeddings; attention is not counted."""
-        return 6 * sum(len(p) for p in inputs["packs"]) * self.model.num_parameters(exclude_embeddings=True)
+        parameters = unwrapped(self.model).num_parameters(exclude_embeddings=True)
+        return 6 * sum(len(p) for p in inputs["packs"]) * parameters
 
 
 def _compile_layers(model: nn.Module, args: TrainingArguments) -> None:

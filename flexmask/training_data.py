@@ -1,19 +1,23 @@
 """What a Trainer is given as data (records, conversations, rows; in a list, a table or a stream) -> rows, and packs."""
 
+from __future__ import annotations
+
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from flexmask.conversation import Conversation
 from flexmask.packing import Pack, pack
 from flexmask.rendering import render_conversation
 from flexmask.tree import LaidOut, Row, lay_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Conversations of a stream that are prepared to see where their turns end.
 _LOOKED_AT = 32
@@ -57,6 +61,7 @@ class OnePassCollator:
         self.one_row_per_pack = one_row_per_pack
 
     def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, list[Pack]]:
+        """The packs of a batch: the rows of each of its conversations."""
         rows = [row for conversation in conversations for row in conversation]
         groups = [[row] for row in rows] if self.one_row_per_pack else [rows]
         return {"packs": [one for group in groups for one in pack(group, self.pack_length)]}
@@ -125,7 +130,9 @@ def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool 
         raise ValueError(f"{name} is a {type(data).__name__} without an item 0 ({error!r}); give a list") from error
     if is_rows(first):
         return data, ()
-    rows, ends, dropped = [], set(), 0
+    rows: list[tuple[Row, ...]] = []
+    ends: set[int] = set()
+    dropped = 0
     for i in tqdm(range(len(data)), desc=f"preparing {name}", disable=quiet):
         laid_out = preparation.rows_of(data[i], f"{name}[{i}]")
         dropped += len(laid_out.dropped_turns)
@@ -185,5 +192,6 @@ class _Stream(IterableDataset):
                 )
 
     def set_epoch(self, epoch: int) -> None:
+        """Tell the stream, which may shuffle by it."""
         if hasattr(self.data, "set_epoch"):
             self.data.set_epoch(epoch)

@@ -16,7 +16,7 @@ long stretches of keys, and blocks are wasted at their ends only. With the branc
 turn is a hole, and attention in blocks computes about twice as many pairs over a long conversation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -77,7 +77,7 @@ class Row:
         previous[self.node_start] = np.where(parents >= 0, self.node_end[parents] - 1, -1)
         return previous
 
-    def _nodes(self):
+    def _nodes(self) -> Iterator[tuple[int, int, int]]:
         return zip(self.node_start.tolist(), self.node_end.tolist(), self.node_parent.tolist(), strict=True)
 
 
@@ -213,7 +213,7 @@ class _Node:
 
 class _PrefixTree:
     def __init__(self) -> None:
-        self.root = _Node(*(np.empty(0, dtype) for dtype in (np.int64, np.int8, np.float32)))  # holds no tokens
+        self.root = _Node(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.float32))  # holds no tokens
         self.passes: list[Pass] = []
         self.size = 0
 
@@ -246,7 +246,9 @@ class _PrefixTree:
         """A token that several passes share is one state: their loss weights add up, and a generated role wins."""
         node, done = self.root, 0
         while done < matched:
-            node = node.child_starting(p.input_ids[done])
+            child = node.child_starting(p.input_ids[done])
+            assert child is not None  # `matched` tokens of the pass are in the tree
+            node = child
             here = slice(done, done + len(node.input_ids))
             node.loss_weights = node.loss_weights + p.loss_weights[here]
             node.roles = np.where(is_generated(p.roles[here]), p.roles[here], node.roles)

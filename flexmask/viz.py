@@ -14,6 +14,7 @@ from flexmask.masks import build_block_mask, dense_mask
 from flexmask.packing import Pack
 from flexmask.rendering import Role
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS
+from flexmask.tokenization import decode
 
 LEAST_LABELLED = 0.035  # of the picture's height: a stretch of one role that is shorter has no room for its label
 MOST_DRAWN = 1024  # tokens along a side: a screen shows no more, and the picture grows with their square
@@ -67,7 +68,8 @@ def _label_tokens(axes: Axes, tokens: list[str], roles: np.ndarray) -> None:
     for axis, turn in ((axes.xaxis, 90), (axes.yaxis, 0)):
         axis.set_ticks(range(len(tokens)), tokens, rotation=turn, fontsize=7)
         for label, role in zip(axis.get_ticklabels(), roles, strict=True):
-            label.set_color(np.array(to_rgb(ROLE_COLORS[Role(role)])) * 0.7)
+            red, green, blue = to_rgb(ROLE_COLORS[Role(role)])
+            label.set_color((0.7 * red, 0.7 * green, 0.7 * blue))
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
 
@@ -84,7 +86,7 @@ def plot_block_mask(block_mask: BlockMask, axes: Axes) -> None:
     rows, columns = block_mask.kv_indices.shape[-2:]
     image = np.zeros((rows, columns), dtype=int)
     for value, counts, indices in ((1, partial, block_mask.kv_indices), (2, full, block_mask.full_kv_indices)):
-        if counts is None:
+        if counts is None or indices is None:
             continue
         for i, count in enumerate(counts[0, 0].tolist()):
             image[i, indices[0, 0, i, :count].tolist()] = value
@@ -93,11 +95,11 @@ def plot_block_mask(block_mask: BlockMask, axes: Axes) -> None:
     axes.set_ylabel(f"query block ({block_mask.BLOCK_SIZE[0]} tokens)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    counts = [int((image == value).sum()) for value in range(3)]
+    areas = [int((image == value).sum()) for value in range(3)]
     axes.legend(
         handles=[
             Patch(facecolor=color, edgecolor="gray", label=f"{label}: {count:,}")
-            for color, label, count in zip(BLOCK_COLORS, ("skipped", "partial", "full"), counts, strict=True)
+            for color, label, count in zip(BLOCK_COLORS, ("skipped", "partial", "full"), areas, strict=True)
         ],
         loc="upper right",
         fontsize=8,
@@ -106,7 +108,7 @@ def plot_block_mask(block_mask: BlockMask, axes: Axes) -> None:
 
 def token_texts(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The text of each token of a pack, white space made visible."""
-    texts = [tokenizer.decode([token]) for token in pack.input_ids[0].tolist()]
+    texts = [decode(tokenizer, [token]) for token in pack.input_ids[0].tolist()]
     return [text.replace("\n", "\u21b5").replace(" ", "\u00b7") for text in texts]
 
 

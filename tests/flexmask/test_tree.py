@@ -10,10 +10,10 @@ from flexmask.tree import LAYOUTS
 
 
 def make_pass(prompt, thinking, answer, turn=0):
-    roles = [Role.PROMPT] * len(prompt) + [Role.THINKING] * len(thinking) + [Role.ANSWER] * len(answer)
+    roles = np.repeat(np.int8([Role.PROMPT, Role.THINKING, Role.ANSWER]), [len(prompt), len(thinking), len(answer)])
     ids = np.array([ord(c) for c in prompt + thinking + answer], dtype=np.int64)
     weights = (np.arange(len(ids)) >= len(prompt)).astype(np.float32)
-    return Pass("hand", turn, len(prompt), ids, np.array(roles, dtype=np.int8), weights)
+    return Pass("hand", turn, len(prompt), ids, roles, weights)
 
 
 def path_to(row, index):

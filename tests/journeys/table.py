@@ -97,6 +97,7 @@ TABLE = {
         runs_in="test_real_weights.py", why="with the real weights"
     ),
     "python -m recipes.convert_gguf": How(runs_in="test_real_weights.py", why="with the real weights"),
+    "python -m recipes.loop": How(shows=("step   1   loss", "step  40   loss")),
     # runs
     'make train ARGS="resume=runs/<folder>"': How(replace=ONE, needs="interrupted", leaves=RUN),
     'make evaluate ARGS="runs/<folder> test.jsonl"': How(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.compare import compare
-from recipes.configuration.compose import load_run_config
+from recipes.configuration.compose import compose, load_run_config
+from recipes.train import train
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -45,6 +47,10 @@ def metrics_of(folder):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+# One process of pytest-xdist runs these, so that `whole` is trained once.
+shares_whole = pytest.mark.xdist_group("whole")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """One complete run with wandb offline: (its folder, what it printed)."""
@@ -54,6 +60,7 @@ def whole(tmp_path_factory):
     return cwd / done.stdout.splitlines()[-1], done
 
 
+@shares_whole
 def test_the_last_line_is_the_run_folder_and_it_holds_everything(whole):
     folder, _ = whole
     config = load_run_config(folder)
@@ -73,6 +80,7 @@ def test_the_last_line_is_the_run_folder_and_it_holds_everything(whole):
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
+@shares_whole
 def test_the_metrics_name_everything_worth_watching(whole):
     first = json.loads((whole[0] / "metrics.jsonl").read_text().splitlines()[0])
     assert {
@@ -82,6 +90,7 @@ def test_the_metrics_name_everything_worth_watching(whole):
 
 
 # Breaks if the checkpoint needs anything of the project to load, or lost its tokenizer, template or trained weights.
+@shares_whole
 def test_the_model_folder_loads_with_plain_transformers(whole):
     folder = whole[0] / "model"
     assert (folder / "model.safetensors").exists()
@@ -96,6 +105,7 @@ def test_the_model_folder_loads_with_plain_transformers(whole):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), checkpoint.parameters(), strict=True))
 
 
+@shares_whole
 def test_a_finished_run_can_be_evaluated_again(whole, tmp_path):
     command = [sys.executable, "-m", "recipes.evaluate", str(whole[0])]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
@@ -105,6 +115,7 @@ def test_a_finished_run_can_be_evaluated_again(whole, tmp_path):
 
 
 # A kill at any moment, not a polite exception; resumed losses must be the unbroken run's to the last bit.
+@shares_whole
 def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
     slow = "trainer.log_every=1"
     killed = subprocess.Popen(
@@ -132,14 +143,16 @@ def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
 
 
 # Breaks if a second run writes into a folder that has one: its model and metrics would be lost.
-def test_a_run_does_not_overwrite_another(whole, tmp_path):
+@shares_whole
+def test_a_run_does_not_overwrite_another(whole):
     before = (whole[0] / "metrics.jsonl").read_text()
-    done = run(tmp_path, *SMALL, "wandb=off", f"output_dir={whole[0]}", "seed=5")
-    assert done.returncode != 0
-    assert "holds a run already (metrics.jsonl, checkpoints, model, result.json)" in done.stderr
+    config = replace(compose([*SMALL, "wandb=off", "seed=5"]), output_dir=str(whole[0]))
+    with pytest.raises(ValueError, match=r"holds a run already \(metrics.jsonl, checkpoints, model, result.json\)"):
+        train(config)
     assert (whole[0] / "metrics.jsonl").read_text() == before
 
 
+@shares_whole
 def test_what_cannot_be_resumed_is_said(whole, tmp_path):
     other = run(tmp_path, f"resume={whole[0]}", "seed=3")
     assert other.returncode != 0 and "goes on with the configuration in that folder; remove seed=3" in other.stderr
@@ -163,10 +176,13 @@ def test_a_wrong_setting_fails_at_once_with_its_name(tmp_path, override, message
     assert "Traceback" not in done.stderr
 
 
-def test_a_pass_longer_than_the_pack_names_its_conversation(tmp_path):
-    done = run(tmp_path, *SMALL, "wandb=off", "duplication.pack_length=128")
-    assert done.returncode != 0
-    assert "conversations cannot be prepared:\ntutoring/train[" in done.stderr and "pack_length is 128" in done.stderr
+def test_a_pass_longer_than_the_pack_names_its_conversation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose([*SMALL, "wandb=off", "duplication.pack_length=128"])
+    with pytest.raises(ValueError, match=r"conversations cannot be prepared:\ntutoring/train\[") as refused:
+        train(config)
+    assert "pack_length is 128" in str(refused.value)
+    assert not list(tmp_path.iterdir()), "a run that cannot begin left a folder behind"
 
 
 def test_a_sweep_ends_in_one_table_and_one_plot(tmp_path, capsys):

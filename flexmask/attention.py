@@ -22,10 +22,13 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
+    and_masks,
+    blockwise_overlay,
     causal_mask_function,
-    chunked_causal_mask_function,
+    chunked_overlay,
+    or_masks,
     sdpa_mask,
-    sliding_window_causal_mask_function,
+    sliding_window_overlay,
 )
 
 from flexmask.cpu_attention import block_sparse_attention
@@ -59,35 +62,40 @@ def masks_given(masks: Callable[..., BlockMask]) -> Iterator[None]:
         _masks.reset(token)
 
 
-def flexmask_mask(
-    *args, mask_function: Callable = causal_mask_function, local_size: int | None = None, config=None, **more
-) -> BlockMask | Tensor | None:
+def flexmask_mask(*args, mask_function: Callable = causal_mask_function, config=None, **more):
     """transformers' mask function (5.23): the pack's BlockMask within `masks_given`, and else what `sdpa_mask` gives.
 
     Raises UnsupportedModelError for a mask function other than that of causal attention, sliding windows or chunks.
     """
     masks = _masks.get()
     if masks is None:
-        return sdpa_mask(*args, mask_function=mask_function, local_size=local_size, **more)
-    return _answer(masks, mask_function, local_size, type(config).__name__)
+        return sdpa_mask(*args, mask_function=mask_function, **more)
+    return _answer(masks, mask_function, type(config).__name__)
 
 
 @torch.compiler.disable  # mask functions are told apart by their code, which a compiler does not show
-def _answer(masks: Callable[..., BlockMask], mask_function: Callable, size: int | None, model: str) -> BlockMask:
-    asked = _content(mask_function)
-    if asked == _content(causal_mask_function):
-        mask = masks()
-    elif size is not None and asked == _content(sliding_window_causal_mask_function(size)):
-        mask = masks(window=size)
-    elif size is not None and asked == _content(chunked_causal_mask_function(size, torch.zeros(1, dtype=torch.int64))):
-        mask = masks(chunk=size)
-    else:
-        raise UnsupportedModelError(
-            f"the model of {model} asks for an attention mask that is neither causal, a sliding window nor chunks: it "
-            f"is made of {', '.join(_names(asked)) or mask_function}, and one pass has no such mask"
-        )
+def _answer(masks: Callable[..., BlockMask], mask_function: Callable, model: str) -> BlockMask | None:
+    terms, causal = _terms(_content(mask_function)), _content(causal_mask_function)
+    match [causal in terms, *(term for term in terms if term != causal)]:
+        case [True]:
+            mask = masks()
+        case [True, (code, 0)] if code == _WINDOW:
+            return None  # Qwen2-MoE asks for it without a layer that has it; attention refuses None.
+        case [True, (code, int(size))] if code == _WINDOW:
+            mask = masks(window=size)
+        case [True, (code, int(size), (0,))] if code == _CHUNK:
+            mask = masks(chunk=size)
+        case _:
+            raise UnsupportedModelError(
+                f"the model of {model} asks for an attention mask that is neither causal, a sliding window nor chunks "
+                f"({', '.join(_names(terms)) or mask_function}), and one pass has no such mask"
+            )
     mask.mask_mod.asked_for = True
     return mask
+
+
+_AND, _OR, _WINDOW = and_masks().__code__, or_masks().__code__, sliding_window_overlay(1).__code__
+_CHUNK, _BLOCKS = chunked_overlay(1, torch.zeros(1)).__code__, blockwise_overlay(torch.zeros(1)).__code__
 
 
 def _content(value: Any) -> Any:
@@ -99,8 +107,19 @@ def _content(value: Any) -> Any:
     return tuple(value.flatten().tolist()) if isinstance(value, Tensor) else value
 
 
+def _terms(content: Any) -> list:
+    """The conditions that must all hold for a key to be seen."""
+    match content:
+        case (code, parts) if code == _AND:
+            return [term for part in parts for term in _terms(part)]
+        # Blocks of images are seen as a whole; in a text there are none (Gemma 4).
+        case (code, (part, (blocks, ids))) if code == _OR and blocks == _BLOCKS and max(ids) < 0:
+            return _terms(part)
+    return [content]
+
+
 def _names(content: Any) -> list[str]:
-    if isinstance(content, tuple):
+    if isinstance(content, list | tuple):
         return [name for part in content for name in _names(part)]
     return [content.co_qualname] if isinstance(content, CodeType) else []
 

@@ -1,12 +1,18 @@
-"""The attention function "flexmask" for transformers models: a BlockMask on CPU (with gradients) and on CUDA.
+"""The attention "flexmask" for transformers models: masks of the pack at hand, and attention under them.
 
-Importing this module registers it; choose it with `attn_implementation="flexmask"` or `set_attn_implementation`.
-Given a BlockMask as `attention_mask` it computes only the blocks that the mask lists. Given anything else (the masks
-that transformers makes for generation) it computes what the sdpa and eager implementations compute.
+Importing this module registers both; choose them with `attn_implementation="flexmask"` or `set_attn_implementation`.
+
+    masks       a model's own code asks transformers for the masks of its layers. Within `masks_given`, the answer is a
+                BlockMask of the pack with the window or chunks that the model asks for; otherwise it is that of sdpa.
+    attention   under a BlockMask, on CPU (with gradients) and on CUDA, it computes only the blocks that the mask lists.
+                Under anything else (generation) it computes what the sdpa and eager implementations compute.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from types import CodeType, FunctionType
 from typing import Any, cast
 
 import torch
@@ -15,7 +21,15 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import (
+    and_masks,
+    blockwise_overlay,
+    causal_mask_function,
+    chunked_overlay,
+    or_masks,
+    sdpa_mask,
+    sliding_window_overlay,
+)
 
 from flexmask.cpu_attention import block_sparse_attention
 from flexmask.masks import ScoreMod, place_mask_mod
@@ -25,6 +39,92 @@ ATTENTION_NAME = "flexmask"
 # Terms that some transformers 5.23 models add to the scores, which no path here computes.
 _UNSUPPORTED = ("position_bias", "sinks", "head_mask")
 _NOT_PASSED = object()
+
+# What gives the masks of the pack that a model is running over: called with nothing, window=n or chunk=n.
+_masks: ContextVar[Callable[..., BlockMask] | None] = ContextVar("masks", default=None)
+
+
+class UnsupportedModelError(ValueError):
+    """The model has layers, or the pack positions, that an attention mask cannot make exact."""
+
+
+# ---- Masks ----
+
+
+@contextlib.contextmanager
+def masks_given(masks: Callable[..., BlockMask]) -> Iterator[None]:
+    """Inside, models that ask for a mask get `masks()`, `masks(window=n)` or `masks(chunk=n)`, in positions, and their
+    attention takes no other mask."""
+    token = _masks.set(masks)
+    try:
+        yield
+    finally:
+        _masks.reset(token)
+
+
+def flexmask_mask(*args, mask_function: Callable = causal_mask_function, config=None, **more):
+    """transformers' mask function (5.23): the pack's BlockMask within `masks_given`, and else what `sdpa_mask` gives.
+
+    Raises UnsupportedModelError for a mask function other than that of causal attention, sliding windows or chunks.
+    """
+    masks = _masks.get()
+    if masks is None:
+        return sdpa_mask(*args, mask_function=mask_function, **more)
+    return _answer(masks, mask_function, type(config).__name__)
+
+
+@torch.compiler.disable  # mask functions are told apart by their code, which a compiler does not show
+def _answer(masks: Callable[..., BlockMask], mask_function: Callable, model: str) -> BlockMask | None:
+    terms, causal = _terms(_content(mask_function)), _content(causal_mask_function)
+    match [causal in terms, *(term for term in terms if term != causal)]:
+        case [True]:
+            mask = masks()
+        case [True, (code, 0)] if code == _WINDOW:
+            return None  # Qwen2-MoE asks for it without a layer that has it; attention refuses None.
+        case [True, (code, int(size))] if code == _WINDOW:
+            mask = masks(window=size)
+        case [True, (code, int(size), (0,))] if code == _CHUNK:
+            mask = masks(chunk=size)
+        case _:
+            raise UnsupportedModelError(
+                f"the model of {model} asks for an attention mask that is neither causal, a sliding window nor chunks "
+                f"({', '.join(_names(terms)) or mask_function}), and one pass has no such mask"
+            )
+    mask.mask_mod.asked_for = True
+    return mask
+
+
+_AND, _OR, _WINDOW = and_masks().__code__, or_masks().__code__, sliding_window_overlay(1).__code__
+_CHUNK, _BLOCKS = chunked_overlay(1, torch.zeros(1)).__code__, blockwise_overlay(torch.zeros(1)).__code__
+
+
+def _content(value: Any) -> Any:
+    """What a function does, to compare: its code, and the same of what it closes over."""
+    if isinstance(value, FunctionType):
+        return value.__code__, *(_content(cell.cell_contents) for cell in value.__closure__ or ())
+    if isinstance(value, tuple):
+        return tuple(map(_content, value))
+    return tuple(value.flatten().tolist()) if isinstance(value, Tensor) else value
+
+
+def _terms(content: Any) -> list:
+    """The conditions that must all hold for a key to be seen."""
+    match content:
+        case (code, parts) if code == _AND:
+            return [term for part in parts for term in _terms(part)]
+        # Blocks of images are seen as a whole; in a text there are none (Gemma 4).
+        case (code, (part, (blocks, ids))) if code == _OR and blocks == _BLOCKS and max(ids) < 0:
+            return _terms(part)
+    return [content]
+
+
+def _names(content: Any) -> list[str]:
+    if isinstance(content, list | tuple):
+        return [name for part in content for name in _names(part)]
+    return [content.co_qualname] if isinstance(content, CodeType) else []
+
+
+# ---- Attention ----
 
 
 def flexmask_attention(
@@ -48,8 +148,8 @@ def flexmask_attention(
     `softcap` bounds the scores as `softcap * tanh(score / softcap)`; `s_aux` [H] are attention sinks, one score a head
     that takes probability and gives no value. Both are differentiable. `key_bias` [H, S], only with a BlockMask, is a
     constant added to the scores of a key (`flexmask.alibi`). `kernel_options` go to torch's flex_attention on CUDA.
-    Raises ValueError naming the layer for dropout, for terms that are not computed here, and for a BlockMask whose
-    window or chunk is not the layer's.
+    Raises ValueError naming the layer for dropout, for terms that are not computed here, for a BlockMask passed by hand
+    whose window or chunk is not the layer's, and within `masks_given` for any other mask.
     """
     layer = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
     for name in _UNSUPPORTED:
@@ -58,6 +158,11 @@ def flexmask_attention(
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     if not isinstance(attention_mask, BlockMask):
+        if _masks.get() is not None:
+            raise UnsupportedModelError(
+                f"{layer} attends under a mask of its own ({type(attention_mask).__name__}) and not under the one that "
+                "the model asked for, so tokens of one branch might see another"
+            )
         if softcap is None and s_aux is None:
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -73,10 +178,11 @@ def flexmask_attention(
             f"{layer} asks for attention dropout {dropout}, which is not defined for a BlockMask; "
             "set attention_dropout to 0 in the model config"
         )
-    if sliding_window is _NOT_PASSED:
-        sliding_window = getattr(module, "sliding_window", _NOT_PASSED)
-    _check_restriction(layer, "sliding_window", sliding_window, "window", attention_mask)
-    _check_restriction(layer, "attention_chunk_size", _chunk_size(module), "chunk", attention_mask)
+    if not getattr(attention_mask.mask_mod, "asked_for", False):
+        if sliding_window is _NOT_PASSED:
+            sliding_window = getattr(module, "sliding_window", _NOT_PASSED)
+        _check_restriction(layer, "sliding_window", sliding_window, "window", attention_mask)
+        _check_restriction(layer, "attention_chunk_size", _chunk_size(module), "chunk", attention_mask)
     _check_shapes(layer, query, key, attention_mask)
     place_mask_mod(attention_mask, query.device)
     if query.device.type == "cpu":
@@ -88,7 +194,7 @@ def flexmask_attention(
 
 
 AttentionInterface.register(ATTENTION_NAME, flexmask_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION_NAME, flexmask_mask)
 
 
 def _chunk_size(module: nn.Module) -> int | None | object:
@@ -102,7 +208,8 @@ def _chunk_size(module: nn.Module) -> int | None | object:
 
 
 def _check_restriction(layer: str, setting: str, expected: int | None | object, name: str, mask: BlockMask) -> None:
-    """One BlockMask for all layers would silently remove the window of some, or put one on the others."""
+    """A mask that was not asked for but passed by hand, one for all layers, would silently remove the window of some,
+    or put one on the others."""
     found = getattr(mask.mask_mod, name, None)
     if expected is _NOT_PASSED or expected == found:
         return

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from flexmask.head import Head, replaced
-from flexmask.models import UnsupportedModelError, attention_masks, takes_block_masks, unwrapped
+from flexmask.models import UnsupportedModelError, inputs_of, takes_block_masks, unwrapped
 from flexmask.packing import Pack
 from flexmask.rendering import Role
 from flexmask.state_branches import StateBranches, expected_calls
@@ -78,21 +78,19 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     """
     indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
     inner = unwrapped(model)
-    if takes_block_masks(inner):
-        inputs: dict[str, Any] = dict(
-            input_ids=pack.input_ids,
-            position_ids=pack.position_ids,
-            attention_mask=attention_masks(inner.config, pack, block_size),
-        )
-        if calls := expected_calls(inner):
-            inputs["state_branches"] = StateBranches(pack.previous)
-    else:
-        _check_chain(inner, pack)
-        inputs = dict(input_ids=pack.input_ids)
-    targets, weights = pack.input_ids[0, indices], pack.loss_weights[0, indices]
-    with _loss_in_place_of_logits(inner, pack.previous[0, indices], targets, weights):
+    branches = None
+    with contextlib.ExitStack() as stack:
+        if takes_block_masks(inner):
+            inputs = stack.enter_context(inputs_of(inner, pack, block_size))
+            if calls := expected_calls(inner):
+                branches = inputs["state_branches"] = StateBranches(pack.previous)
+        else:
+            _check_chain(inner, pack)
+            inputs = dict(input_ids=pack.input_ids)
+        targets, weights = pack.input_ids[0, indices], pack.loss_weights[0, indices]
+        stack.enter_context(_loss_in_place_of_logits(inner, pack.previous[0, indices], targets, weights))
         found = model(**inputs, use_cache=False)
-    if branches := inputs.get("state_branches"):
+    if branches:
         _check_branched(inner, branches.calls, calls)
     losses = found["losses"]
     return TokenLosses(losses, weights.to(losses.dtype), pack.roles[0, indices], indices, found["total"])

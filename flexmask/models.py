@@ -1,20 +1,20 @@
-"""Which models can be trained in one pass, and which BlockMask each of their layer types gets."""
+"""Which models can be trained in one pass, and how they are called over a pack."""
 
 import contextlib
+import functools
 import re
 import warnings
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.alibi import has_alibi_route, is_routed, route_alibi
-from flexmask.attention import ATTENTION_NAME
+from flexmask.attention import ATTENTION_NAME, UnsupportedModelError, masks_given
 from flexmask.masks import build_block_mask
 from flexmask.packing import Pack
 from flexmask.randomness import random_settings, shared_draws, warn_of_shared_draws
@@ -29,22 +29,8 @@ _STATEFUL = re.compile(
 _CONTAINER = re.compile(r"(Model|DecoderLayer|Block|Norm|ForCausalLM)$")
 # Parameters that give a layer with state away under any class name: decay rates and step sizes of a recurrence.
 _STATE_PARAMETERS = ("A_log", "dt_bias", "time_decay", "time_mix_key")
-# How the mask of each layer type is restricted: the argument of build_block_mask, and the config's key for its value.
-_RESTRICTIONS = {
-    "full_attention": None,
-    "sliding_attention": ("window", "sliding_window"),
-    "chunked_attention": ("chunk", "attention_chunk_size"),
-    "hybrid": None,
-}
-# Entries of layer_types that are no attention and take no mask: feed-forward (Nemotron-H), and state that branches.
-_STATE = {"linear_attention", "conv"}
-_WITHOUT_ATTENTION = {"mlp", "moe"} | _STATE
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-class UnsupportedModelError(ValueError):
-    """The model has layers, or the pack positions, that an attention mask cannot make exact."""
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
@@ -73,11 +59,9 @@ def prepare_model(model: Model, chains: bool = False) -> Model:
     (`output_router_logits`): it is no sum over passes, so no two layouts or packs would agree on it, and context
     tokens would count in it. Dropout outside of attention is left on with a warning that names its settings.
 
-    Costs one forward pass over three tokens, which shows the windows that the model's own code has (not on the meta
-    device). Raises UnsupportedModelError naming the layers whose state does not branch (`branching_layers` has those
-    whose state does), a layer type without a mask rule, attention that transformers does not route through its
-    AttentionInterface, or a window or chunk in the config that the model does not have; ValueError naming the setting
-    for dropout on attention or noise on routers.
+    Raises UnsupportedModelError naming the layers whose state does not branch (`branching_layers` has those whose state
+    does), or attention that transformers does not route through its AttentionInterface; ValueError naming the setting
+    for dropout on attention or noise on routers. What the model asks for when it runs is refused then: see `inputs_of`.
     """
     inner = unwrapped(model)
     check_model(model, chains)
@@ -107,8 +91,6 @@ def prepare_model(model: Model, chains: bool = False) -> Model:
             "block mask reaches it; train it elsewhere one pass at a time"
         )
     route_states(inner.get_submodule(path) for path in _stateful_paths(inner))
-    if inner.device.type != "meta":
-        _check_windows(inner)
     return model
 
 
@@ -143,46 +125,6 @@ def trying(model: nn.Module) -> Iterator[None]:
         ) from error
 
 
-def _check_windows(model: PreTrainedModel) -> None:
-    """Refuse a config whose window or chunk is not that of the model's own code.
-
-    A key that the code does not read (a `sliding_window` left over in the config.json of a Llama) would get its window
-    here, and no other training or inference would have it.
-    """
-    asked = {None} if is_routed(model) else _mask_sizes(model)
-    for kind in _attention_types(model.config):
-        size = (restriction(model.config, kind) or (None, None))[1]
-        if size in asked:
-            continue
-        key = "layer_types" if size is None else (_RESTRICTIONS[kind] or ("", ""))[1]
-        unread = [key, "layer_types"] if getattr(model.config.get_text_config(), "layer_types", None) else [key]
-        keys = " and ".join(dict.fromkeys(unread))
-        given = "no window" if size is None else f"{key}={size:,}"
-        own = " and ".join("no window" if one is None else f"a window of {one:,}" for one in sorted(asked, key=str))
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: by the config, layers of type {kind!r} have {given}, but the model's own code "
-            f"has {own or 'no mask'} and does not follow {keys}, so one pass and inference would not agree; remove "
-            f"{keys} from the config"
-        )
-
-
-def _mask_sizes(model: PreTrainedModel) -> set[int | None]:
-    """The windows and chunks of the masks that the model's code asks transformers (5.23) for; None: neither."""
-    sizes = set()
-
-    def record(*args: Any, **more: Any) -> Any:
-        sizes.add(more.get("local_size"))
-        return sdpa_mask(*args, **more)
-
-    AttentionMaskInterface.register(ATTENTION_NAME, record)
-    try:
-        with trying(model):
-            model(input_ids=torch.arange(3, device=model.device)[None], use_cache=False)
-    finally:
-        AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
-    return sizes
-
-
 def takes_block_masks(model: nn.Module) -> bool:
     """Whether `prepare_model` has routed the model's attention through `flexmask.attention`."""
     model = unwrapped(model)
@@ -200,14 +142,6 @@ def check_model(model: nn.Module, chains: bool = False) -> None:
                 f"packed row from leaking into the next, and the loss would be wrong{_why_unbranched(model)}. Train "
                 'this model one pass a turn instead: layout="per_turn", one row a pack'
             )
-        return
-    known = _RESTRICTIONS.keys() | _WITHOUT_ATTENTION
-    unknown = [f"layer {i} ({kind})" for i, kind in enumerate(layer_types(model.config)) if kind not in known]
-    if unknown:
-        raise UnsupportedModelError(
-            f"{name}: {_few(unknown)} have no mask rule, so the loss would be wrong; use a model whose layers are all "
-            "full, sliding-window or chunked attention"
-        )
 
 
 def stateful_layers(model: nn.Module) -> list[str]:
@@ -283,50 +217,26 @@ def _few(layers: list[str]) -> str:
     return ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
 
 
-def layer_types(config: PreTrainedConfig) -> list[str]:
-    """The attention type of each layer; models that do not list them have one type throughout."""
-    text = config.get_text_config()
-    listed = getattr(text, "layer_types", None)
-    if listed:
-        return list(listed)
-    if getattr(text, "num_hidden_layers", None) is None:
-        raise UnsupportedModelError(
-            f"{type(text).__name__} has neither layer_types nor num_hidden_layers, so what attention its layers have "
-            "is not known; flexmask trains causal language models with one stack of layers"
-        )
-    kind = "full_attention" if getattr(text, "sliding_window", None) is None else "sliding_attention"
-    return [kind] * text.num_hidden_layers
+@contextlib.contextmanager
+def inputs_of(model: PreTrainedModel, pack: Pack, block_size: int) -> Iterator[dict[str, Tensor | BlockMask]]:
+    """The arguments for a call of the model over a pack; inside, its layers get the masks that its code asks for.
 
-
-def _attention_types(config: PreTrainedConfig) -> list[str]:
-    # A layer of type "hybrid" has full attention beside or behind its state (Falcon-H1, Zamba2).
-    kinds = {"full_attention" if kind == "hybrid" else kind for kind in layer_types(config)}
-    return sorted(kinds - _WITHOUT_ATTENTION)
-
-
-def restriction(config: PreTrainedConfig, kind: str) -> tuple[str, int] | None:
-    """How a layer type restricts the mask: an argument of `build_block_mask` and its value in positions."""
-    argument, key = _RESTRICTIONS.get(kind) or ("", "")
-    return (argument, getattr(config.get_text_config(), key)) if argument else None
-
-
-def attention_masks(config: PreTrainedConfig, pack: Pack, block_size: int) -> BlockMask | dict[str, BlockMask | None]:
-    """The `attention_mask` argument for a model: one BlockMask, or one for each layer type where they differ.
-
-    transformers passes a BlockMask through as it is (masking_utils, 5.23); models that mix layer types take a dict.
+    Each mask is made once, whatever number of layers have it. Raises UnsupportedModelError as `check_positions`, for
+    masks that one pass does not have, and for a model that has not asked for any.
     """
-    check_positions(config, pack)
-    masks = {}
-    for kind in _attention_types(config):
-        restricted = dict([found]) if (found := restriction(config, kind)) else {}
-        masks[kind] = build_block_mask(
-            pack.visible_until, block_size, pack.position_ids, **restricted, length=pack.pack_length
+    check_positions(model.config, pack)
+    masks = functools.cache(
+        functools.partial(build_block_mask, pack.visible_until, block_size, pack.position_ids, length=pack.pack_length)
+    )
+    with masks_given(masks):
+        # Without a mask of padding, transformers (5.23) would guess packed sequences where positions jump.
+        mask = masks() if is_routed(model) else torch.ones_like(pack.input_ids)
+        yield dict(input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=mask)
+    if not masks.cache_info().currsize:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not ask transformers for its attention masks, so branches would see each "
+            "other; train it elsewhere one pass at a time"
         )
-        # GPT-2 (transformers 5.23) takes a mask with fewer dimensions, or none, for one of padding.
-        vars(masks[kind])["ndim"] = 4
-    if len(masks) == 1:
-        return next(iter(masks.values()))
-    return masks | {kind: None for kind in _STATE.intersection(layer_types(config))}
 
 
 # Models with a table of positions and nothing beyond it, by model_type (transformers 5.23).

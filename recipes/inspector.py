@@ -29,7 +29,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Conversation, LaidOut, OnePassCollator, Row, align_end_of_turn, prepare_conversation
-from flexmask.models import check_model, layer_types, restriction
+from flexmask.models import check_model
 from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
 from recipes.configuration.compose import compose
 from recipes.configuration.overrides import checked_overrides
@@ -133,9 +133,7 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: boo
     """What the model is, and whether a run would take it; the reasons why not join `refused`."""
     lines, before = [], len(refused)
     if model is not None:
-        kinds = Counter(layer_types(model.config)) if getattr(model.config, "num_hidden_layers", None) else {}
-        shown = ", ".join(f"{n} x {kind}{_size(model.config, kind)}" for kind, n in kinds.items())
-        lines.append(f"{type(model).__name__}, {model.num_parameters():,} parameters; layers: {shown or 'unknown'}")
+        lines.append(f"{type(model).__name__}, {model.num_parameters():,} parameters; layers: {_layers(model)}")
         branching = branching_note(model)
         _tried(refused, check_model, model, chains)
         _tried(refused, adapter_for, model, config.adapter, config.model)
@@ -145,9 +143,16 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: boo
     return [*lines, "[red]refused[/]: see the warnings"]
 
 
-def _size(config, kind: str) -> str:
-    name_and_value = restriction(config, kind)
-    return "" if name_and_value is None else " ({} {:,})".format(*name_and_value)
+def _layers(model: PreTrainedModel) -> str:
+    """How many layers of which attention, and its reach, as the config has it."""
+    text = model.config.get_text_config()
+    kinds = Counter(getattr(text, "layer_types", None) or ())
+    sizes = {key: getattr(text, key, None) for key in ("sliding_window", "attention_chunk_size")}
+    sizes = [f"{key} {size:,}" for key, size in sizes.items() if size]
+    count = getattr(text, "num_hidden_layers", "unknown")
+    return ", ".join([*(f"{n} x {kind}" for kind, n in kinds.items())] or [str(count)]) + "".join(
+        f" ({size})" for size in sizes
+    )
 
 
 def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) -> list[str]:

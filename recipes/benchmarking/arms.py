@@ -18,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import flash_attention_mask
 
 from flexmask import Pack, build_block_mask, lay_out, pack, token_losses
-from flexmask.attention import ATTENTION_NAME, flexmask_attention
-from flexmask.models import attention_masks
+from flexmask.attention import ATTENTION_NAME, flexmask_attention, flexmask_mask
+from flexmask.models import inputs_of
 from recipes.benchmarking.config import ArmName, BenchmarkConfig
 from recipes.benchmarking.paper import Plain, paper_mask, paper_row
 from recipes.benchmarking.work import Work
@@ -105,13 +105,8 @@ def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig,
         if attention == ATTENTION_NAME:
             return token_losses(model, one, config.block_size).total
         indices = torch.nonzero(one.loss_weights[0] > 0).flatten()
-        logits = model(
-            input_ids=one.input_ids,
-            position_ids=one.position_ids,
-            attention_mask=attention_masks(model.config, one, config.block_size),
-            logits_to_keep=one.previous[0, indices],
-            use_cache=False,
-        ).logits[0]
+        with inputs_of(model, one, config.block_size) as inputs:
+            logits = model(**inputs, logits_to_keep=one.previous[0, indices], use_cache=False).logits[0]
         return _cross_entropy(logits, one.input_ids[0, indices], one.loss_weights[0, indices])
 
     return Arm(
@@ -154,7 +149,7 @@ def _flash_backend_attention(module, query, key, value, attention_mask, scaling=
 
 
 AttentionInterface.register(FLASH_ATTENTION, _flash_backend_attention)
-AttentionMaskInterface.register(FLASH_ATTENTION, flash_attention_mask)
+AttentionMaskInterface.register(FLASH_ATTENTION, flexmask_mask)
 
 
 # Per-turn passes end to end without padding, each attending to itself: FlashAttention's own way of packing.

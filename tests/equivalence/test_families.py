@@ -10,8 +10,9 @@ from reference import gradients, per_turn_loss, record_model, worst_gradient_dif
 from transformers import AutoModelForCausalLM, HunYuanDenseV1Config, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask import UnsupportedModelError, lay_out, loss, pack, per_turn, prepare_model, token_losses
+from flexmask.cpu_attention import block_sparse_attention
 from flexmask.exactness import check_exact
-from flexmask.models import attention_masks, layer_types
+from flexmask.masks import build_block_mask
 
 BLOCK = 16
 # The design asks for 1e-9 and 1e-7; the sums are the same sums in another order, so far less is left.
@@ -75,18 +76,27 @@ def test_controls_are_not_exact(name, control):
     assert abs(broken / exact - 1) > 1e-6
 
 
+REACH = {"full_attention": (None, None), "sliding_attention": (12, None), "chunked_attention": (None, 12)}
+
+
 # A model whose layers differ in window or chunk must get a mask for each, or some would silently lose theirs.
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_layer_type_has_its_own_mask(name):
-    config = FAMILIES[name].config()
-    masks = attention_masks(config, PACK, BLOCK)
-    masks = masks if isinstance(masks, dict) else {layer_types(config)[0]: masks}
-    for kind, mask in masks.items():
-        found = (mask.mask_mod.window, mask.mask_mod.chunk)
-        assert found == {"full_attention": (None, None), "sliding_attention": (12, None)}.get(kind, (None, 12))
-    wrong = dict.fromkeys(masks, next(iter(masks.values())))
-    if len(masks) > 1:
-        model = prepare_model(FAMILIES[name].build(torch.float32))
+def test_each_layer_has_the_mask_of_its_type(name, monkeypatch):
+    found = []
+
+    def attend(query, key, value, mask, *arguments):
+        found.append((mask.mask_mod.window, mask.mask_mod.chunk))
+        return block_sparse_attention(query, key, value, mask, *arguments)
+
+    monkeypatch.setattr("flexmask.attention.block_sparse_attention", attend)
+    model = FAMILIES[name].build(torch.float32)
+    config = model.config
+    window = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", None) or [window] * config.num_hidden_layers
+    one_pass_loss(model)
+    assert found == [REACH[kind] for kind in kinds]
+    if len(set(kinds)) > 1:
+        wrong = dict.fromkeys(kinds, build_block_mask(PACK.visible_until, BLOCK, length=PACK.pack_length))
         with pytest.raises(ValueError, match="give each layer type its own mask"):
             model(input_ids=PACK.input_ids, position_ids=PACK.position_ids, attention_mask=wrong, use_cache=False)
 

@@ -18,15 +18,23 @@ SMALL = dict(
 )
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 INEXACT = {
-    # Rewrites the mask inside its attention.
-    "Doge": lambda: hf.DogeConfig(**SMALL, num_key_value_heads=2, keep_window_size=4),
     # Counts positions itself where it is given none, from its pad token on.
     "RoBERTa": lambda: hf.RobertaConfig(
         **SMALL, is_decoder=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     ),
+    # Looks at the token in front.
+    "Qwen 3 with a shift": lambda: hf.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
+}
+OWN_MASKS = {
+    # Rewrites the mask inside its attention.
+    "Doge": (
+        lambda: hf.DogeConfig(**SMALL, num_key_value_heads=2, keep_window_size=4),
+        r"layer 0 \(DogeAttention\) attends under a mask of its own \(Tensor\)",
+    ),
     # Looks ahead.
-    "Gemma 3 both ways": lambda: hf.Gemma3TextConfig(
-        **SMALL, num_key_value_heads=2, head_dim=8, use_bidirectional_attention=True
+    "Gemma 3 both ways": (
+        lambda: hf.Gemma3TextConfig(**SMALL, num_key_value_heads=2, head_dim=8, use_bidirectional_attention=True),
+        "Gemma3TextConfig asks for an attention mask .*or_masks.*Gemma3TextModel",
     ),
 }
 
@@ -38,7 +46,19 @@ INEXACT = {
 def test_a_model_that_masking_does_not_make_exact_is_refused_by_trying(name, dtype):
     torch.manual_seed(0)
     model = prepare_model(hf.AutoModelForCausalLM.from_config(INEXACT[name](), dtype=dtype))
+    if "shift" in name:
+        shift = nn.ConstantPad1d((1, -1), 0.0)
+        model.model.layers[1].register_forward_pre_hook(lambda _, states: states[0] + shift(states[0].mT).mT)
     with pytest.raises(UnsupportedModelError, match=f"{type(model).__name__}: one pass is not exact for this model"):
+        check_exact(model, 16)
+
+
+# Breaks if a layer may attend under another mask than that of the pack, or a model ask for one that looks ahead.
+@pytest.mark.parametrize("name", OWN_MASKS)
+def test_a_mask_that_is_not_the_packs_is_refused(name):
+    config, message = OWN_MASKS[name]
+    model = prepare_model(hf.AutoModelForCausalLM.from_config(config()))
+    with pytest.raises(UnsupportedModelError, match=message):
         check_exact(model, 16)
 
 

@@ -1,32 +1,76 @@
-"""Refusal by name, and the mask that each layer type gets."""
+"""Refusal by name, and the masks that a model asks for."""
 
 import warnings
 
 import pytest
 import torch
 import transformers as hf
-from factories import chatml_tokenizer, random_passes, tiny_gemma3, tiny_qwen3
+from factories import TINY_MODELS, chatml_tokenizer, random_passes, random_weights, tiny_gemma3, tiny_qwen3
 from families import FAMILIES
 from peft import LoraConfig, get_peft_model
+from reference import gradients, per_turn_loss, worst_gradient_difference
 from stateful_families import BRANCHING
 from torch import nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
 from flexmask.attention import ATTENTION_NAME
 from flexmask.exactness import check_exact
-from flexmask.models import attention_masks, branching_layers, check_model, stateful_layers, unwrapped
+from flexmask.masks import build_block_mask
+from flexmask.models import branching_layers, check_positions, stateful_layers, unwrapped
 from flexmask.randomness import random_settings
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+LATENT = dict(
+    num_key_value_heads=4,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_rope_head_dim=4,
+    qk_nope_head_dim=8,
+    v_head_dim=8,
+    index_n_heads=2,
+    index_head_dim=8,
+    index_topk=4,
+    n_routed_experts=4,
+    moe_intermediate_size=16,
+)
+SPARSE = dict(
+    head_dim=8,
+    q_lora_rank=16,
+    qk_rope_head_dim=4,
+    o_lora_rank=8,
+    o_groups=2,
+    index_n_heads=2,
+    index_head_dim=8,
+    index_topk=4,
+    n_routed_experts=4,
+    moe_intermediate_size=16,
+    layer_types=["heavily_compressed_attention", "compressed_sparse_attention"] * 2,
+)
+PASSES = random_passes(3)
 
 
-def test_a_layer_type_without_a_mask_rule_is_refused():
-    with torch.device("meta"):
-        model = hf.AutoModelForCausalLM.from_config(hf.DeepseekV32Config(num_hidden_layers=2))
-    with pytest.raises(UnsupportedModelError, match=r"layer 0 \(indexed_attention\).*have no mask rule"):
-        check_model(model)
+def one_pack():
+    return pack(lay_out(PASSES, "one_pass").rows, 512)[0]
+
+
+# Layers that choose keys by themselves, or add keys: under a mask that looks like any other, they would mix branches.
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        (hf.DeepseekV32Config, LATENT, "DeepseekV32ForCausalLM fails over a few tokens .*'BlockMask'"),
+        (
+            hf.DeepseekV4Config,
+            SPARSE,
+            r"DeepseekV4Attention\): 72 queries and 90 keys, but the BlockMask was built for 72",
+        ),
+    ],
+)
+def test_a_layer_that_does_more_than_mask_is_refused(config, settings, message):
+    torch.manual_seed(0)
+    model = prepare_model(hf.AutoModelForCausalLM.from_config(config(**{**SMALL, **HEADS, **settings})))
+    with pytest.raises(UnsupportedModelError, match=message):
+        check_exact(model, 16)
 
 
 # Layers of only a feed-forward network are listed among the layer types of Nemotron-H; they take no mask.
@@ -34,7 +78,6 @@ def test_layers_without_attention_need_no_mask_rule():
     sizes = dict(vocab_size=60, hidden_size=32, intermediate_size=48, head_dim=8)
     config = hf.NemotronHConfig(**sizes, **HEADS, layers_block_type=["attention", "mlp"])
     model = prepare_model(hf.NemotronHForCausalLM(config))
-    assert not isinstance(attention_masks(model.config, one_pack(), 16), dict)
     check_exact(model, 16)
 
 
@@ -57,51 +100,142 @@ def test_towers_are_not_searched_for_state():
     assert stateful_layers(model) == ["model.language_model.layers.0.mixer (Sequential)"]
 
 
-# ---- A window in the config that the model's own code does not have ----
+# ---- Masks: the model's own code asks for them ----
 
 FULL, SLIDING = ["full_attention"] * 4, ["sliding_attention"] * 4
 UNREAD = {
-    "left over": (
-        hf.LlamaConfig,
-        dict(sliding_window=40),
-        "sliding_window=40, but .* no window .*remove sliding_window",
-    ),
-    "layer types": (
-        hf.LlamaConfig,
-        dict(layer_types=SLIDING, sliding_window=40),
-        "sliding_window=40, but .* no window .*remove sliding_window and layer_types from",
-    ),
-    "mixed": (
-        hf.LlamaConfig,
-        dict(layer_types=SLIDING[:2] + FULL[:2], sliding_window=40),
-        "'sliding_attention' have sliding_window=40",
-    ),
-    "chunk": (
-        hf.LlamaConfig,
-        dict(layer_types=["chunked_attention"] * 4, attention_chunk_size=40),
-        "attention_chunk_size=40, but .* no window .*remove attention_chunk_size and layer_types from",
-    ),
-    "everywhere": (
-        hf.MistralConfig,
-        dict(layer_types=FULL, sliding_window=40),
-        "'full_attention' have no window, but .* a window of 40 .*remove layer_types from",
-    ),
-    "ALiBi": (hf.BloomConfig, dict(sliding_window=40), "BloomForCausalLM: .* sliding_window=40, but .* no window"),
+    "left over": (hf.LlamaConfig, dict(sliding_window=7)),
+    "layer types": (hf.LlamaConfig, dict(layer_types=SLIDING, sliding_window=7)),
+    "mixed": (hf.LlamaConfig, dict(layer_types=SLIDING[:2] + FULL[:2], sliding_window=7)),
+    "chunk": (hf.LlamaConfig, dict(layer_types=["chunked_attention"] * 4, attention_chunk_size=7)),
+    "unknown": (hf.LlamaConfig, dict(layer_types=["indexed_attention"] * 4)),
+    "everywhere": (hf.MistralConfig, dict(layer_types=FULL, sliding_window=7)),
+    "ALiBi": (hf.BloomConfig, dict(sliding_window=7, n_layer=4, n_head=4, hidden_dropout=0.0)),
+    "asked for and not used": (hf.Qwen2MoeConfig, dict(moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2)),
 }
 
 
-# Each would train with a window (or without one) that no other use of the model has; the windows are longer than the
-# passes that check_exact tries.
+def unread(name, dtype):
+    config, settings = UNREAD[name]
+    config = config(**{**SMALL, **(HEADS if config is not hf.BloomConfig else {}), **settings})
+    config._experts_implementation = "eager"
+    torch.manual_seed(0)
+    return random_weights(hf.AutoModelForCausalLM.from_config(config).to(dtype))
+
+
+# The config of each says something else than its code does. Breaks if a mask follows the config.
 @pytest.mark.parametrize("name", UNREAD)
-def test_a_window_that_the_model_does_not_have_is_refused(name):
-    config, settings, message = UNREAD[name]
-    more = dict(n_layer=4, n_head=4, hidden_dropout=0.0) if config is hf.BloomConfig else HEADS
-    model = hf.AutoModelForCausalLM.from_config(config(**{**SMALL, **more}, **settings))
+def test_what_a_model_does_not_read_in_its_config_changes_nothing(name):
+    model = unread(name, torch.float64)
+    reference = per_turn_loss(model, PASSES)
+    expected = gradients(model, reference)
+    mine = token_losses(prepare_model(model), one_pack(), 16).total
+    assert abs(mine.item() / reference.item() - 1) < 1e-12
+    assert worst_gradient_difference(expected, gradients(model, mine)) < 1e-11
+
+
+# Layers run again in backward, when the pack is no longer at hand. Breaks if they then have another mask, or refuse.
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", UNREAD)
+def test_gradient_checkpointing(name, reentrant):
+    model = prepare_model(unread(name, torch.float32)).train()
+    expected = gradients(model, token_losses(model, one_pack(), 16).total)
+    model.activation_checkpointing_enable(dict(use_reentrant=reentrant))
+    found = gradients(model, token_losses(model, one_pack(), 16).total)
+    assert all(torch.equal(found[key], gradient) for key, gradient in expected.items())
+
+
+# Breaks if layers, or layers that run again in backward, each have one made.
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_each_mask_of_a_pack_is_made_once(reentrant, monkeypatch):
+    made = []
+
+    def build(*arguments, window=None, **more):
+        made.append(window)
+        return build_block_mask(*arguments, window=window, **more)
+
+    monkeypatch.setattr("flexmask.models.build_block_mask", build)
+    model = prepare_model(tiny_gemma3(60, torch.float32, window=12)).train()
+    if reentrant is not None:
+        model.activation_checkpointing_enable(dict(use_reentrant=reentrant))
+    for _ in range(2):
+        token_losses(model, one_pack(), 16).total.backward()
+    assert sorted(made, key=str) == [12, 12, None, None]
+    made.clear()
+    token_losses(prepare_model(hf.MistralForCausalLM(hf.MistralConfig(**SMALL, **HEADS, sliding_window=9))), one_pack())
+    assert made == [9]
+
+
+def hidden_from_afar(batch, head, query, key):
+    return query - key < 10**9
+
+
+def own_mask(create, **functions):
+    return lambda *arguments, **more: create(*arguments, **more, **functions)
+
+
+# Breaks if a restriction is told by its size or by trying short distances: this one hides nothing of any pack.
+@pytest.mark.parametrize("kind", ["and_mask_function", "or_mask_function"])
+def test_any_other_mask_function_is_refused_by_name(kind, monkeypatch):
+    home = hf.models.qwen3.modeling_qwen3
+    monkeypatch.setattr(home, "create_causal_mask", own_mask(home.create_causal_mask, **{kind: hidden_from_afar}))
+    model = prepare_model(tiny_qwen3(60, torch.float32))
+    message = "model of Qwen3Config asks for an attention mask that is neither .*causal_mask_function, hidden_from_afar"
     with pytest.raises(UnsupportedModelError, match=message):
-        prepare_model(model)
+        token_losses(model, one_pack(), 16)
+    model(input_ids=one_pack().input_ids)  # as before where no pack is
 
 
-# Breaks if asking the model for its windows changes a mode or the random state, or leaves its own mask function behind.
+# Text given to a model of images: blocks of images are asked for, and there are none. Breaks if one is taken for none.
+@pytest.mark.parametrize("images", [False, True])
+def test_blocks_of_images_of_which_there_are_none(images, monkeypatch):
+    home = hf.models.gemma3.modeling_gemma3
+    ids = torch.full((1, len(one_pack())), -1)
+    ids[0, 3:5] = -1 + images
+    for name in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        monkeypatch.setattr(home, name, own_mask(getattr(home, name), block_sequence_ids=ids))
+    model = tiny_gemma3(60, torch.float64, window=12)
+    monkeypatch.undo()
+    reference = per_turn_loss(model, PASSES).item()
+    for name in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        monkeypatch.setattr(home, name, own_mask(getattr(home, name), block_sequence_ids=ids))
+    if images:
+        with pytest.raises(UnsupportedModelError, match="blockwise_overlay"):
+            token_losses(prepare_model(model), one_pack(), 16)
+    else:
+        mine = token_losses(prepare_model(model), one_pack(), 16).total.item()
+        assert abs(mine / reference - 1) < 1e-12
+
+
+# Breaks if a model that makes its mask itself trains with branches that see each other.
+@pytest.mark.parametrize("mask", [None, torch.zeros(1)])
+def test_a_model_that_does_not_ask_or_does_not_take_the_answer_is_refused(mask, monkeypatch):
+    home = hf.models.qwen3.modeling_qwen3
+    model = prepare_model(tiny_qwen3(60, torch.float32))
+    monkeypatch.setattr(home, "create_causal_mask", lambda **_: mask)
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 \(Qwen3Attention\) attends under a mask of its own"):
+        token_losses(model, one_pack(), 16)
+    for layer in model.model.layers:  # and no attention of ours
+        layer.forward = lambda states, **_: states
+    with pytest.raises(UnsupportedModelError, match="Qwen3ForCausalLM does not ask transformers for its attention"):
+        token_losses(model, one_pack(), 16)
+
+
+# Breaks if the graph that a compiler keeps has another pack's masks, or none.
+@pytest.mark.parametrize("family", ["gemma3", "qwen3"])
+def test_compiled_as_a_whole(family):
+    model = prepare_model(TINY_MODELS[family](60, torch.float64))
+    packs = [pack(lay_out(random_passes(seed), "one_pass").rows, 512)[0] for seed in (3, 4)]
+    expected = [token_losses(model, one, 16).losses for one in packs]
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    for one, losses in zip(packs, expected, strict=True):
+        found = token_losses(compiled, one, 16)
+        torch.testing.assert_close(found.losses, losses)
+        found.total.backward()
+
+
+# Breaks if preparing a model changes a mode or the random state.
 def test_a_model_in_training_is_left_as_it_was():
     model = tiny_qwen3(60, torch.float32).train()
     model.gradient_checkpointing_enable()
@@ -112,21 +246,24 @@ def test_a_model_in_training_is_left_as_it_was():
         prepare_model(model)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
-    assert ALL_MASK_ATTENTION_FUNCTIONS[ATTENTION_NAME] is sdpa_mask
 
 
 def fail(*_, **__):
     raise KeyError("boxes")
 
 
+# Breaks if the masks of a pack outlive it where the model fails.
 def test_a_model_that_cannot_run_over_text_is_refused_with_its_own_error():
-    model = tiny_qwen3(60, torch.float32).train()
+    model = prepare_model(tiny_qwen3(60, torch.float32)).train()
+    ids = torch.arange(5)[None]
+    before, forward = model(ids).logits, model.model.layers[1].forward
     model.model.layers[1].forward = fail
     with pytest.raises(UnsupportedModelError, match="Qwen3ForCausalLM fails .* KeyError: 'boxes'") as refusal:
-        prepare_model(model)
+        check_exact(model, 16)
     assert isinstance(refusal.value.__cause__, KeyError)
     assert model.training
-    assert ALL_MASK_ATTENTION_FUNCTIONS[ATTENTION_NAME] is sdpa_mask
+    model.model.layers[1].forward = forward
+    assert torch.equal(model(ids).logits, before)
 
 
 def test_a_model_without_weights_is_prepared_without_running_it():
@@ -222,9 +359,9 @@ def test_positions_beyond_a_table_are_refused(config):
         UnsupportedModelError,
         match=f"max_position_embeddings=16 learned positions, .* at {longest}; give pack_length=16 or",
     ):
-        attention_masks(config, one_pack(), 16)
+        check_positions(config, one_pack())
     # Rotary positions have no end.
-    attention_masks(hf.Qwen3Config(max_position_embeddings=16), one_pack(), 16)
+    check_positions(hf.Qwen3Config(max_position_embeddings=16), one_pack())
 
 
 # Breaks if the balancing loss enters the total: it would then depend on the layout and on how rows are packed.
@@ -236,30 +373,6 @@ def test_the_routers_balancing_loss_is_switched_off_with_a_message():
         prepare_model(model)
     assert model.config.output_router_logits is False
     assert token_losses(model, one_pack(), 16).total == without
-
-
-def one_pack():
-    return pack(lay_out(random_passes(3), "one_pass").rows, 512)[0]
-
-
-def test_layers_with_a_window_get_a_mask_with_that_window():
-    masks = attention_masks(tiny_gemma3(60, torch.float32, window=12).config, one_pack(), 16)
-    assert {kind: mask.mask_mod.window for kind, mask in masks.items()} == {
-        "full_attention": None,
-        "sliding_attention": 12,
-    }
-
-
-def test_a_model_of_one_layer_type_gets_one_mask():
-    assert attention_masks(tiny_qwen3(60, torch.float32).config, one_pack(), 16).mask_mod.window is None
-
-
-# Mistral has a window and no list of layer types.
-def test_a_window_without_layer_types_is_not_forgotten():
-    config = hf.MistralConfig(**SMALL, **HEADS, sliding_window=7)
-    assert attention_masks(config, one_pack(), 16).mask_mod.window == 7
-    model = prepare_model(hf.MistralForCausalLM(config))
-    assert token_losses(model, one_pack(), 16).losses.isfinite().all()
 
 
 def test_a_prepared_model_still_generates():

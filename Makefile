@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train evaluate merge bench inspect sweep picture notebook test journeys network-test support gpu-test check clean
+.PHONY: help install train evaluate merge bench inspect sweep picture notebook test journeys network-test support mutations gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ support: $(STAMP) ## write docs/support.md from the results of the tests of mode
 	@mkdir -p runs
 	@$(BIN)/python -m pytest -n auto -m 'not gpu' --junitxml=runs/support.xml tests/equivalence tests/network $(ARGS)
 	@$(BIN)/python tests/support.py runs/support.xml
+
+mutations: $(STAMP) ## plant faults in the library, one a rule, and list those that no test notices
+	@$(BIN)/python tests/mutations.py $(ARGS)
 
 gpu-test: $(STAMP) ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -45,6 +45,20 @@ def test_a_turn_without_thinking_is_not_duplicated():
     assert row.loss_weights.tolist() == [0, 1, 0, 1]
 
 
+# Two samples of one prompt: what both generate is trained for both. Breaks if only one of the weights is kept.
+def test_tokens_that_two_passes_generate_are_trained_for_both():
+    (row,) = one_pass([make_pass("q", "tu", "a"), make_pass("q", "tv", "a", 1)])
+    assert "".join(map(chr, row.input_ids)) == "qtvaua"
+    assert row.loss_weights.tolist() == [0, 2, 1, 1, 1, 1]
+
+
+# Whichever pass comes first: figures by role count what is generated. Breaks if the role of the first pass stays.
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_token_that_any_pass_generates_has_a_generated_role(order):
+    (row,) = one_pass([make_pass("q", "", "a"), make_pass("qaQ", "", "A", 1)][::order])
+    assert row.roles.tolist() == [Role.PROMPT, Role.ANSWER, Role.PROMPT, Role.ANSWER]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_every_pass_is_a_path_of_its_row(seed):
     passes = random_passes(seed, vocab=4)  # few tokens: branches share more than the template made them share

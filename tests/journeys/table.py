@@ -135,6 +135,7 @@ TABLE = {
     "make check": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
     "make network-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make journeys": How(runs_in=".ci/run", why="these tests themselves"),
+    "make mutations": How(args="exclusive", shows=("1 of 1 faults noticed",)),
     "make gpu-test": How(
         args="--collect-only tests/flexmask/test_attention.py", shows=("test_attention.py",), why="it needs a GPU"
     ),

@@ -1,0 +1,346 @@
+"""Faults planted in flexmask/, one a rule, and whether the tests notice.
+
+    python tests/mutations.py                 plant each of them, run its tests, list those that survived
+    python tests/mutations.py subtree window  only those whose rule has one of the words
+
+A fault is planted in a copy of the project, so nothing here changes. A fault that survives is a rule that no test
+holds: it gets a test, or the code that it changes is not needed. Exits with 1 where any survives.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+LINKED = ("conf", "docs", "notebooks", "recipes", "tests", "Makefile", "README.md", "pyproject.toml", "CITATION.cff")
+
+
+class Fault(NamedTuple):
+    """`right` stands once in `file` and is replaced by `wrong`; one of `tests` must fail then."""
+
+    rule: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+
+
+FAULTS = [
+    # ---- the tree ----
+    Fault(
+        "a token's position is its depth in the tree",
+        "tree.py",
+        "positions[self.node_end[parent] - 1] + 1",
+        "positions[self.node_end[parent] - 1]",
+        "flexmask/test_tree.py",
+    ),
+    Fault(
+        "a subtree ends with its last descendant",
+        "tree.py",
+        "max(subtree_end[parent], subtree_end[node])",
+        "subtree_end[parent]",
+        "flexmask/test_tree.py",
+    ),
+    Fault(
+        "a branch is predicted by the last token of its parent, wherever that stands",
+        "tree.py",
+        "np.where(parents >= 0, self.node_end[parents] - 1, -1)",
+        "np.where(parents >= 0, self.node_start - 1, -1)",
+        "flexmask/test_tree.py",
+    ),
+    Fault(
+        "the loss weights of a token that several passes share add up",
+        "tree.py",
+        "node.loss_weights + p.loss_weights[here]",
+        "np.maximum(node.loss_weights, p.loss_weights[here])",
+        "flexmask/test_tree.py",
+    ),
+    Fault(
+        "a token that any pass generates has a generated role",
+        "tree.py",
+        "np.where(is_generated(p.roles[here]), p.roles[here], node.roles)",
+        "node.roles",
+        "flexmask/test_tree.py",
+    ),
+    Fault(
+        "of a node's branches the latest comes first",
+        "tree.py",
+        "(child, index) for child in node.children)",
+        "(child, index) for child in reversed(node.children))",
+        "flexmask/test_tree.py",
+    ),
+    Fault(
+        "what a pass shares with the tree needs no room",
+        "tree.py",
+        "return self.size + len(p) - matched",
+        "return self.size + len(p)",
+        "flexmask/test_tree.py",
+    ),
+    Fault(
+        "context that keeps its thinking is not trained",
+        "tree.py",
+        "[np.zeros_like(context.loss_weights), ",
+        "[context.loss_weights, ",
+        "flexmask/test_tree.py",
+    ),
+    # ---- packs ----
+    Fault(
+        "subtrees of a packed row end where they do in the pack",
+        "packing.py",
+        "(row.visible_until + start)",
+        "(row.visible_until + 0 * start)",
+        "flexmask/test_packing.py",
+    ),
+    Fault(
+        "a packed row's predecessors stand in the row",
+        "packing.py",
+        "row.previous + start, -1",
+        "row.previous, -1",
+        "flexmask/test_packing.py",
+    ),
+    # ---- the mask rule ----
+    Fault("a token sees itself", "masks.py", "not_later = k <= q", "not_later = k < q", "flexmask/test_masks.py"),
+    Fault(
+        "visible_until is exclusive",
+        "masks.py",
+        "in_subtree = q < visible_until[b, k]",
+        "in_subtree = q <= visible_until[b, k]",
+        "flexmask/test_masks.py",
+    ),
+    Fault(
+        "a window of n positions has n tokens",
+        "masks.py",
+        "return positions[b, q] < reach[b, k]",
+        "return positions[b, q] <= reach[b, k]",
+        "flexmask/test_masks.py",
+    ),
+    Fault(
+        "chunks begin at position 0",
+        "masks.py",
+        "chunks = (position_ids // chunk)",
+        "chunks = ((position_ids + 1) // chunk)",
+        "flexmask/test_masks.py",
+    ),
+    Fault(
+        "a full block holds no hidden pair",
+        "masks.py",
+        "(least[None, :] > last[:, None])",
+        "(greatest[None, :] > last[:, None])",
+        "flexmask/test_masks.py",
+    ),
+    Fault(
+        "a block with a visible pair is listed",
+        "masks.py",
+        "(greatest[None, :] > first[:, None])",
+        "(least[None, :] > first[:, None])",
+        "flexmask/test_masks.py",
+    ),
+    Fault(
+        "a block is full under a window if its farthest pair is near",
+        "masks.py",
+        "all_near = greatest[:, None] - least[None, :] < window",
+        "all_near = least[:, None] - greatest[None, :] < window",
+        "flexmask/test_masks.py",
+    ),
+    Fault(
+        "a block is full under chunks if both blocks lie in one",
+        "masks.py",
+        "(least == greatest)[:, None] & (least == greatest)[None, :] & some_near",
+        "some_near",
+        "flexmask/test_masks.py",
+    ),
+    # ---- attention on CPU ----
+    Fault(
+        "the gradient of scores loses what softmax takes off",
+        "cpu_attention.py",
+        "grad_scores.sub_(tile.rows(delta, heads)).mul_(probabilities)",
+        "grad_scores.mul_(probabilities)",
+        "flexmask/test_attention.py",
+    ),
+    Fault(
+        "a soft-capped score has the slope of tanh",
+        "cpu_attention.py",
+        "1 - (scores / (self.softcap * _LOG2_E)).square()",
+        "torch.ones_like(scores)",
+        "flexmask/test_attention.py",
+    ),
+    Fault(
+        "attention sinks take probability",
+        "cpu_attention.py",
+        "total += torch.exp2(tile.rows(work.sinks, heads) - top)",
+        "total += 0",
+        "flexmask/test_attention.py",
+    ),
+    # ---- the loss ----
+    Fault(
+        "a token is predicted by the one in front of it on its path, and nothing is shifted",
+        "loss.py",
+        "pack.previous[0, indices], targets",
+        "(indices - 1).clamp(min=0), targets",
+        "flexmask/test_loss.py",
+    ),
+    Fault(
+        "each token has its own loss weight",
+        "loss.py",
+        "weighted = (loss * weights[start:end].to(loss.dtype)).sum()",
+        "weighted = loss.sum()",
+        "flexmask/test_loss.py",
+    ),
+    Fault(
+        "the gradients of the head add up over chunks",
+        "loss.py",
+        "    return total.add_(more)",
+        "    return more",
+        "flexmask/test_loss.py",
+    ),
+    Fault(
+        "what comes from above scales the gradients",
+        "loss.py",
+        "None if grad is None else grad * grad_total",
+        "grad",
+        "flexmask/test_loss.py flexmask/test_training.py",
+    ),
+    # ---- state ----
+    Fault(
+        "two tokens that follow one begin a node each",
+        "state_branches.py",
+        "(self._previous != index - 1) | (followers[self._previous] > 1)",
+        "(self._previous != index - 1)",
+        "flexmask/test_state_branches.py equivalence/test_state_branches.py",
+    ),
+    Fault(
+        "a convolution finds a node's ancestors in front of it",
+        "state_branches.py",
+        "tokens[places[self._start] - back] = ancestor",
+        "tokens[places[self._start] - back] = np.maximum(self._start - back, 0)",
+        "flexmask/test_state_branches.py equivalence/test_state_branches.py",
+    ),
+    Fault(
+        "a padded step of a recurrence leaves the state alone",
+        "state_branches.py",
+        "dt = dt.float() + dt_bias.float()\n",
+        "dt, more = dt.float(), more | dict(dt_bias=dt_bias)\n",
+        "equivalence/test_state_branches.py",
+    ),
+    # ---- text ----
+    Fault(
+        "a token that straddles thinking and answer is of the answer",
+        "rendering.py",
+        "thinking = generated.ends <= ",
+        "thinking = generated.starts < ",
+        "flexmask/test_rendering.py",
+    ),
+    Fault(
+        "a message with train: false is not trained",
+        "rendering.py",
+        ' and conversation.messages[text.index].get("train", True)',
+        "",
+        "flexmask/test_rendering.py",
+    ),
+    Fault(
+        "tool schemas are guarded as message text is",
+        "tokenization.py",
+        'guarded(conversation.tools, "tools")',
+        "conversation.tools",
+        "flexmask/test_rendering.py flexmask/test_conversation.py",
+    ),
+    Fault(
+        "the tokenizer's end is one that is trained",
+        "end_of_turn.py",
+        "if before not in ends:",
+        "if before is None:",
+        "flexmask/test_end_of_turn.py",
+    ),
+    # ---- training ----
+    Fault(
+        "a step's loss is divided by the weights of all its packs",
+        "training.py",
+        'for batch in samples for p in batch["packs"]]\n        weight = ',
+        'for batch in samples[:1] for p in batch["packs"]]\n        weight = ',
+        "flexmask/test_training.py",
+    ),
+    Fault(
+        "a step's loss is divided by the weights of all processes",
+        "training.py",
+        "weight = self.accelerator.gather(weight).sum()",
+        "pass",
+        "flexmask/test_training.py",
+    ),
+    Fault(
+        "gradients that processes average are those of the sum",
+        "training.py",
+        "loss / step_weight * self.accelerator.num_processes",
+        "loss / step_weight",
+        "flexmask/test_training.py",
+    ),
+    Fault(
+        "a run that is resumed from its last step trains no other",
+        "training.py",
+        "self.state.global_step >= self.state.max_steps",
+        "self.state.global_step > self.state.max_steps",
+        "flexmask/test_training.py flexmask/test_runs.py",
+    ),
+    Fault(
+        "a gradient that is not finite stops the run",
+        "training.py",
+        "not torch.isfinite(torch.as_tensor(norm))",
+        "False",
+        "flexmask/test_training.py flexmask/test_runs.py",
+    ),
+    Fault(
+        "a run's totals go on from its checkpoint",
+        "run_totals.py",
+        "        self.earlier_loss_sum = self.loss_sum\n",
+        "        self._start_anew()\n",
+        "flexmask/test_training.py flexmask/test_runs.py",
+    ),
+]
+
+
+def planted(fault: Fault) -> bool:
+    """Whether its tests fail with the fault in place."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in LINKED:
+            os.symlink(ROOT / name, Path(folder) / name)
+        shutil.copytree(ROOT / "flexmask", Path(folder) / "flexmask", ignore=shutil.ignore_patterns("__pycache__"))
+        file = Path(folder) / "flexmask" / fault.file
+        file.write_text(with_fault(fault, file.read_text(encoding="utf-8")), encoding="utf-8")
+        tests = [str(Path(folder) / "tests" / name) for name in fault.tests.split()]
+        # Seeds are fixed, so that a fault does not survive on one day and not on the other.
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", f"--rootdir={folder}", *tests],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": folder},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{fault.rule}: its tests did not run\n{done.stdout}{done.stderr}")
+    return done.returncode == 1
+
+
+def with_fault(fault: Fault, source: str) -> str:
+    """Raises ValueError where the text to replace does not stand in `source` once."""
+    if source.count(fault.right) != 1:
+        raise ValueError(f"{fault.rule}: {fault.right!r} stands {source.count(fault.right)} times in {fault.file}")
+    return source.replace(fault.right, fault.wrong)
+
+
+def main(words: list[str]) -> int:
+    chosen = [fault for fault in FAULTS if not words or any(word in fault.rule for word in words)]
+    survivors = []
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1))) as pool:
+        for fault, noticed in zip(chosen, pool.map(planted, chosen), strict=True):
+            print(f"{'noticed ' if noticed else 'SURVIVED'}  {fault.file:18} {fault.rule}", flush=True)
+            survivors += [] if noticed else [fault]
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} faults noticed, {len(survivors)} survived")
+    return 1 if survivors or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

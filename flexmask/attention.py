@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import CodeType, FunctionType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -329,7 +329,9 @@ def _compiled_attention(
             raise ValueError("key_bias beside softcap: no model has both")
         score_mod = _key_bias_score_mod(F.pad(key_bias, (0, padding)))
     # Inside a compiled model the surrounding compilation takes flex_attention in.
-    attend = cast(Callable, flex_attention) if torch.compiler.is_compiling() else _compiled_flex_attention()
+    attend: Callable = flex_attention
+    if not torch.compiler.is_compiling():
+        attend = _compiled_flex_attention()
     result = attend(
         query,
         key,

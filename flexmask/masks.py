@@ -156,7 +156,10 @@ def build_block_mask(
     full = (last[None, :] <= first[:, None]) & (least[None, :] > last[:, None])
     if position_ids is not None and (window is not None or chunk is not None):
         positions = _block_bounds(position_ids[0].cpu().numpy(), block_size)
-        some_near, all_near = _window_blocks(positions, window) if chunk is None else _chunk_blocks(positions, chunk)
+        if window is not None:
+            some_near, all_near = _window_blocks(positions, window)
+        elif chunk is not None:
+            some_near, all_near = _chunk_blocks(positions, chunk)
         touched &= some_near
         full &= all_near
     return _block_mask(touched & ~full, full, block_size, mask_mod, visible_until.device)
@@ -216,7 +219,7 @@ def _chunk_mask_mod(position_ids: Tensor, chunk: int) -> MaskMod:
     return near
 
 
-def _window_blocks(bounds: tuple[np.ndarray, np.ndarray], window: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _window_blocks(bounds: tuple[np.ndarray, np.ndarray], window: int) -> tuple[np.ndarray, np.ndarray]:
     """For each [query block, key block], from the least and greatest positions in a block: some pair may be near, all
     pairs are near."""
     least, greatest = bounds

@@ -356,7 +356,8 @@ def route_states(layers: Iterable[nn.Module]) -> None:
         home = _home(layer)
         for name in _functions(layer):
             if not hasattr(function := getattr(home, name), "behind"):
-                setattr(home, name, _in_front_of(function, _SEAM[name][0]))  # type: ignore[arg-type] # joined types
+                # To mypy the functions of _SEAM, each with parameters of its own, are no Callable together.
+                setattr(home, name, _in_front_of(function, _SEAM[name][0]))  # type: ignore[arg-type]
 
 
 def expected_calls(model: nn.Module) -> int:
@@ -366,7 +367,8 @@ def expected_calls(model: nn.Module) -> int:
 
 
 def _functions(layer: nn.Module) -> tuple[str, ...]:
-    return _functions_of(type(layer))  # type: ignore[arg-type] # mypy: no class of modules is hashable
+    # mypy takes the __hash__ of torch's modules for that of their classes.
+    return _functions_of(type(layer))  # type: ignore[arg-type]
 
 
 @functools.cache  # each pass asks for all modules of a model

@@ -291,7 +291,7 @@ class OnePassTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if (inner := unwrapped(self.model)) is not self.model:  # peft saves adapters, and not how to generate with them
-            inner.generation_config.save_pretrained(output_dir or self.args.output_dir or ".")
+            inner.generation_config.save_pretrained(cast(str, output_dir or self.args.output_dir))
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         """The Trainer (5.23) divides by the steps since the run was resumed; here all of them count."""

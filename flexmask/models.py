@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 import warnings
 from collections.abc import Iterator
 from typing import TypeVar
@@ -21,14 +20,9 @@ from flexmask.randomness import random_settings, shared_draws, warn_of_shared_dr
 from flexmask.state_branches import is_covered, moved, route_states
 from flexmask.tree import Row
 
-# Class names of layers that carry a state from token to token outside attention, across transformers 5.23's models.
-_STATEFUL = re.compile(
-    r"mamba|lstm|delta|shortconv|linearattention|recurrent|rglru|rwkv|retention|lightningattention", re.IGNORECASE
-)
-# Modules of such a name that only hold others.
-_CONTAINER = re.compile(r"(Model|DecoderLayer|Block|Norm|ForCausalLM)$")
-# Parameters that give a layer with state away under any class name: decay rates and step sizes of a recurrence.
-_STATE_PARAMETERS = ("A_log", "dt_bias", "time_decay", "time_mix_key")
+# What only a layer with a recurrence has, in transformers 5.23: decay rates, step sizes or a gate that forgets. With
+# convolutions over tokens they tell every such layer of its models; names of classes tell no more.
+_RECURRENCE = ("A_log", "dt_bias", "time_decay", "time_mix_key", "slope_rate", "fgate_preact", "ifgate_preact")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -147,8 +141,8 @@ def check_model(model: nn.Module, chains: bool = False) -> None:
 def stateful_layers(model: nn.Module) -> list[str]:
     """The layers that carry a state from token to token outside attention, each as "path (class)".
 
-    Found by what modules are: a convolution over tokens, the parameters of a recurrence, or a class name. What all
-    three miss, `flexmask.exactness.check_exact` finds by trying.
+    Found by what modules are: a convolution over tokens, or the parameters of a recurrence. What both miss,
+    `flexmask.exactness.check_exact` finds by trying.
     """
     model = unwrapped(model)
     return [_named(model, path) for path in _stateful_paths(model)]
@@ -186,30 +180,16 @@ def _named(model: PreTrainedModel, path: str) -> str:
 
 
 def _stateful_paths(model: PreTrainedModel) -> list[str]:
-    family = type(model).__name__.removesuffix("ForCausalLM")
-    # A family named after its recurrence (Kimi Linear, xLSTM) has the word in all its classes: what is behind it
-    # counts, unless nothing else tells the layers apart.
-    return _stateful_modules(model, family) or _stateful_modules(model, "")
-
-
-def _stateful_modules(model: PreTrainedModel, family: str) -> list[str]:
     # Towers for images and sound have convolutions of their own, which tokens of text never enter.
     decoder = model.get_decoder()
     searched = set((decoder if isinstance(decoder, PreTrainedModel) else model).modules())
     found: list[str] = []
     for path, module in model.named_modules():
-        if module not in searched:
-            continue
-        kind = type(module).__name__
-        owner = path
-        if isinstance(module, nn.Conv1d):
-            owner = path.rpartition(".")[0]
-        elif not any(hasattr(module, parameter) for parameter in _STATE_PARAMETERS) and (
-            _CONTAINER.search(kind) or not _STATEFUL.search(kind.removeprefix(family))
-        ):
-            continue
-        if not any(owner == other or owner.startswith(f"{other}.") for other in found):
-            found.append(owner)
+        convolution = isinstance(module, nn.Conv1d)
+        if module in searched and (convolution or any(hasattr(module, name) for name in _RECURRENCE)):
+            owner = path.rpartition(".")[0] if convolution else path
+            if not any(owner == other or owner.startswith(f"{other}.") for other in found):
+                found.append(owner)
     return found
 
 
@@ -239,7 +219,8 @@ def inputs_of(model: PreTrainedModel, pack: Pack, block_size: int) -> Iterator[d
         )
 
 
-# Models with a table of positions and nothing beyond it, by model_type (transformers 5.23).
+# Models with a table of positions and nothing beyond it, by model_type (transformers 5.23). The table would raise an
+# error by itself, but one that names neither model nor length, and on a GPU it ends the process.
 _POSITION_TABLES = (
     "bert",
     "bert-generation",

@@ -28,7 +28,7 @@ import inspect
 import itertools
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,12 +223,17 @@ def _of_like_length(length: np.ndarray) -> list[np.ndarray]:
 
 
 def _convolution(
-    function: Callable, branches: StateBranches, x: Tensor, weight: Tensor, bias: Tensor | None = None, **more: Any
+    function: Callable,
+    branches: StateBranches,
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    **more: Any,
 ) -> Tensor:
-    """Causal depthwise convolution: x [1, D, T], weight [D, K] -> [1, D, T]."""
-    branches._check_length((x.shape[0], x.shape[2]))
+    """Causal depthwise convolution: hidden_states [1, D, T], weight [D, K] -> [1, D, T]."""
+    branches._check_length((hidden_states.shape[0], hidden_states.shape[2]))
     tokens, places = branches.convolution(weight.shape[-1])
-    in_line = F.pad(x[0].T, (0, 0, 0, 1)).index_select(0, tokens).T[None]
+    in_line = F.pad(hidden_states[0].T, (0, 0, 0, 1)).index_select(0, tokens).T[None]
     branches.calls += 1
     return function(in_line, weight, bias, **more).index_select(2, places)
 
@@ -242,6 +247,7 @@ def _delta_rule(
     *,
     g: Tensor,
     beta: Tensor,
+    chunk_size: int | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     **more: Any,
@@ -251,7 +257,7 @@ def _delta_rule(
 
     def run(inputs: Sequence[Tensor], state: Tensor | None, continued: bool) -> tuple[Tensor, Tensor]:
         query, key, value, g, beta = inputs
-        given = more | _chunks(64, inputs[0])
+        given = more | _chunks(chunk_size, inputs[0])
         return function(query, key, value, g=g, beta=beta, initial_state=state, output_final_state=continued, **given)
 
     return branches.recurrence(run, query, key, value, g, beta), None
@@ -260,7 +266,7 @@ def _delta_rule(
 def _mamba_2(
     function: Callable,
     branches: StateBranches,
-    x: Tensor,
+    hidden_states: Tensor,
     dt: Tensor,
     A: Tensor,
     B: Tensor,
@@ -274,7 +280,7 @@ def _mamba_2(
     return_final_states: bool = False,
     **more: Any,
 ) -> Tensor:
-    """State-space scan of Mamba-2: x [1, T, heads, D], dt [1, T, heads], B and C [1, T, groups, N]."""
+    """State-space scan of Mamba-2: hidden_states [1, T, heads, D], dt [1, T, heads], B and C [1, T, groups, N]."""
     _check_no_cache(initial_states, return_final_states)
     # Steps get their bias and limits here: behind these, the zero of a padded token would no longer be one.
     dt = dt.float() + dt_bias.float()
@@ -282,20 +288,22 @@ def _mamba_2(
 
     def run(inputs: Sequence[Tensor], state: Tensor | None, continued: bool) -> tuple[Tensor, Tensor | None]:
         x, dt, B, C = inputs
-        given = more | dict(chunk_size=chunk_size) | _chunks(chunk_size, x)
+        given = more | _chunks(chunk_size, x) | dict(dt_bias=None, dt_softplus=False, dt_limit=(0.0, np.inf))
         result = function(x, dt, A, B, C, initial_states=state, return_final_states=continued, **given)
         return result if continued else (result, None)
 
-    return branches.recurrence(run, x, dt, B, C)
+    return branches.recurrence(run, hidden_states, dt, B, C)
 
 
 def _without_fusion(function: Callable, branches: StateBranches, *args: Any, **more: Any) -> None:
     """Mamba-2's convolution and scan in one kernel, which cannot branch: None sends the layer on to the two apart."""
 
 
-def _chunks(most: int, x: Tensor) -> dict[str, int]:
+def _chunks(most: int | None, x: Tensor) -> dict[str, int]:
     """PyTorch's code pads [nodes, length, ...] to whole chunks; short nodes get short ones. Kernels keep theirs."""
-    return {} if x.is_cuda else dict(chunk_size=min(most, 1 << (x.shape[1] - 1).bit_length()))
+    if x.is_cuda:
+        return {} if most is None else dict(chunk_size=most)
+    return dict(chunk_size=min(most or 64, 1 << (x.shape[1] - 1).bit_length()))
 
 
 def _check_no_cache(initial: Tensor | None, final: bool) -> None:
@@ -307,27 +315,14 @@ def _check_no_cache(initial: Tensor | None, final: bool) -> None:
 
 # ---- The seam ----
 
-# What stands in front of each of transformers' functions, and the arguments by which the function is known to be the
-# one it was written for (transformers 5.23).
+# What stands in front of each of transformers' functions (5.23). Its parameters are those that a function must have,
+# the positional ones first and in this order; what else a function takes is handed on as it comes.
 _SEAM = {
-    "causal_conv1d_fn": (_convolution, "hidden_states weight bias activation kwargs"),
-    "torch_chunk_gated_delta_rule": (
-        _delta_rule,
-        "query key value g beta chunk_size initial_state output_final_state use_qk_l2norm_in_kernel kwargs",
-    ),
-    "chunk_kimi_delta_attention": (
-        _delta_rule,
-        "query key value g beta chunk_size initial_state output_final_state use_qk_l2norm_in_kernel kwargs",
-    ),
-    "mamba2_chunk_scan": (
-        _mamba_2,
-        "hidden_states dt A B C chunk_size D dt_bias initial_states dt_softplus dt_limit return_final_states kwargs",
-    ),
-    "mamba2_split_conv1d_scan_combined": (
-        _without_fusion,
-        "zxbcdt conv1d_weight conv1d_bias dt_bias A D chunk_size initial_states dt_limit return_final_states "
-        "activation rmsnorm_weight rmsnorm_eps outproj_weight outproj_bias headdim ngroups norm_before_gate kwargs",
-    ),
+    "causal_conv1d_fn": _convolution,
+    "torch_chunk_gated_delta_rule": _delta_rule,
+    "chunk_kimi_delta_attention": _delta_rule,
+    "mamba2_chunk_scan": _mamba_2,
+    "mamba2_split_conv1d_scan_combined": _without_fusion,
 }
 
 
@@ -343,10 +338,10 @@ def moved(layer: nn.Module) -> str | None:
         function = getattr(home, name, None)
         if function is None:
             return f"{home.__name__} has no {name}"
-        function = getattr(function, "behind", function)
-        parameters = inspect.signature(getattr(function, "forward", function)).parameters
-        if " ".join(parameters) != (expected := _SEAM[name][1]):
-            return f"{name} of {home.__name__} takes {', '.join(parameters)} and not {expected.replace(' ', ', ')}"
+        taken, used = _parameters(getattr(function, "behind", function)), _used(_SEAM[name])
+        in_order = [one for one, parameter in used.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+        if list(taken)[: len(in_order)] != in_order or not used.keys() <= taken.keys():
+            return f"{name} of {home.__name__} takes {', '.join(taken)}, where {', '.join(used)} are needed"
     return None
 
 
@@ -356,14 +351,13 @@ def route_states(layers: Iterable[nn.Module]) -> None:
         home = _home(layer)
         for name in _functions(layer):
             if not hasattr(function := getattr(home, name), "behind"):
-                # To mypy the functions of _SEAM, each with parameters of its own, are no Callable together.
-                setattr(home, name, _in_front_of(function, _SEAM[name][0]))  # type: ignore[arg-type]
+                setattr(home, name, _in_front_of(function, _SEAM[name]))
 
 
 def expected_calls(model: nn.Module) -> int:
     """How often one forward pass of a model branches a state, `StateBranches.calls`; 0: no layer is covered."""
     names = [name for module in model.modules() for name in _functions(module)]
-    return sum(_SEAM[name][0] is not _without_fusion for name in names)
+    return sum(_SEAM[name] is not _without_fusion for name in names)
 
 
 def _functions(layer: nn.Module) -> tuple[str, ...]:
@@ -388,10 +382,29 @@ def _kinds(kind: type) -> Iterator[type]:
             yield one
 
 
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(getattr(function, "forward", function)).parameters
+
+
+def _used(branched: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters of transformers' function that the one in front of it knows."""
+    first_two = itertools.islice(_parameters(branched).items(), 2, None)
+    return {name: one for name, one in first_two if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+
+
 def _in_front_of(function: Callable, branched: Callable) -> Callable:
+    handed_on = _parameters(function).keys() - _used(branched).keys()
+
     def routed(*args: Any, state_branches: StateBranches | None = None, **kwargs: Any) -> Any:
         if state_branches is None:
             return function(*args, **kwargs)
+        for name in handed_on & kwargs.keys():
+            shape = getattr(kwargs[name], "shape", ())
+            if tuple(shape[:1]) == (1,) and len(state_branches) in shape[1:]:
+                raise ValueError(
+                    f"{function.__name__} takes {name} of shape {list(shape)}, one for each token of the pack, which "
+                    "does not follow the tree; train this model one pass a turn"
+                )
         return branched(function, state_branches, *args, **kwargs)
 
     vars(routed)["behind"] = function

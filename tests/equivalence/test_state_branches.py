@@ -251,31 +251,66 @@ def test_models_are_as_before_outside_of_packs(name, tmp_path):
 # ---- A transformers that is not as expected ----
 
 
-def moved_functions(home):
-    yield "torch_chunk_gated_delta_rule", None, f"{home.__name__} has no torch_chunk_gated_delta_rule"
-    yield (
-        "causal_conv1d_fn",
-        lambda x, weight, bias=None, seq_lens=None, **kwargs: x,
-        f"causal_conv1d_fn of {home.__name__} takes x, weight, bias, seq_lens, kwargs and not hidden_states, weight",
-    )
+def renamed(x, weight, bias=None, activation=None, **kwargs):
+    return x
+
+
+def in_other_order(hidden_states, bias, weight, activation=None, **kwargs):
+    return hidden_states
+
+
+def without_gate(query, key, value, beta, chunk_size=64, initial_state=None, output_final_state=False, **kwargs):
+    return value, None
+
+
+CONVOLUTION, RECURRENCE = "causal_conv1d_fn", "torch_chunk_gated_delta_rule"
+MOVED = {
+    "gone": (RECURRENCE, None, "modeling_qwen3_5 has no torch_chunk_gated_delta_rule"),
+    "renamed": (
+        CONVOLUTION,
+        renamed,
+        "takes x, weight, bias, activation, kwargs, where hidden_states, weight, bias are",
+    ),
+    "in other order": (CONVOLUTION, in_other_order, "takes hidden_states, bias, weight, activation, kwargs, where"),
+    "removed": (RECURRENCE, without_gate, "where query, key, value, g, beta, chunk_size, .* are needed"),
+}
 
 
 # Breaks if another transformers is taken for 5.23: what it then computed would be wrong without a word.
-def test_a_seam_that_has_moved_is_refused_with_the_version(monkeypatch):
+@pytest.mark.parametrize("what", MOVED)
+def test_a_seam_that_has_moved_is_refused_with_the_version(what, monkeypatch):
     model = BRANCHING["Qwen3.5"].build(torch.float32)
     home = sys.modules[type(model).__module__]
+    name, function, says = MOVED[what]
     monkeypatch.setattr("transformers.__version__", "5.99.1")
-    for name, function, says in moved_functions(home):
-        with monkeypatch.context() as patch:
-            patch.delattr(home, name) if function is None else patch.setattr(home, name, function)
-            assert branching_layers(model) == []
-            with pytest.raises(
-                UnsupportedModelError, match=r"installed transformers 5\.99\.1, where .*per_turn"
-            ) as why:
-                prepare_model(model)
-            assert says in str(why.value)
-            assert prepare_model(model, chains=True).config._attn_implementation != "flexmask"  # still exact
+    with monkeypatch.context() as patch:
+        patch.delattr(home, name) if function is None else patch.setattr(home, name, function)
+        assert branching_layers(model) == []
+        with pytest.raises(UnsupportedModelError, match=rf"transformers 5\.99\.1, where .*{says}.*per_turn"):
+            prepare_model(model)
+        assert prepare_model(model, chains=True).config._attn_implementation != "flexmask"  # still exact
     prepare_model(model)
+
+
+# Breaks if a parameter more refuses a model that is as exact as before, or if one that differs from token to token is
+# handed on in the order of the pack, where nodes stand in another.
+def test_a_function_may_take_more_but_nothing_by_token(monkeypatch):
+    model, reference, _ = per_turn_reference("Qwen3.5")
+    home = sys.modules[type(model).__module__]
+    monkeypatch.setattr(home, CONVOLUTION, getattr(getattr(home, CONVOLUTION), "behind", getattr(home, CONVOLUTION)))
+    original = getattr(home, CONVOLUTION)
+
+    def takes_more(hidden_states, weight, bias=None, scale=1.0, documents=None, **more):
+        return original(hidden_states, weight, bias, **more) * scale
+
+    monkeypatch.setattr(home, CONVOLUTION, takes_more)
+    with torch.no_grad():
+        assert abs(loss_of(prepare_model(model), LAYOUTS["packed"]).item() / reference - 1) < LOSS
+        (one,) = LAYOUTS["packed"]
+        routed = getattr(home, CONVOLUTION)
+        monkeypatch.setattr(home, CONVOLUTION, lambda *given, **more: routed(*given, documents=one.input_ids, **more))
+        with pytest.raises(ValueError, match=r"takes_more takes documents of shape \[1, \d+\], one for each token"):
+            loss_of(model, [one])
 
 
 # Breaks if a layer whose code was replaced as a whole (a hub kernel) ignores the tree and nobody notices.

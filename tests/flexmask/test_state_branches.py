@@ -78,7 +78,7 @@ def over_paths(name, varying, call, parents):
 
 
 def over_tree(name, varying, call, branches):
-    return call(lambda *args, **more: _SEAM[name][0](plain(name), branches, *args, **more), *varying)
+    return call(lambda *args, **more: _SEAM[name](plain(name), branches, *args, **more), *varying)
 
 
 # A trunk whose nodes outgrow a chunk of the functions, with branches and a second root behind.
@@ -174,11 +174,11 @@ def test_a_pack_of_another_length_is_named():
     with pytest.raises(ValueError, match=r"input has shape \[1, 7\], but state_branches is of a pack \[1, 3\]"):
         over_tree("mamba2_chunk_scan", varying, call, StateBranches(torch.tensor([[-1, 0, 0]])))
     with pytest.raises(ValueError, match="use_cache=False"):
-        function = _SEAM["chunk_kimi_delta_attention"][0]
+        function = _SEAM["chunk_kimi_delta_attention"]
         function(None, None, *[torch.zeros(1, 1, 1, 1)] * 3, g=None, beta=None, output_final_state=True)
     with pytest.raises(ValueError, match="use_cache=False"):
         more = dict(chunk_size=1, dt_bias=None, dt_softplus=True, dt_limit=None, return_final_states=True)
-        _SEAM["mamba2_chunk_scan"][0](None, None, *[torch.zeros(1, 1, 1, 1)] * 5, **more)
+        _SEAM["mamba2_chunk_scan"](None, None, *[torch.zeros(1, 1, 1, 1)] * 5, **more)
 
 
 # Breaks if sharding, which puts a class of its own in front of a layer's (FSDP2), hides the layer.

@@ -114,7 +114,9 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         for child in module.children():
             convolution = isinstance(child, nn.Conv1d)
             tensors += [p for p in child.parameters(recurse=False) if convolution or p.ndim == 1]
-        held[module] = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in HALF and tensor.numel() > 0]
+        # Each once: an address that is free again would be taken for a tensor that has moved on.
+        once = dict.fromkeys(tensor for tensor in tensors if tensor.dtype in HALF and tensor.numel() > 0)
+        held[module] = [(tensor, tensor.data) for tensor in once]
         for tensor, data in held[module]:
             tensor.data = data.float()
             half_of[tensor.untyped_storage().data_ptr()] = data

@@ -116,9 +116,9 @@ def _longest_window(model: nn.Module) -> int:
     name, sizes = inner.config._attn_implementation, [0]
     answer = AttentionMaskInterface()[name]
 
-    def record(*args, local_size=None, **more):
-        sizes.append(local_size or 0)
-        return answer(*args, local_size=local_size, **more)
+    def record(*args, **more):
+        sizes.append(more.get("local_size") or 0)
+        return answer(*args, **more)
 
     AttentionMaskInterface.register(name, record)
     try:
@@ -133,7 +133,7 @@ def _window_to_cross(model: nn.Module) -> int:
     inner, window = unwrapped(model), _longest_window(model)
     parameters, device = sum(p.numel() for p in model.parameters()), inner.device.type
     # A row and two passes are longer.
-    if 3 * window * parameters <= _MOST_WORK.get(device, _MOST_WORK["elsewhere"]):
+    if 3 * window * parameters <= _MOST_WORK["cpu" if device == "cpu" else "elsewhere"]:
         return window
     warnings.warn(
         f"{type(inner).__name__}: that one pass is exact was tried on passes shorter than its windows of up to "

@@ -29,10 +29,14 @@ from flexmask.tree import one_pass, per_turn
 # least 0.1. bfloat16 gives up to 0.5 for exact ones: half precision is for models that cannot be computed in float32.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
 # The same for the gradient of a parameter, relative to its norm and a thousandth of the whole gradient's: that of some
-# parameters (a bias of keys) is nothing but rounding.
+# parameters (a bias of keys) is nothing but rounding. Over the 40 families of tests/equivalence with weights of std
+# 0.02 to 0.25, and over 135M parameters in 30 layers, float32 gives at most 6e-5 and float64 2e-13; a tenth of the mean
+# over all tokens that leaks in backward alone gives at least 3e-2, what leaks in losses too 6e-2. bfloat16 gives up to
+# 0.6 for exact ones and float16 0.08, so there only gross mistakes show. Kernels on CUDA were not measured.
 _GRADIENT_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.3}
 _NEGLIGIBLE = 1e-3
-# Passes are longer than the model's windows where that costs at most so many tokens times parameters.
+# Passes are longer than the model's windows where that costs at most so many tokens times parameters: on CPU about 25
+# seconds of one core.
 _MOST_WORK = {"cpu": 3e11, "elsewhere": 3e13}
 
 
@@ -45,9 +49,11 @@ def check_exact(model: nn.Module, block_size: int = 128) -> None:
     model in half precision is computed in float32, with a warning where its code or the device cannot. Afterwards
     weights, gradients, buffers, modes and random numbers are what they were.
 
-    Costs five forward and backward passes over fewer than 100 tokens each; more where the model has windows or chunks,
-    as one conversation is longer than the longest, but for a warning where that would take minutes. No gradients are
-    compared where parameters are sharded, with a warning.
+    Costs five forward passes over fewer than 100 tokens each, two backward passes, and of gradients the memory of one
+    parameter's; for parameters in half precision that are trained, a copy in float32. Where the model has windows or
+    chunks, one conversation is longer than the longest; where that would take minutes it is not, with a warning, and
+    that the window is there in every layer is not tried. Gradients of sharded parameters are not compared, with a
+    warning.
 
     Raises UnsupportedModelError with the largest difference, or with the error that the model itself raised.
     """

@@ -86,11 +86,12 @@ def _is_zero(parameter: nn.Parameter) -> bool:
 
 
 def _random(parameter: nn.Parameter, seed: int) -> Tensor:
-    """None of them is close to zero, and a product with a matrix of them keeps the size of what goes in, about."""
+    """None of them is close to zero. A product with a matrix of them keeps the size of what goes in, about; vectors are
+    a tenth, so that what they are added to is still seen beside them."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.rand(parameter.shape, generator=generator) + 0.5
     sign = torch.rand(parameter.shape, generator=generator).sub(0.5).sign()
-    inputs = parameter.shape[-1] if parameter.ndim > 1 else 4
+    inputs = parameter.shape[-1] if parameter.ndim > 1 else 100
     return (sign * size / inputs**0.5).to(parameter)
 
 

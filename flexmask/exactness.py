@@ -1,146 +1,296 @@
-"""A check of the model at hand: does one pass over a small row give the losses of its passes?
+"""A check of the model at hand: does one pass over a small row give the losses and gradients of its passes?
 
 Layers that cannot be masked are refused by what is known of them (`flexmask.models`). This catches the ones that
-nobody has thought of: attention that ignores or rewrites the mask, positions taken from indices, state between tokens.
+nobody has thought of: attention that ignores or rewrites the mask, positions taken from indices, state between tokens,
+adapters that go by what else stands in the row, statistics over tokens, gradients that leak where losses do not.
 """
 
 import contextlib
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import AttentionMaskInterface, PreTrainedModel
 
-from flexmask.loss import token_losses
+from flexmask.loss import is_whole, token_losses
 from flexmask.models import UnsupportedModelError, takes_block_masks, trying, unwrapped
-from flexmask.packing import pack
+from flexmask.packing import Pack, pack
 from flexmask.rendering import Pass, Role
+from flexmask.stand_ins import HALF, Gradients, in_float32, standing_in
 from flexmask.tree import one_pass, per_turn
 
-_HALF = (torch.bfloat16, torch.float16)
 # Largest difference of a token's loss that rounding explains, by the dtype of the computation. Over 172 families that
 # are exact (transformers 5.23, tiny, weights of std 0.02 to 0.25) float32 gives at most 2e-5; over 16 that are not, at
 # least 0.1. bfloat16 gives up to 0.5 for exact ones: half precision is for models that cannot be computed in float32.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
+# The same for the gradient of a parameter, relative to its norm and a thousandth of the whole gradient's: that of some
+# parameters (a bias of keys) is nothing but rounding. Over the 40 families of tests/equivalence with weights of std
+# 0.02 to 0.25, and over 135M parameters in 30 layers, float32 gives at most 6e-5 and float64 2e-13; a tenth of the mean
+# over all tokens that leaks in backward alone gives at least 3e-2, what leaks in losses too 6e-2. bfloat16 gives up to
+# 0.6 for exact ones and float16 0.08, so there only gross mistakes show. Kernels on CUDA were not measured.
+_GRADIENT_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.3}
+_NEGLIGIBLE = 1e-3
+# Passes are longer than the model's windows where that costs at most so many tokens times parameters: on CPU about 25
+# seconds of one core.
+_MOST_WORK = {"cpu": 3e11, "elsewhere": 3e13}
 
 
 def check_exact(model: nn.Module, block_size: int = 128) -> None:
-    """Compare token losses of a packed two-turn row with those of its passes, run alone under plain causal attention.
+    """Compare a packed row of two conversations of two turns with its passes, run alone under plain causal attention:
+    the loss of every token, and the gradient of every trained parameter.
 
-    `model` is a prepared model (`prepare_model`). Costs five forward passes over fewer than 100 tokens; a model in half
-    precision is computed in float32, one module at a time, and keeps its weights.
+    `model` is a prepared model (`prepare_model`). It runs in training mode without dropout, or in evaluation mode where
+    it draws at random all the same; parameters that are zero throughout, as in a new adapter, are random meanwhile. A
+    model in half precision is computed in float32, with a warning where its code or the device cannot. Afterwards
+    weights, gradients, buffers, modes and random numbers are what they were.
+
+    Costs five forward passes over fewer than 100 tokens each, two backward passes, and of gradients the memory of one
+    parameter's; for parameters in half precision that are trained, a copy in float32. Where the model has windows or
+    chunks, one conversation is longer than the longest; where that would take minutes it is not, with a warning, and
+    that the window is there in every layer is not tried. Gradients of sharded parameters are not compared, with a
+    warning.
+
     Raises UnsupportedModelError with the largest difference, or with the error that the model itself raised.
     """
-    with trying(model):
-        difference, dtype = _largest_difference(model, block_size)
-    if not difference <= _TOLERANCE[dtype]:
-        raise UnsupportedModelError(
-            f"{type(unwrapped(model)).__name__}: one pass is not exact for this model: a token's loss differs by "
-            f"{difference:.2g} from that of its own pass, so something besides masked attention and positions connects "
-            "its tokens; train it elsewhere one unpacked pass at a time"
-        )
-
-
-def _largest_difference(model: nn.Module, block_size: int) -> tuple[float, torch.dtype]:
-    """Between the losses of a token in its row and in its pass, and the dtype that both were computed in."""
+    model = _without_wrappers(model)
     inner = unwrapped(model)
-    # Quantized layers compute in half precision whatever they are given.
-    if inner.dtype not in _HALF or getattr(inner, "hf_quantizer", None) is not None:
-        return _difference(model, block_size), inner.dtype
-    try:
-        with _in_float32(model):
-            return _difference(model, block_size), torch.float32
-    except UnsupportedModelError:
-        raise
-    except Exception as error:
-        # Some code takes half precision only, and FlexAttention's float32 kernels need twice the shared memory.
-        difference = _difference(model, block_size)
+    name = type(inner).__name__
+    if not is_whole(model, list(model.parameters())):
         warnings.warn(
-            f"{type(inner).__name__} was tried in {inner.dtype} only, where rounding hides a small leak between turns, "
-            f"because float32 fails with {type(error).__name__}: {error}",
-            stacklevel=3,
+            f"{name}: its parameters are sharded, so that one pass is exact is tried by its losses and not by its "
+            "gradients; call check_exact before sharding for both",
+            stacklevel=2,
         )
-        return difference, inner.dtype
+    with trying(model), _as_in_training(model):
+        found = _difference(model, block_size)
+    if not found.loss <= _TOLERANCE[found.dtype]:
+        what = f"a token's loss differs by {found.loss:.2g} from that of its own pass"
+    elif not found.gradient <= _GRADIENT_TOLERANCE[found.dtype]:
+        what = f"the gradient of {found.parameter} differs by {found.gradient:.2g} of its size from that of the passes"
+    else:
+        return
+    raise UnsupportedModelError(
+        f"{name}: one pass is not exact for this model: {what}, so something besides masked attention and positions "
+        "connects its tokens; train it elsewhere one unpacked pass at a time"
+    )
+
+
+# ---- How the model runs ----
+
+
+def _without_wrappers(model: nn.Module) -> nn.Module:
+    """What DistributedDataParallel and torch.compile wrap: no gradient is to travel, and a small row not to compile."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif (compiled := getattr(model, "_orig_mod", None)) is not None:
+            model = compiled
+        else:
+            return model
 
 
 @contextlib.contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Every module finds its own half-precision tensors in float32 while it runs, and gets the same ones back.
-
-    A float32 copy of a large model might not fit beside it; that of its largest module does.
-    """
-    held = {}
-
-    def widen(module: nn.Module, _: object) -> None:
-        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        inside: Any = module
-        # Layers of peft read the weights of those that they wrap.
-        while (inside := getattr(inside, "base_layer", None)) is not None:
-            tensors += [*inside.parameters(recurse=False), *inside.buffers(recurse=False)]
-        # Some code casts to the dtype of the norm that it calls next (Nemotron-H), or computes a convolution itself.
-        for child in module.children():
-            convolution = isinstance(child, nn.Conv1d)
-            tensors += [p for p in child.parameters(recurse=False) if convolution or p.ndim == 1]
-        held[module] = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in _HALF]
-        for tensor, data in held[module]:
-            tensor.data = data.float()
-
-    def restore(module: nn.Module, *_: object) -> None:
-        for tensor, data in held.pop(module, ()):
-            tensor.data = data
-
-    handles = [module.register_forward_pre_hook(widen) for module in model.modules()]
-    handles += [module.register_forward_hook(restore, always_call=True) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _difference(model: nn.Module, block_size: int) -> float:
-    passes = _two_conversations(_vocabulary(unwrapped(model)))
+def _as_in_training(model: nn.Module) -> Iterator[None]:
+    """In training mode but for dropout; buffers and random numbers are what they were afterwards."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     device = unwrapped(model).device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    state = torch.get_rng_state()
+    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
+
+
+def _longest_window(model: nn.Module) -> int:
+    """Of the windows and chunks of the masks that the model's code asks transformers (5.23) for; 0: it has none."""
+    inner = unwrapped(model)
+    name, sizes = inner.config._attn_implementation, [0]
+    answer = AttentionMaskInterface()[name]
+
+    def record(*args, **more):
+        sizes.append(more.get("local_size") or 0)
+        return answer(*args, **more)
+
+    AttentionMaskInterface.register(name, record)
+    try:
+        model(input_ids=torch.arange(3, device=inner.device)[None], use_cache=False)
+    finally:
+        AttentionMaskInterface.register(name, answer)
+    return max(sizes)
+
+
+def _window_to_cross(model: nn.Module) -> int:
+    """The longest window; 0, with a warning, where passes longer than it would take minutes."""
+    inner, window = unwrapped(model), _longest_window(model)
+    parameters, device = sum(p.numel() for p in model.parameters()), inner.device.type
+    # A row and two passes are longer.
+    if 3 * window * parameters <= _MOST_WORK["cpu" if device == "cpu" else "elsewhere"]:
+        return window
+    warnings.warn(
+        f"{type(inner).__name__}: that one pass is exact was tried on passes shorter than its windows of up to "
+        f"{window:,} positions: longer ones would take minutes with {parameters:,} parameters on {device}",
+        stacklevel=5,
+    )
+    return 0
+
+
+# ---- What is compared ----
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Largest difference of a token's loss; that of a parameter's gradient, relative to it, and the parameter's name;
+    the dtype that all were computed in."""
+
+    loss: float
+    gradient: float
+    parameter: str
+    dtype: torch.dtype
+
+
+def _difference(model: nn.Module, block_size: int) -> _Difference:
+    inner = unwrapped(model)
+    dtype, device = inner.dtype, inner.device.type
+    # Quantized layers compute in half precision whatever they are given.
+    if getattr(inner, "hf_quantizer", None) is not None:
+        return _difference_in(dtype, model, block_size)
+    try:
+        if dtype not in HALF:
+            return _difference_in(dtype, model, block_size)
+        with in_float32(model):
+            return _difference_in(torch.float32, model, block_size)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        if dtype not in HALF and device == "cpu":
+            raise
+        # Some code takes half precision only, and FlexAttention's float32 kernels need twice the shared memory.
+        half = dtype if dtype in HALF else torch.bfloat16
+        with torch.autocast(device, half, enabled=half is not dtype):
+            difference = _difference_in(half, model, block_size)
+        warnings.warn(
+            f"{type(inner).__name__} was tried in {half} only, where rounding hides a small leak between turns, "
+            f"because float32 fails with {type(error).__name__}: {error}",
+            stacklevel=3,
+        )
+        return difference
+
+
+def _difference_in(dtype: torch.dtype, model: nn.Module, block_size: int) -> _Difference:
+    inner = unwrapped(model)
+    device = inner.device
+    passes = _two_conversations(_vocabulary(inner), _window_to_cross(model), _invocation(model))
     if takes_block_masks(model):
         groups = [[row for conversation in passes for row in one_pass(conversation)]]
         passes = [conversation[::-1] for conversation in passes]  # the order of a row's branches
     else:  # state that does not branch: as it will be run, one pass a row and one row a pack
         groups = [[row] for conversation in passes for row in per_turn(conversation)]
-    packs = [pack(rows, sum(map(len, rows)))[0] for rows in groups]
-    ours = torch.cat([token_losses(model, one.to(device), block_size).losses for one in packs])
-    alone = torch.cat([_alone(model, p, device) for conversation in passes for p in conversation])
-    return (ours - alone).abs().max().item()
+    packs = [pack(rows, sum(map(len, rows)))[0].to(device) for rows in groups]
+    singles = [p for conversation in passes for p in conversation]
+    whole = is_whole(model, list(model.parameters()))
+
+    def compare() -> _Difference:
+        collecting = standing_in(model, dtype is torch.float32) if whole else contextlib.nullcontext(Gradients())
+        with collecting as gradients, torch.set_grad_enabled(whole):
+            losses, found = _run(_packed(model, packs, block_size), gradients)
+            alone, expected = _run(_alone(model, singles), gradients)
+        return _Difference((losses - alone).abs().max().item(), *_largest(found, expected), dtype)
+
+    before = _random_state(device)
+    difference = compare()
+    if not torch.equal(before, _random_state(device)):
+        model.eval()  # what is drawn differs from pass to pass, whatever the model
+        difference = compare()
+    return difference
+
+
+def _packed(model: nn.Module, packs: Iterable[Pack], block_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The losses of the trained tokens of each pack, and their weighted sum."""
+    for one in packs:
+        result = token_losses(model, one, block_size)
+        yield result.losses, result.total
+
+
+def _alone(model: nn.Module, passes: Iterable[Pass]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of each pass, with the masks and positions that transformers makes itself."""
+    for p in passes:
+        ids = torch.from_numpy(p.input_ids).to(unwrapped(model).device)
+        weights = torch.from_numpy(p.loss_weights[p.prompt_length :]).to(ids.device)
+        # Indices, and not how many: Gemma 4 (transformers 5.23) would leave tokens out of its layers.
+        before = torch.arange(p.prompt_length - 1, len(p) - 1, device=ids.device)
+        logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=before).logits[0]
+        logits = logits.float() if logits.dtype in HALF else logits
+        losses = F.cross_entropy(logits, ids[p.prompt_length :], reduction="none")
+        yield losses.detach(), (losses * weights).sum()
+
+
+def _run(parts: Iterable[tuple[Tensor, Tensor]], gradients: Gradients) -> tuple[Tensor, dict[str, Tensor]]:
+    """All losses, and the gradients of all sums."""
+    losses, totals = zip(*parts, strict=True)
+    if (total := torch.stack(totals).sum()).requires_grad:
+        total.backward()
+    return torch.cat(losses), gradients.take()
+
+
+def _largest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest difference of two gradients in a parameter, relative to the second, and the parameter's name."""
+    if not found and not expected:
+        return 0.0, ""
+    names = sorted(found.keys() | expected.keys())
+    pairs = [(found.get(name), expected.get(name)) for name in names]
+    pairs = [(torch.zeros_like(b) if a is None else a, torch.zeros_like(a) if b is None else b) for a, b in pairs]
+    sizes = torch.stack([b.double().norm() for _, b in pairs])
+    differences = torch.stack([(a.double() - b).norm() for a, b in pairs])
+    relative = differences / (sizes + _NEGLIGIBLE * sizes.norm() + torch.finfo(torch.float64).tiny)
+    worst = relative.argmax()  # of a NaN where there is one
+    return relative[worst].item(), names[worst]
+
+
+# ---- The passes ----
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
     """How many tokens have both an embedding and a logit: some models (speech, images) have more of one."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     # Adapters of peft wrap either.
-    rows: Any = next(module.num_embeddings for module in embeddings.modules() if hasattr(module, "num_embeddings"))
+    rows = next(module.num_embeddings for module in embeddings.modules() if hasattr(module, "num_embeddings"))
     return min(rows, getattr(head, "out_features", rows))
 
 
-def _alone(model: nn.Module, p: Pass, device: torch.device) -> torch.Tensor:
-    """Losses of the trained tokens of one pass, with the masks and positions that transformers makes itself."""
-    ids = torch.from_numpy(p.input_ids).to(device)
-    logits = model(input_ids=ids[None], use_cache=False).logits[0]
-    return F.cross_entropy(logits[p.prompt_length - 1 : -1].float(), ids[p.prompt_length :], reduction="none")
+def _invocation(model: nn.Module) -> list[int]:
+    """The tokens behind which adapters become active that wait for some (peft's aLoRA)."""
+    configs = [config for module in model.modules() for config in getattr(module, "peft_config", {}).values()]
+    return next((found for config in configs if (found := getattr(config, "alora_invocation_tokens", None))), [])
 
 
-def _two_conversations(vocabulary: int) -> list[list[Pass]]:
-    """Two conversations of two turns, tokens from a seed: branches, a copy, and a border between packed rows."""
+def _two_conversations(vocabulary: int, longer: int, invocation: Sequence[int]) -> list[list[Pass]]:
+    """Two conversations of two turns, tokens from a seed: branches, a copy, and a border between packed rows.
+
+    longer: of the first question of the second one, in tokens. invocation: the tokens that end a question.
+    """
     rng = np.random.default_rng(0)
     conversations = []
-    for name in ("check 0", "check 1"):
+    for name, first in (("check 0", 5), ("check 1", 5 + longer)):
         history, passes = np.empty(0, dtype=np.int64), []
-        for turn in range(2):
-            question, thinking, answer = (rng.integers(0, vocabulary, count) for count in (5, 7, 4))
+        for turn, asked in enumerate((first, 5)):
+            question, thinking, answer = (rng.integers(0, vocabulary, count) for count in (asked, 7, 4))
             thinking[0] = (answer[0] + 1) % vocabulary  # so that the row branches right behind the question
-            prompt = np.concatenate([history, question])
+            prompt = np.concatenate([history, question, np.array(invocation, dtype=np.int64)])
             ids = np.concatenate([prompt, thinking, answer])
             roles = np.repeat([Role.PROMPT, Role.THINKING, Role.ANSWER], [len(prompt), 7, 4]).astype(np.int8)
             weights = (roles != Role.PROMPT).astype(np.float32)

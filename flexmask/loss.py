@@ -111,7 +111,7 @@ def _loss_in_place_of_logits(
     def loss_forward(**inputs: Any) -> dict[str, Tensor]:
         head = Head(model, forward)
         states = head.states(inputs)[previous]
-        if not _whole(model, head.parameters):
+        if not is_whole(model, head.parameters):
             # Sharded apart from the model: whoever shards them follows each call of the head until backward.
             losses = F.cross_entropy(head(states), targets, reduction="none")
             return {"total": (losses * weights.to(losses.dtype)).sum(), "losses": losses.detach()}
@@ -123,8 +123,8 @@ def _loss_in_place_of_logits(
         yield
 
 
-def _whole(model: nn.Module, parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether these are all the parameters of the head, and each is there as a plain tensor."""
+def is_whole(model: nn.Module, parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether these are all the parameters asked for, and each is there as a plain tensor: nothing is sharded."""
     fully_sharded = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     return not fully_sharded and not any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in parameters)
 

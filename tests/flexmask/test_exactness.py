@@ -2,6 +2,7 @@
 
 import warnings
 
+import peft
 import pytest
 import torch
 import transformers as hf
@@ -9,7 +10,7 @@ from factories import TINY_MODELS, tiny_qwen3
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from flexmask import UnsupportedModelError, prepare_model
+from flexmask import UnsupportedModelError, exactness, prepare_model
 from flexmask.exactness import check_exact
 from flexmask.masks import build_block_mask
 
@@ -163,3 +164,221 @@ def test_tokens_without_a_logit_are_not_drawn():
     model = tiny_qwen3(60, torch.float32)
     model.lm_head = nn.Linear(32, 20, bias=False)
     check_exact(prepare_model(model), 16)
+
+
+# ---- What losses in evaluation mode do not show ----
+
+
+def leaking(leak, dtype=torch.float32, family="qwen3", **more):
+    """A model whose second layer runs on `leak(states)`, states [1, S, D]."""
+    model = TINY_MODELS[family](60, dtype, **more)
+    model.model.layers[1].register_module("leak", leak)
+    model.model.layers[1].register_forward_pre_hook(lambda layer, states: (layer.leak(states[0]), *states[1:]))
+    return prepare_model(model)
+
+
+def refused(model, what="one pass is not exact for this model"):
+    with pytest.raises(UnsupportedModelError, match=what):
+        check_exact(model, 16)
+
+
+class Backward(nn.Module):
+    """Tokens are what they were, but each gets a part of the gradient of all."""
+
+    def forward(self, states):
+        mean = 0.1 * states.mean(dim=1, keepdim=True)
+        return states + (mean - mean.detach())
+
+
+# Breaks if only losses are compared, or gradients in half precision: rounding there is as large.
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gradient_that_leaks_where_no_loss_does(dtype):
+    refused(leaking(Backward(), dtype), r"the gradient of model\.\S+ differs by .* of its size from that of the passes")
+
+
+# With a base model in half precision the gradients of adapters alone must show it.
+def test_a_gradient_that_leaks_beside_adapters():
+    model = leaking(Backward(), torch.bfloat16)
+    refused(get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj"])), "the gradient of .*lora_")
+
+
+class Statistics(nn.Module):
+    """Batch normalization over tokens: exact in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(32)
+
+    def forward(self, states):
+        return self.norm(states[0])[None]
+
+
+# Breaks if the model is tried in evaluation mode, or what it counts in training mode stays counted.
+def test_statistics_over_the_tokens_of_a_batch():
+    model = leaking(Statistics()).eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    refused(model)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert not model.training
+
+
+class Gate(nn.Module):
+    """Looks at the token in front as far as a gate is open that is closed in a new model."""
+
+    def __init__(self, trained):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1), requires_grad=trained)
+
+    def forward(self, states):
+        return states + self.gate * nn.functional.pad(states, (0, 0, 1, -1))
+
+
+# Breaks if zeros stay zeros: the loss then does not move, and of a frozen gate no gradient either.
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_leak_behind_a_gate_of_zero(dtype, trained):
+    model = leaking(Gate(trained).to(dtype), dtype)
+    gate = model.model.layers[1].leak.gate
+    refused(model)
+    assert model.model.layers[1].leak.gate is gate and gate.dtype == dtype and torch.equal(gate, torch.zeros_like(gate))
+
+
+class Far(nn.Module):
+    """Looks 100 tokens back in the row, whatever stands there."""
+
+    def forward(self, states):
+        return states + nn.functional.pad(states, (0, 0, 100, 0))[:, : states.shape[1]]
+
+
+# Breaks if rows stay as short as they are without windows, where this is invisible.
+def test_passes_are_longer_than_the_longest_window():
+    check_exact(leaking(Far(), family="gemma3", window=12), 16)
+    refused(leaking(Far(), family="gemma3", window=100))
+
+
+def test_a_window_that_is_not_crossed_is_said(monkeypatch):
+    monkeypatch.setitem(exactness._MOST_WORK, "cpu", 0)
+    with pytest.warns(UserWarning, match=r"shorter than its windows of up to 100 positions: .* take minutes with"):
+        check_exact(prepare_model(TINY_MODELS["gemma3"](60, torch.float32, window=100)), 16)
+
+
+# ---- What is exact, and must not be refused ----
+
+
+class Functional(nn.Module):
+    """Dropout that is no module of its own."""
+
+    def forward(self, states):
+        return nn.functional.dropout(states, 0.5, self.training)
+
+
+# What is drawn differs from pass to pass; `flexmask.randomness` warns of it.
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.5), Functional()])
+def test_dropout_is_not_taken_for_a_leak(dropout):
+    check_exact(leaking(dropout), 16)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant):
+    model = prepare_model(TINY_MODELS["qwen3"](60, torch.bfloat16))
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    check_exact(model, 16)
+    refused_model = leaking(Backward(), torch.bfloat16)
+    refused_model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    refused(refused_model)
+
+
+def test_a_model_without_trained_parameters():
+    check_exact(prepare_model(TINY_MODELS["qwen3"](60, torch.float32).requires_grad_(False)), 16)
+
+
+TASK = dict(task_type="CAUSAL_LM")
+OTHERS = {
+    "IA3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], **TASK),
+    "tokens": peft.TrainableTokensConfig(token_indices=[1, 2], **TASK),
+    "OFT": peft.OFTConfig(r=4, oft_block_size=0, target_modules=["q_proj"], **TASK),
+    "VeRA": peft.VeraConfig(r=4, target_modules=["q_proj"], **TASK),
+    # Reads the weight of the norm that it wraps and then runs it: breaks if that is put into float32 twice at once.
+    "norms": peft.LNTuningConfig(target_modules=["input_layernorm"], **TASK),
+}
+# aLoRA is active behind the last invocation of the whole row; the others want to prepend to an ordinary mask.
+UNSUITED = {
+    "aLoRA": (LoraConfig(target_modules=["q_proj"], alora_invocation_tokens=[3, 4], **TASK), "one pass is not exact"),
+    "prompt": (peft.PromptTuningConfig(num_virtual_tokens=4, **TASK), "fails over a few tokens of text"),
+    "prefix": (peft.PrefixTuningConfig(num_virtual_tokens=4, **TASK), "fails over a few tokens of text"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OTHERS)
+def test_adapters_of_other_kinds_pass(name, dtype):
+    check_exact(prepare_model(get_peft_model(TINY_MODELS["qwen3"](60, dtype), OTHERS[name])), 16)
+
+
+# Breaks for aLoRA if a new adapter's B stays zero, or the row is never invoked.
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
+@pytest.mark.parametrize("name", UNSUITED)
+def test_adapters_that_go_by_the_whole_row_are_refused(name):
+    config, message = UNSUITED[name]
+    refused(prepare_model(get_peft_model(TINY_MODELS["qwen3"](60, torch.float32), config)), message)
+
+
+# ---- Nothing is left behind ----
+
+
+# A model in the middle of something: the check must neither add to its gradients nor run what runs when they arrive.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fails", [False, True])
+def test_gradients_hooks_and_random_numbers_are_kept(dtype, fails):
+    model = leaking(Backward() if fails else nn.Identity(), dtype)
+    ran = []
+    for i, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.randn_like(parameter) if i % 2 else None
+        parameter.register_post_accumulate_grad_hook(ran.append)
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    values = [grad.clone() if grad is not None else None for _, grad in before]
+    weights, state = storage(model), torch.get_rng_state()
+    refused(model) if fails else check_exact(model, 16)
+    after = [(parameter, parameter.grad) for parameter in model.parameters()]
+    assert all(a is b and ours is theirs for (a, ours), (b, theirs) in zip(before, after, strict=True))
+    assert all(value is None or torch.equal(grad, value) for (_, grad), value in zip(after, values, strict=True))
+    assert not ran and storage(model) == weights and torch.equal(torch.get_rng_state(), state)
+
+
+# Breaks if the check runs DistributedDataParallel itself: it would then wait for gradients that never travel.
+def test_a_distributed_model_trains_on_afterwards(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(prepare_model(TINY_MODELS["qwen3"](60, torch.float32)))
+        check_exact(model, 16)
+        for _ in range(2):
+            model(input_ids=torch.arange(8)[None]).logits.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# Parameters that are elsewhere get no gradient here that could be read.
+def test_sharded_parameters_are_tried_by_their_losses_and_that_is_said():
+    model = leaking(Backward())
+    model.lm_head.weight.ds_id = 0  # what DeepSpeed marks them with
+    with pytest.warns(UserWarning, match="parameters are sharded, .* not by its gradients"):
+        check_exact(model, 16)
+
+
+# Breaks if the gradients of a whole model are kept: a large one has no room for them.
+def test_no_more_than_one_gradient_is_there_at_a_time():
+    model = prepare_model(TINY_MODELS["qwen3"](60, torch.float32))
+    present = []
+
+    def count(_):
+        present.append(sum(parameter.grad is not None for parameter in model.parameters()))
+
+    def watch(module, inputs, output):
+        if output.requires_grad:
+            output.register_hook(count)
+
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(watch)
+    check_exact(model, 16)
+    assert present and max(present) <= 1

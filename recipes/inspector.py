@@ -49,7 +49,7 @@ SHOWN_CHARACTERS = 70
 
 @command
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser("recipes.inspector", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m recipes.inspector", description=__doc__.splitlines()[0])
     parser.add_argument(
         "words",
         nargs="*",

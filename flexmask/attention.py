@@ -13,13 +13,13 @@ import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
     and_masks,
@@ -32,7 +32,7 @@ from transformers.masking_utils import (
 )
 
 from flexmask.cpu_attention import block_sparse_attention
-from flexmask.masks import ScoreMod, place_mask_mod
+from flexmask.masks import PackMaskMod, ScoreMod, place_mask_mod
 
 ATTENTION_NAME = "flexmask"
 
@@ -62,14 +62,16 @@ def masks_given(masks: Callable[..., BlockMask]) -> Iterator[None]:
         _masks.reset(token)
 
 
-def flexmask_mask(*args, mask_function: Callable = causal_mask_function, config=None, **more):
+def flexmask_mask(
+    *args: Any, mask_function: Callable = causal_mask_function, config: PreTrainedConfig | None = None, **more: Any
+) -> Any:
     """transformers' mask function (5.23): the pack's BlockMask within `masks_given`, and else what `sdpa_mask` gives.
 
     Raises UnsupportedModelError for a mask function other than that of causal attention, sliding windows or chunks.
     """
     masks = _masks.get()
     if masks is None:
-        return sdpa_mask(*args, mask_function=mask_function, **more)
+        return sdpa_mask(*args, **more | {"mask_function": mask_function})
     return _answer(masks, mask_function, type(config).__name__)
 
 
@@ -90,7 +92,7 @@ def _answer(masks: Callable[..., BlockMask], mask_function: Callable, model: str
                 f"the model of {model} asks for an attention mask that is neither causal, a sliding window nor chunks "
                 f"({', '.join(_names(terms)) or mask_function}), and one pass has no such mask"
             )
-    mask.mask_mod.asked_for = True
+    cast(PackMaskMod, mask.mask_mod).asked_for = True
     return mask
 
 

@@ -9,6 +9,7 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def _longest_window(model: nn.Module) -> int:
     name, sizes = inner.config._attn_implementation, [0]
     answer = AttentionMaskInterface()[name]
 
-    def record(*args, **more):
+    def record(*args: Any, **more: Any) -> Any:
         sizes.append(more.get("local_size") or 0)
         return answer(*args, **more)
 
@@ -252,8 +253,8 @@ def _largest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[flo
     if not found and not expected:
         return 0.0, ""
     names = sorted(found.keys() | expected.keys())
-    pairs = [(found.get(name), expected.get(name)) for name in names]
-    pairs = [(torch.zeros_like(b) if a is None else a, torch.zeros_like(a) if b is None else b) for a, b in pairs]
+    zeros = {name: torch.zeros_like(one) for name, one in (found | expected).items()}
+    pairs = [((zeros | found)[name], (zeros | expected)[name]) for name in names]
     sizes = torch.stack([b.double().norm() for _, b in pairs])
     differences = torch.stack([(a.double() - b).norm() for a, b in pairs])
     relative = differences / (sizes + _NEGLIGIBLE * sizes.norm() + torch.finfo(torch.float64).tiny)
@@ -266,7 +267,8 @@ def _largest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[flo
 
 def _vocabulary(model: PreTrainedModel) -> int:
     """How many tokens have both an embedding and a logit: some models (speech, images) have more of one."""
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
+    head = model.get_output_embeddings()
     # Adapters of peft wrap either.
     rows = next(module.num_embeddings for module in embeddings.modules() if hasattr(module, "num_embeddings"))
     return min(rows, getattr(head, "out_features", rows))

@@ -81,7 +81,7 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     branches = None
     with contextlib.ExitStack() as stack:
         if takes_block_masks(inner):
-            inputs = stack.enter_context(inputs_of(inner, pack, block_size))
+            inputs: dict[str, Any] = dict(stack.enter_context(inputs_of(inner, pack, block_size)))
             if calls := expected_calls(inner):
                 branches = inputs["state_branches"] = StateBranches(pack.previous)
         else:

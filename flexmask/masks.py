@@ -40,6 +40,7 @@ class PackMaskMod(Protocol):
     window: int | None
     chunk: int | None
     tokens: int
+    asked_for: bool  # by the model's own code, so that it is the layers' (`flexmask.attention`)
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether query q sees key k; batch b, head h."""
@@ -78,7 +79,7 @@ def visible_until_mask_mod(
     made = cast(PackMaskMod, mask_mod)
     made.visible_until, made.position_ids = visible_until, position_ids
     made.window, made.chunk = window, chunk
-    made.tokens = visible_until.shape[1]
+    made.tokens, made.asked_for = visible_until.shape[1], False
     return made
 
 
@@ -178,7 +179,7 @@ def place_mask_mod(block_mask: BlockMask, device: torch.device | str) -> BlockMa
         block_mask.mask_mod = moved = visible_until_mask_mod(
             visible_until.to(device), position_ids, old.window, old.chunk
         )
-        moved.tokens = old.tokens
+        moved.tokens, moved.asked_for = old.tokens, old.asked_for
     return block_mask
 
 

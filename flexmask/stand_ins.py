@@ -10,6 +10,7 @@ The model's own are neither written nor given a gradient, and no hook on them ru
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +33,14 @@ class Gradients:
         self._found: dict[str, Tensor] = {}
 
     def receive(self, name: str, parameter: nn.Parameter) -> None:
+        """Add a parameter's gradient, and take it from the parameter."""
+        assert parameter.grad is not None  # it has just been accumulated
         short = _in_short(parameter.grad)
         parameter.grad = None
         self._found[name] = self._found[name] + short if name in self._found else short
 
     def take(self) -> dict[str, Tensor]:
+        """What has come in since the last call, by parameter name."""
         found, self._found = self._found, {}
         return found
 
@@ -70,9 +74,9 @@ def standing_in(model: nn.Module, widen: bool) -> Iterator[Gradients]:
             others[parameter].register_post_accumulate_grad_hook(_receiver(gradients, name))
     with contextlib.ExitStack() as stack:
         for module in model.modules():
-            for key, parameter in list(module._parameters.items()):
-                if parameter in others:
-                    stack.enter_context(replaced(module._parameters, key, others[parameter]))
+            for key, own in list(module._parameters.items()):
+                if own in others:
+                    stack.enter_context(replaced(module._parameters, key, others[own]))
         yield gradients
 
 
@@ -105,9 +109,9 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     held: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
     half_of: dict[int, Tensor] = {}  # by the address of the float32 storage that is in its place
 
-    def widen(module, _):
+    def widen(module: nn.Module, _: object) -> None:
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        inside = module
+        inside: Any = module
         # Layers of peft read the weights of those that they wrap.
         while (inside := getattr(inside, "base_layer", None)) is not None:
             tensors += [*inside.parameters(recurse=False), *inside.buffers(recurse=False)]
@@ -122,7 +126,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             tensor.data = data.float()
             half_of[tensor.untyped_storage().data_ptr()] = data
 
-    def restore(module, *_):
+    def restore(module: nn.Module, *_: object) -> None:
         for tensor, data in held.pop(module, ()):
             half_of.pop(tensor.untyped_storage().data_ptr(), None)
             tensor.data = data

@@ -317,7 +317,7 @@ def _check_no_cache(initial: Tensor | None, final: bool) -> None:
 
 # What stands in front of each of transformers' functions (5.23). Its parameters are those that a function must have,
 # the positional ones first and in this order; what else a function takes is handed on as it comes.
-_SEAM = {
+_SEAM: dict[str, Callable] = {
     "causal_conv1d_fn": _convolution,
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,

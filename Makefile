@@ -59,7 +59,7 @@ notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/note
 	@ls -d runs/notebooks/*.ipynb
 
 test: $(STAMP) ## run the tests: no network, no GPU
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 journeys: $(STAMP) ## run what README and docs tell a user to do, on small models and data
 	@$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not gpu' tests/journeys $(ARGS)

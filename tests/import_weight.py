@@ -11,6 +11,10 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+# Where tests/flexmask does not stand in front of flexmask.
+ROOT = Path(__file__).parents[1]
 
 TORCH = "import torch"
 FLEXMASK = "import flexmask"
@@ -35,7 +39,7 @@ def weights(statements: Sequence[str], rounds: int) -> dict[str, tuple[float, fl
     for _ in range(rounds):
         for statement in statements:
             command = [sys.executable, "-c", statement + _REPORT]
-            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
             found[statement].append(tuple(json.loads(done.stdout)))
     return {
         statement: tuple(statistics.median(values) for values in zip(*measured, strict=True))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from import_weight import FLEXMASK, TORCH, WITHOUT_MODEL, weights
+from import_weight import FLEXMASK, ROOT, TORCH, WITHOUT_MODEL, weights
 
 import flexmask
 
@@ -34,7 +34,7 @@ def test_importing_flexmask_costs_little_more_than_importing_torch():
 def test_a_stage_imports_only_what_it_needs(statement, without):
     """Broken by an import that only annotations need, outside of TYPE_CHECKING."""
     check = f"{statement}\nimport sys\nprint([name for name in {without} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -47,10 +47,6 @@ def metrics_of(folder):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-# One process of pytest-xdist runs these, so that `whole` is trained once.
-shares_whole = pytest.mark.xdist_group("whole")
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """One complete run with wandb offline: (its folder, what it printed)."""
@@ -60,7 +56,6 @@ def whole(tmp_path_factory):
     return cwd / done.stdout.splitlines()[-1], done
 
 
-@shares_whole
 def test_the_last_line_is_the_run_folder_and_it_holds_everything(whole):
     folder, _ = whole
     config = load_run_config(folder)
@@ -80,7 +75,6 @@ def test_the_last_line_is_the_run_folder_and_it_holds_everything(whole):
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
-@shares_whole
 def test_the_metrics_name_everything_worth_watching(whole):
     first = json.loads((whole[0] / "metrics.jsonl").read_text().splitlines()[0])
     assert {
@@ -90,7 +84,6 @@ def test_the_metrics_name_everything_worth_watching(whole):
 
 
 # Breaks if the checkpoint needs anything of the project to load, or lost its tokenizer, template or trained weights.
-@shares_whole
 def test_the_model_folder_loads_with_plain_transformers(whole):
     folder = whole[0] / "model"
     assert (folder / "model.safetensors").exists()
@@ -105,7 +98,6 @@ def test_the_model_folder_loads_with_plain_transformers(whole):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), checkpoint.parameters(), strict=True))
 
 
-@shares_whole
 def test_a_finished_run_can_be_evaluated_again(whole, tmp_path):
     command = [sys.executable, "-m", "recipes.evaluate", str(whole[0])]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
@@ -115,7 +107,6 @@ def test_a_finished_run_can_be_evaluated_again(whole, tmp_path):
 
 
 # A kill at any moment, not a polite exception; resumed losses must be the unbroken run's to the last bit.
-@shares_whole
 def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
     slow = "trainer.log_every=1"
     killed = subprocess.Popen(
@@ -143,7 +134,6 @@ def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
 
 
 # Breaks if a second run writes into a folder that has one: its model and metrics would be lost.
-@shares_whole
 def test_a_run_does_not_overwrite_another(whole):
     before = (whole[0] / "metrics.jsonl").read_text()
     config = replace(compose([*SMALL, "wandb=off", "seed=5"]), output_dir=str(whole[0]))
@@ -152,7 +142,6 @@ def test_a_run_does_not_overwrite_another(whole):
     assert (whole[0] / "metrics.jsonl").read_text() == before
 
 
-@shares_whole
 def test_what_cannot_be_resumed_is_said(whole, tmp_path):
     other = run(tmp_path, f"resume={whole[0]}", "seed=3")
     assert other.returncode != 0 and "goes on with the configuration in that folder; remove seed=3" in other.stderr

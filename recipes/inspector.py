@@ -146,13 +146,10 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: boo
 def _layers(model: PreTrainedModel) -> str:
     """How many layers of which attention, and its reach, as the config has it."""
     text = model.config.get_text_config()
-    kinds = Counter(getattr(text, "layer_types", None) or ())
-    sizes = {key: getattr(text, key, None) for key in ("sliding_window", "attention_chunk_size")}
-    sizes = [f"{key} {size:,}" for key, size in sizes.items() if size]
-    count = getattr(text, "num_hidden_layers", "unknown")
-    return ", ".join([*(f"{n} x {kind}" for kind, n in kinds.items())] or [str(count)]) + "".join(
-        f" ({size})" for size in sizes
-    )
+    kinds = [f"{n} x {kind}" for kind, n in Counter(getattr(text, "layer_types", None) or ()).items()]
+    reach = {key: getattr(text, key, None) for key in ("sliding_window", "attention_chunk_size")}
+    sizes = [f"{key} {size:,}" for key, size in reach.items() if size]
+    return ", ".join([*(kinds or [str(getattr(text, "num_hidden_layers", "unknown"))]), *sizes])
 
 
 def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) -> list[str]:

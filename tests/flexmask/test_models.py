@@ -11,9 +11,10 @@ from peft import LoraConfig, get_peft_model
 from reference import gradients, per_turn_loss, worst_gradient_difference
 from stateful_families import BRANCHING
 from torch import nn
+from transformers.masking_utils import sliding_window_overlay
 
 from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
-from flexmask.attention import ATTENTION_NAME
+from flexmask.attention import ATTENTION_NAME, flexmask_mask, masks_given
 from flexmask.exactness import check_exact
 from flexmask.masks import build_block_mask
 from flexmask.models import branching_layers, check_positions, stateful_layers, unwrapped
@@ -184,6 +185,12 @@ def test_any_other_mask_function_is_refused_by_name(kind, monkeypatch):
     with pytest.raises(UnsupportedModelError, match=message):
         token_losses(model, one_pack(), 16)
     model(input_ids=one_pack().input_ids)  # as before where no pack is
+
+
+# Breaks if a window is answered that does not hide what comes later.
+def test_a_window_that_is_not_causal_is_refused():
+    with masks_given(fail), pytest.raises(UnsupportedModelError, match="sliding_window_overlay"):
+        flexmask_mask(mask_function=sliding_window_overlay(5))
 
 
 # Text given to a model of images: blocks of images are asked for, and there are none. Breaks if one is taken for none.

@@ -20,8 +20,7 @@ def checked_overrides(words: Sequence[str]) -> list[str]:
 
     A setting that holds keys of the user's choice (`data.template_kwargs={enable_thinking:false}`) may be written like
     any other: Hydra wants plus signs before it. Raises ConfigError for each key that is neither a setting nor a group
-    of conf/, with the one that was probably meant; Hydra would advise to add it. A choice that a group does not have is
-    left to Hydra, which lists those that it has.
+    of conf/, with the one that was probably meant; Hydra would advise to add it.
     """
     keys, groups = set(_keys(TrainConfig)), {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
     free = [key for key, kind in _keys(TrainConfig).items() if str(kind).startswith("dict[")]
@@ -35,6 +34,8 @@ def checked_overrides(words: Sequence[str]) -> list[str]:
             problems.append("hydra.run.dir: the recipes make the folder of a run; name it with output_dir=<folder>")
         elif other_model and key.startswith("model.tiny."):
             problems.append(f"{key}: sizes are only for model=tiny; a model of the hub brings its own")
+        elif key in groups and (problem := _no_such_choice(key, word, words)):
+            problems.append(problem)
         elif any(key == one or key.startswith(f"{one}.") for one in free):
             result.append(f"++{word.lstrip('+')}")
         elif key in keys or key in groups or key.startswith("hydra"):
@@ -44,6 +45,20 @@ def checked_overrides(words: Sequence[str]) -> list[str]:
     if problems:
         raise ConfigError("\n".join(problems))
     return result
+
+
+def _no_such_choice(group: str, word: str, words: Sequence[str]) -> str | None:
+    """What is wrong with a choice of a group that has no file in conf/; None where it has, or where other folders of
+    files are searched, or several choices are swept over. Hydra says it too, in a screen of search paths."""
+    (override,) = OverridesParser.create().parse_overrides([word])
+    value = override.value() if not override.is_sweep_override() else None
+    elsewhere = any("searchpath" in one or one.startswith("--config-dir") for one in words)
+    choices = sorted(path.stem for path in Path(CONF_DIR, group).glob("*.yaml"))
+    if not isinstance(value, str) or value in choices or elsewhere:
+        return None
+    close = difflib.get_close_matches(value, choices, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    return f"{group}={value}: no such choice; {meant}There are {', '.join(choices)}"
 
 
 def given_keys(words: Sequence[str]) -> set[str]:

@@ -89,7 +89,9 @@ def test_a_run_and_what_comes_after_it(installed, trained):
     result = json.loads((folder / "result.json").read_text())
     # Breaks if a wheel says the commit of whatever checkout its environment lies in.
     assert result["steps"] == 4 and result["git_commit"] is None
-    evaluated = json.loads(installed.run("flexmask", "evaluate", trained, "evaluation.conversations=1").stdout)
+    evaluated = json.loads(
+        installed.run("flexmask", "evaluate", trained, "my.jsonl", "evaluation.conversations=1").stdout
+    )
     assert evaluated["chatted_conversations"] == 1
 
 

@@ -44,7 +44,7 @@ def _key_bias(model: Any, attention_mask: Tensor | BlockMask, num_heads: int, dt
     if not isinstance(attention_mask, BlockMask):
         return model.original_alibi(attention_mask, num_heads, dtype)
     mask_mod = cast(PackMaskMod, attention_mask.mask_mod)
-    assert mask_mod.position_ids is not None  # attention_masks gives them
+    assert mask_mod.position_ids is not None  # `flexmask.models.inputs_of` gives them
     positions = mask_mod.position_ids[0, : mask_mod.tokens]
     table = model.original_alibi(positions.new_ones(1, int(positions.max()) + 1), num_heads, dtype)  # [H, 1, positions]
     return table[:, 0, positions]

@@ -54,7 +54,11 @@ class UnsupportedModelError(ValueError):
 @contextlib.contextmanager
 def masks_given(masks: Callable[..., BlockMask]) -> Iterator[None]:
     """Inside, models that ask for a mask get `masks()`, `masks(window=n)` or `masks(chunk=n)`, in positions, and their
-    attention takes no other mask."""
+    attention takes no other mask.
+
+    A model must ask before its layers run, as all of transformers' do: what a layer asks for itself would be asked for
+    again when gradient checkpointing runs it in backward, which is outside.
+    """
     token = _masks.set(masks)
     try:
         yield
@@ -82,7 +86,8 @@ def _answer(masks: Callable[..., BlockMask], mask_function: Callable, model: str
         case [True]:
             mask = masks()
         case [True, (code, 0)] if code == _WINDOW:
-            return None  # Qwen2-MoE asks for it without a layer that has it; attention refuses None.
+            # Qwen2-MoE asks for a window of 0 where no layer has one. Attention refuses None, should a layer use it.
+            return None
         case [True, (code, int(size))] if code == _WINDOW:
             mask = masks(window=size)
         case [True, (code, int(size), (0,))] if code == _CHUNK:
@@ -101,7 +106,10 @@ _CHUNK, _BLOCKS = chunked_overlay(1, torch.zeros(1)).__code__, blockwise_overlay
 
 
 def _content(value: Any) -> Any:
-    """What a function does, to compare: its code, and the same of what it closes over."""
+    """What a function does, to compare: its code, and the same of what it closes over.
+
+    Raises RecursionError or ValueError for one that closes over itself, or over what is not there yet.
+    """
     if isinstance(value, FunctionType):
         return value.__code__, *(_content(cell.cell_contents) for cell in value.__closure__ or ())
     if isinstance(value, tuple):
@@ -114,7 +122,7 @@ def _terms(content: Any) -> list:
     match content:
         case (code, parts) if code == _AND:
             return [term for part in parts for term in _terms(part)]
-        # Blocks of images are seen as a whole; in a text there are none (Gemma 4).
+        # Tokens of one image see each other both ways (Gemma 4). Text has no images: every id is negative.
         case (code, (part, (blocks, ids))) if code == _OR and blocks == _BLOCKS and max(ids) < 0:
             return _terms(part)
     return [content]
@@ -191,8 +199,9 @@ def flexmask_attention(
         if key_bias is not None:
             query, key = _with_bias(query, key, key_bias / scaling)
         return block_sparse_attention(query, key, value, attention_mask, scaling, softcap, s_aux), None
-    attend = functools.partial(_compiled_attention, key_bias=key_bias, kernel_options=kernel_options)
-    return attend(query, key, value, attention_mask, scaling, softcap, s_aux), None
+    return _compiled_attention(
+        query, key, value, attention_mask, scaling, softcap, s_aux, key_bias, kernel_options
+    ), None
 
 
 AttentionInterface.register(ATTENTION_NAME, flexmask_attention)

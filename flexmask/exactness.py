@@ -7,7 +7,7 @@ adapters that go by what else stands in the row, statistics over tokens, gradien
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from transformers import AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
+from flexmask.attention import masks_given
 from flexmask.loss import is_whole, token_losses
-from flexmask.models import UnsupportedModelError, takes_block_masks, trying, unwrapped
+from flexmask.masks import build_block_mask
+from flexmask.models import UnsupportedModelError, check_positions, evaluating, takes_block_masks, unwrapped
 from flexmask.packing import Pack, pack
 from flexmask.rendering import Pass, Role
 from flexmask.stand_ins import HALF, Gradients, in_float32, standing_in
@@ -31,17 +34,18 @@ from flexmask.tree import one_pass, per_turn
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}
 # The same for the gradient of a parameter, relative to its norm and a thousandth of the whole gradient's: that of some
 # parameters (a bias of keys) is nothing but rounding. Over the 40 families of tests/equivalence with weights of std
-# 0.02 to 0.25, and over 135M parameters in 30 layers, float32 gives at most 6e-5 and float64 2e-13; a tenth of the mean
-# over all tokens that leaks in backward alone gives at least 3e-2, what leaks in losses too 6e-2. bfloat16 gives up to
+# 0.02 to 0.25, and over 135M parameters in 30 layers, float32 gives at most 6e-5 and float64 2e-13; a leak of
+# a tenth of the mean over all tokens moves a gradient by at least 3e-2 if it is in backward alone, by 6e-2 if it is in
+# the losses too. bfloat16 gives up to
 # 0.6 for exact ones and float16 0.08, so there only gross mistakes show. Kernels on CUDA were not measured.
 _GRADIENT_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2, torch.bfloat16: 1.0, torch.float16: 0.3}
 _NEGLIGIBLE = 1e-3
-# Passes are longer than the model's windows where that costs at most so many tokens times parameters: on CPU about 25
-# seconds of one core.
+# The most work, as tokens times parameters, for which passes are made longer than the windows: on CPU about 25 seconds
+# of one core.
 _MOST_WORK = {"cpu": 3e11, "elsewhere": 3e13}
 
 
-def check_exact(model: nn.Module, block_size: int = 128) -> None:
+def check_exact(model: nn.Module, block_size: int = 128, pack_length: int | None = None) -> None:
     """Compare a packed row of two conversations of two turns with its passes, run alone under plain causal attention:
     the loss of every token, and the gradient of every trained parameter.
 
@@ -50,11 +54,11 @@ def check_exact(model: nn.Module, block_size: int = 128) -> None:
     model in half precision is computed in float32, with a warning where its code or the device cannot. Afterwards
     weights, gradients, buffers, modes and random numbers are what they were.
 
-    Costs five forward passes over fewer than 100 tokens each, two backward passes, and of gradients the memory of one
-    parameter's; for parameters in half precision that are trained, a copy in float32. Where the model has windows or
-    chunks, one conversation is longer than the longest; where that would take minutes it is not, with a warning, and
-    that the window is there in every layer is not tried. Gradients of sharded parameters are not compared, with a
-    warning.
+    Costs six forward passes over fewer than 100 tokens each, two backward passes (all again for a model that draws at
+    random), and of gradients the memory of one parameter's; for parameters in half precision that are trained, a copy
+    in float32. Where the model has windows or chunks, one conversation is longer than the longest, provided that packs
+    in training are (`pack_length`; None: they may be). Where that would take long it is not, with a warning, and that
+    the window is there in every layer is not tried. Gradients of sharded parameters are not compared, with a warning.
 
     Raises UnsupportedModelError with the largest difference, or with the error that the model itself raised.
     """
@@ -67,8 +71,8 @@ def check_exact(model: nn.Module, block_size: int = 128) -> None:
             "gradients; call check_exact before sharding for both",
             stacklevel=2,
         )
-    with trying(model), _as_in_training(model):
-        found = _difference(model, block_size)
+    with _trying(model), _as_in_training(model):
+        found = _difference(model, block_size, pack_length)
     if not found.loss <= _TOLERANCE[found.dtype]:
         what = f"a token's loss differs by {found.loss:.2g} from that of its own pass"
     elif not found.gradient <= _GRADIENT_TOLERANCE[found.dtype]:
@@ -84,8 +88,25 @@ def check_exact(model: nn.Module, block_size: int = 128) -> None:
 # ---- How the model runs ----
 
 
+@contextlib.contextmanager
+def _trying(model: nn.Module) -> Iterator[None]:
+    """Every module is in its mode afterwards. What the model raises becomes UnsupportedModelError, but for want of
+    memory."""
+    try:
+        with evaluating(model):
+            yield
+    except (UnsupportedModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(unwrapped(model)).__name__} fails over a few tokens of text: {type(error).__name__}: {error}; if "
+            "no key of its config.json explains that, train it elsewhere one unpacked pass at a time"
+        ) from error
+
+
 def _without_wrappers(model: nn.Module) -> nn.Module:
-    """What DistributedDataParallel and torch.compile wrap: no gradient is to travel, and a small row not to compile."""
+    """The model inside DistributedDataParallel and torch.compile: these gradients must not reach other processes, and a
+    small row is not worth compiling."""
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             model = model.module
@@ -117,39 +138,59 @@ def _random_state(device: torch.device) -> Tensor:
     return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
 
 
-def _longest_window(model: nn.Module) -> int:
-    """Of the windows and chunks of the masks that the model's code asks transformers (5.23) for; 0: it has none."""
+def _longest_window(model: nn.Module, block_size: int) -> int:
+    """Of the windows and chunks of the masks that the model's code asks for over a short row; 0: it has none."""
     inner = unwrapped(model)
-    name, sizes = inner.config._attn_implementation, [0]
-    answer = AttentionMaskInterface()[name]
+    (one,) = _packs(model, longer=0)
+    one = one.to(inner.device)
+    sizes = [0]
 
-    def record(*args: Any, **more: Any) -> Any:
-        sizes.append(more.get("local_size") or 0)
-        return answer(*args, **more)
+    def record(**restriction: int) -> BlockMask:
+        sizes.extend(restriction.values())
+        return build_block_mask(one.visible_until, block_size, one.position_ids, **restriction)
 
-    AttentionMaskInterface.register(name, record)
-    try:
-        # A model that fails over these tokens fails over a row as well, and with more to say.
-        with contextlib.suppress(Exception):
-            model(input_ids=torch.arange(3, device=inner.device)[None], use_cache=False)
-    finally:
-        AttentionMaskInterface.register(name, answer)
+    with masks_given(record), contextlib.suppress(Exception):  # the comparison fails as well, and with more to say
+        ones = torch.ones_like(one.input_ids)
+        model(input_ids=one.input_ids, position_ids=one.position_ids, attention_mask=ones, use_cache=False)
     return max(sizes)
 
 
-def _window_to_cross(model: nn.Module) -> int:
-    """The longest window; 0, with a warning, where passes longer than it would take minutes."""
-    inner, window = unwrapped(model), _longest_window(model)
+def _window_to_cross(model: nn.Module, block_size: int, pack_length: int | None) -> int:
+    """By how many tokens a question is to be longer, so that its passes are longer than the longest window; 0 where
+    the model has none, where no pack is longer than it, and, with a warning, where that cannot be tried."""
+    inner = unwrapped(model)
+    if not takes_block_masks(inner):
+        return 0  # its rows are chains under the model's own masks
+    window = _longest_window(model, block_size)
+    (one,) = _packs(model, longer=window)
+    if not window or (pack_length is not None and len(one) > pack_length):
+        return 0
     parameters, device = sum(p.numel() for p in model.parameters()), inner.device.type
-    # A row and two passes are longer.
-    if 3 * window * parameters <= _MOST_WORK["cpu" if device == "cpu" else "elsewhere"]:
-        return window
+    reason = f"longer ones would take long with {parameters:,} parameters on {device}"
+    try:
+        # A row and two passes are longer.
+        if 3 * window * parameters <= _MOST_WORK["cpu" if device == "cpu" else "elsewhere"]:
+            check_positions(inner.config, one)
+            return window
+    except UnsupportedModelError as error:
+        reason = f"for longer ones, {error}"
     warnings.warn(
         f"{type(inner).__name__}: that one pass is exact was tried on passes shorter than its windows of up to "
-        f"{window:,} positions: longer ones would take minutes with {parameters:,} parameters on {device}",
+        f"{window:,} positions: {reason}",
         stacklevel=5,
     )
     return 0
+
+
+def _packs(model: nn.Module, longer: int) -> list[Pack]:
+    """The rows of `_conversations`: in one pack, or each in its own for a model whose state does not branch, as it will
+    be run."""
+    conversations = _conversations(model, longer)
+    if takes_block_masks(model):
+        groups = [[row for passes in conversations for row in one_pass(passes)]]
+    else:
+        groups = [[row] for passes in conversations for row in per_turn(passes)]
+    return [pack(rows, sum(map(len, rows)))[0] for rows in groups]
 
 
 # ---- What is compared ----
@@ -166,18 +207,18 @@ class _Difference:
     dtype: torch.dtype
 
 
-def _difference(model: nn.Module, block_size: int) -> _Difference:
+def _difference(model: nn.Module, block_size: int, pack_length: int | None) -> _Difference:
     inner = unwrapped(model)
     dtype, device = inner.dtype, inner.device.type
-    # Quantized layers compute in half precision whatever they are given.
+    # Quantized weights cannot be widened.
     if getattr(inner, "hf_quantizer", None) is not None:
-        return _difference_in(dtype, model, block_size)
+        return _difference_in(dtype, model, block_size, pack_length)
     try:
         if dtype not in HALF:
-            return _difference_in(dtype, model, block_size)
+            return _difference_in(dtype, model, block_size, pack_length)
         with in_float32(model):
-            return _difference_in(torch.float32, model, block_size)
-    except UnsupportedModelError:
+            return _difference_in(torch.float32, model, block_size, pack_length)
+    except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if dtype not in HALF and device == "cpu":
@@ -185,7 +226,7 @@ def _difference(model: nn.Module, block_size: int) -> _Difference:
         # Some code takes half precision only, and FlexAttention's float32 kernels need twice the shared memory.
         half = dtype if dtype in HALF else torch.bfloat16
         with torch.autocast(device, half, enabled=half is not dtype):
-            difference = _difference_in(half, model, block_size)
+            difference = _difference_in(half, model, block_size, pack_length)
         warnings.warn(
             f"{type(inner).__name__} was tried in {half} only, where rounding hides a small leak between turns, "
             f"because float32 fails with {type(error).__name__}: {error}",
@@ -194,17 +235,13 @@ def _difference(model: nn.Module, block_size: int) -> _Difference:
         return difference
 
 
-def _difference_in(dtype: torch.dtype, model: nn.Module, block_size: int) -> _Difference:
+def _difference_in(dtype: torch.dtype, model: nn.Module, block_size: int, pack_length: int | None) -> _Difference:
     inner = unwrapped(model)
     device = inner.device
-    passes = _two_conversations(_vocabulary(inner), _window_to_cross(model), _invocation(model))
-    if takes_block_masks(model):
-        groups = [[row for conversation in passes for row in one_pass(conversation)]]
-        passes = [conversation[::-1] for conversation in passes]  # the order of a row's branches
-    else:  # state that does not branch: as it will be run, one pass a row and one row a pack
-        groups = [[row] for conversation in passes for row in per_turn(conversation)]
-    packs = [pack(rows, sum(map(len, rows)))[0].to(device) for rows in groups]
-    singles = [p for conversation in passes for p in conversation]
+    longer = _window_to_cross(model, block_size, pack_length)
+    packs = [one.to(device) for one in _packs(model, longer)]
+    order = -1 if takes_block_masks(model) else 1  # of a row's branches the latest comes first
+    singles = [p for passes in _conversations(model, longer) for p in passes[::order]]
     whole = is_whole(model, list(model.parameters()))
 
     def compare() -> _Difference:
@@ -234,7 +271,7 @@ def _alone(model: nn.Module, passes: Iterable[Pass]) -> Iterator[tuple[Tensor, T
     for p in passes:
         ids = torch.from_numpy(p.input_ids).to(unwrapped(model).device)
         weights = torch.from_numpy(p.loss_weights[p.prompt_length :]).to(ids.device)
-        # Indices, and not how many: Gemma 4 (transformers 5.23) would leave tokens out of its layers.
+        # As indices: given a count, Gemma 4 (transformers 5.23) drops all other tokens before its last layers.
         before = torch.arange(p.prompt_length - 1, len(p) - 1, device=ids.device)
         logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=before).logits[0]
         logits = logits.float() if logits.dtype in HALF else logits
@@ -282,11 +319,12 @@ def _invocation(model: nn.Module) -> list[int]:
     return next((found for config in configs if (found := getattr(config, "alora_invocation_tokens", None))), [])
 
 
-def _two_conversations(vocabulary: int, longer: int, invocation: Sequence[int]) -> list[list[Pass]]:
+def _conversations(model: nn.Module, longer: int) -> list[list[Pass]]:
     """Two conversations of two turns, tokens from a seed: branches, a copy, and a border between packed rows.
 
-    longer: of the first question of the second one, in tokens. invocation: the tokens that end a question.
+    longer: by how many tokens the first question of the second conversation is longer than the other.
     """
+    vocabulary, invocation = _vocabulary(unwrapped(model)), _invocation(model)
     rng = np.random.default_rng(0)
     conversations = []
     for name, first in (("check 0", 5), ("check 1", 5 + longer)):

@@ -90,7 +90,7 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
         targets, weights = pack.input_ids[0, indices], pack.loss_weights[0, indices]
         stack.enter_context(_loss_in_place_of_logits(inner, pack.previous[0, indices], targets, weights))
         found = model(**inputs, use_cache=False)
-    if branches:
+    if branches is not None:
         _check_branched(inner, branches.calls, calls)
     losses = found["losses"]
     return TokenLosses(losses, weights.to(losses.dtype), pack.roles[0, indices], indices, found["total"])

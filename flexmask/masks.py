@@ -40,7 +40,9 @@ class PackMaskMod(Protocol):
     window: int | None
     chunk: int | None
     tokens: int
-    asked_for: bool  # by the model's own code, so that it is the layers' (`flexmask.attention`)
+    # The model's own code has asked for this mask, so it is right for the layers that get it. Kept here because layers
+    # run again in backward, outside of `flexmask.attention.masks_given`.
+    asked_for: bool
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether query q sees key k; batch b, head h."""

@@ -101,24 +101,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextlib.contextmanager
-def trying(model: nn.Module) -> Iterator[None]:
-    """To run a model inside and see whether it suits, as in `evaluating`.
-
-    What the model raises becomes UnsupportedModelError, except for want of memory.
-    """
-    try:
-        with evaluating(model):
-            yield
-    except (UnsupportedModelError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{type(unwrapped(model)).__name__} fails over a few tokens of text: {type(error).__name__}: {error}; if "
-            "no key of its config.json explains that, train it elsewhere one unpacked pass at a time"
-        ) from error
-
-
 def takes_block_masks(model: nn.Module) -> bool:
     """Whether `prepare_model` has routed the model's attention through `flexmask.attention`."""
     model = unwrapped(model)
@@ -128,14 +110,12 @@ def takes_block_masks(model: nn.Module) -> bool:
 def check_model(model: nn.Module, chains: bool = False) -> None:
     """Raise UnsupportedModelError if masking cannot hide one branch of a row from another (see `prepare_model`)."""
     model = unwrapped(model)
-    name = type(model).__name__
-    if layers := unbranched_layers(model):
-        if not chains:
-            raise UnsupportedModelError(
-                f"{name}: {_few(layers)} carry state from token to token, so no attention mask keeps one branch or "
-                f"packed row from leaking into the next, and the loss would be wrong{_why_unbranched(model)}. Train "
-                'this model one pass a turn instead: layout="per_turn", one row a pack'
-            )
+    if not chains and (layers := unbranched_layers(model)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: {_few(layers)} carry state from token to token, so no attention mask keeps one "
+            f"branch or packed row from leaking into the next, and the loss would be wrong{_why_unbranched(model)}. "
+            'Train this model one pass a turn instead: layout="per_turn", one row a pack'
+        )
 
 
 def stateful_layers(model: nn.Module) -> list[str]:

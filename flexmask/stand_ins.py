@@ -5,7 +5,8 @@
     zero throughout                     random numbers: behind an adapter's B or a gate of zero nothing would be seen
     other, in half precision            the same numbers in float32, while its module runs (`in_float32`)
 
-The model's own are neither written nor given a gradient, and no hook on them runs.
+The model's own are neither written nor given a gradient, and no hook on them runs; but for modules that keep a list of
+their parameters elsewhere (`nn.LSTM`), which run on their own.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ class Gradients:
     """The gradients of backward passes by parameter name, summed up until they are taken, each in short.
 
     A gradient [..., C] is kept as its products [..., 4] with random directions: linear in it, of its size on average,
-    and zero for all four by chance only if it is zero. So no more than one gradient is there at a time.
+    and, but for a coincidence, zero only where it is zero. So no more than one gradient is there at a time.
     """
 
     def __init__(self) -> None:

@@ -388,8 +388,8 @@ def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
 
 def _used(branched: Callable) -> dict[str, inspect.Parameter]:
     """The parameters of transformers' function that the one in front of it knows."""
-    first_two = itertools.islice(_parameters(branched).items(), 2, None)
-    return {name: one for name, one in first_two if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    behind_two = itertools.islice(_parameters(branched).items(), 2, None)  # those are `function` and `branches`
+    return {name: one for name, one in behind_two if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
 
 
 def _in_front_of(function: Callable, branched: Callable) -> Callable:

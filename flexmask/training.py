@@ -146,7 +146,8 @@ class OnePassTrainer(Trainer):
                 "own, and attention is the model's",
                 stacklevel=3,
             )
-        check_exact(prepare_model(model, chains=bool(layers)), self.data_collator.block_size)
+        prepare_model(model, chains=bool(layers))
+        check_exact(model, self.data_collator.block_size, self.data_collator.pack_length)
         if self.args.neftune_noise_alpha:
             draws = [f"neftune_noise_alpha={self.args.neftune_noise_alpha}"]
             warn_of_shared_draws(type(inner).__name__, draws, stacklevel=3)

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 
 from recipes.benchmarking.config import BenchmarkConfig, Section, to_benchmark
 from recipes.configuration import CONF_DIR
-from recipes.run.command import command
 from recipes.run.environment import device_name, git_commit
 from recipes.run.folder import write_json
+from recipes.terminal.command import command
 
 
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="benchmark")

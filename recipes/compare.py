@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from recipes.run.command import command, typed
+from recipes.terminal.command import command, typed
 
 # Column, key in result.json, format. A column that no run has measured is left out.
 COLUMNS = (

@@ -26,8 +26,8 @@ from recipes.configuration.compose import RUN_CONFIG, load_run_config
 from recipes.configuration.overrides import checked_overrides, given_keys
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import DataKind, TrainConfig
-from recipes.run.command import command, typed
 from recipes.run.folder import MODEL, trained_fingerprint
+from recipes.terminal.command import command, typed
 
 READ = ("data.", "duplication.", "evaluation.", "model.dtype")  # the settings that an evaluation reads
 
@@ -90,8 +90,8 @@ def _refuse_what_changes_nothing(overrides: Sequence[str], run: Path) -> None:
         )
     if refused := [word for word in overrides if not all(key.startswith(READ) for key in given_keys([word]))]:
         raise ConfigError(
-            f"{', '.join(refused)}: changes nothing of an evaluation, which reads {', '.join(READ)} only; the rest was "
-            "settled by the training"
+            f"{', '.join(refused)}: changes nothing of an evaluation, which reads data.*, duplication.*, evaluation.* "
+            "and model.dtype; the rest was settled by the training"
         )
 
 

@@ -38,9 +38,9 @@ from recipes.evaluation.matchers import load_matcher
 from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
 from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
 from recipes.run.arguments import check_heldout, training_arguments
-from recipes.run.command import command, in_settings
 from recipes.run.summary import data_lines
 from recipes.sources.load import LoadedData, load_data
+from recipes.terminal.command import command, in_settings
 
 T = TypeVar("T")
 MOST_SEGMENTS_IN_A_MATRIX = 40
@@ -133,7 +133,8 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: boo
     """What the model is, and whether a run would take it; the reasons why not join `refused`."""
     lines, before = [], len(refused)
     if model is not None:
-        lines.append(f"{type(model).__name__}, {model.num_parameters():,} parameters; layers: {_layers(model)}")
+        name, size = type(model).__name__, model.num_parameters()
+        lines.append(f"{name}, {size:,} parameters; layers by its config: {_layers(model)}")
         branching = branching_note(model)
         _tried(refused, check_model, model, chains)
         _tried(refused, adapter_for, model, config.adapter, config.model)

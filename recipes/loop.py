@@ -22,19 +22,18 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Conversation, align_end_of_turn, pack, prepare_conversation, prepare_model, token_losses
+from flexmask.exactness import check_exact
 from recipes.models.tiny import build_model, build_tokenizer
 from recipes.sources import tutoring
 
-STEPS = 40
 
-
-def main() -> None:
+def main(steps: int = 40) -> None:
     tokenizer = build_tokenizer()
     model = build_model(seed=0, vocab_size=len(tokenizer))
-    records = tutoring.generate(3 * STEPS, seed=0, split="train")
+    records = tutoring.generate(3 * steps, seed=0, split="train")
     conversations = [Conversation.from_record(record, f"record {i}") for i, record in enumerate(records)]
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    for step, loss in enumerate(train(model, tokenizer, conversations, steps=STEPS), start=1):
+    for step, loss in enumerate(train(model, tokenizer, conversations, steps=steps), start=1):
         if step == 1 or step % 5 == 0:
             print(f"step {step:3d}   loss {loss:.4f}", flush=True)
 
@@ -51,7 +50,7 @@ def train(
     warmup_steps: int = 4,
     seed: int = 0,
 ) -> Iterator[float]:
-    """Train a causal language model of transformers in place; yields the loss of each optimizer step.
+    """Train a causal language model of transformers in place: a generator that takes a step for each loss it yields.
 
     The loss of a step is the weighted sum of the token losses of its conversations, divided by the sum of the weights.
     It does not depend on `pack_length`, which says how many tokens one forward pass has at most: memory follows it.
@@ -59,12 +58,12 @@ def train(
     # Every turn of a conversation is rendered as inference will show it, and what turns share is merged: a tree, laid
     # out in one row. It is split into several only where it is longer than a pack.
     prepared = [prepare_conversation(one, tokenizer, pack_length=pack_length) for one in conversations]
-    # The model is to stop where the chat template ends a turn, for whoever generates with it later.
+    # The model is to stop where the chat template ends a turn.
     ends = sorted({end for one in prepared for end in one.ends})
     if note := align_end_of_turn(model, tokenizer, ends):
         print(note)
-    # Attention takes block masks from here on. A model for which one pass cannot be exact is refused by name.
-    prepare_model(model)
+    # Attention takes block masks from here on. A model for which that is not exact is refused, by name or by trying.
+    check_exact(prepare_model(model), pack_length=pack_length)
     model.train()
 
     optimizer = adamw(model, learning_rate)
@@ -104,7 +103,7 @@ def cosine(step: int, warmup_steps: int, steps: int) -> float:
     """The share of the learning rate at a step: a straight line up, then half a cosine down to 0."""
     if step < warmup_steps:
         return step / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
 def shuffled_batches(items: Sequence, size: int, seed: int) -> Iterator[list]:

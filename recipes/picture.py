@@ -33,8 +33,8 @@ from flexmask.viz import plot_block_mask, plot_token_mask
 from recipes import compare
 from recipes.benchmarking.plots import plot_speedup
 from recipes.models.tiny import build_tokenizer
-from recipes.run.command import command
 from recipes.run.folder import write_json
+from recipes.terminal.command import command
 
 SHORT = Conversation(
     "example",

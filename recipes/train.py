@@ -23,7 +23,6 @@ from recipes.configuration import CONF_DIR
 from recipes.configuration.compose import save_run_config, to_dataclass
 from recipes.configuration.overrides import checked_overrides, given_keys
 from recipes.configuration.schema import TrainConfig
-from recipes.run.command import command, typed
 from recipes.run.folder import (
     MODEL,
     RESULT,
@@ -34,6 +33,7 @@ from recipes.run.folder import (
     remember_data,
     write_json,
 )
+from recipes.terminal.command import command, typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

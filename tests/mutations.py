@@ -205,6 +205,77 @@ FAULTS = [
         "grad",
         "flexmask/test_loss.py flexmask/test_training.py",
     ),
+    # ---- models ----
+    Fault(
+        "a layer with a window gets the window that its model asks for",
+        "attention.py",
+        "mask = masks(window=size)",
+        "mask = masks()",
+        "equivalence/test_families.py flexmask/test_models.py",
+    ),
+    Fault(
+        "a layer in chunks gets the chunks that its model asks for",
+        "attention.py",
+        "mask = masks(chunk=size)",
+        "mask = masks()",
+        "equivalence/test_families.py flexmask/test_models.py",
+    ),
+    Fault(
+        "a mask of an unknown kind is refused",
+        "attention.py",
+        "        case _:\n            raise UnsupportedModelError(",
+        "        case _ if False:\n            raise UnsupportedModelError(",
+        "flexmask/test_models.py flexmask/test_attention.py",
+    ),
+    Fault(
+        "within a pack attention takes no mask but the pack's",
+        "attention.py",
+        "if _masks.get() is not None:\n            raise",
+        "if False:\n            raise",
+        "flexmask/test_models.py flexmask/test_attention.py",
+    ),
+    Fault(
+        "a model that asks for no mask is refused",
+        "models.py",
+        "if not masks.cache_info().currsize:",
+        "if False:",
+        "flexmask/test_models.py",
+    ),
+    Fault(
+        "Llama 4 scales queries by their index in the pack",
+        "models.py",
+        "if len(tokens) >= text.floor_scale:",
+        "if False:",
+        "flexmask/test_models.py flexmask/test_trainer_inputs.py",
+    ),
+    Fault(
+        "ALiBi goes by position",
+        "alibi.py",
+        "return table[:, 0, positions]",
+        "return table[:, 0, : len(positions)]",
+        "equivalence/test_families.py flexmask/test_models.py",
+    ),
+    Fault(
+        "the check before training compares gradients",
+        "exactness.py",
+        "elif not found.gradient <= _GRADIENT_TOLERANCE[found.dtype]:",
+        "elif False:",
+        "flexmask/test_exactness.py",
+    ),
+    Fault(
+        "the check before training fills in zeros",
+        "stand_ins.py",
+        "values = _random(parameter, seed) if zero else parameter.detach()",
+        "values = parameter.detach()",
+        "flexmask/test_exactness.py",
+    ),
+    Fault(
+        "trying a model leaves its weights alone",
+        "stand_ins.py",
+        "        for tensor, data in held.pop(module, ()):\n",
+        "        for tensor, data in ():\n",
+        "flexmask/test_exactness.py",
+    ),
     # ---- state ----
     Fault(
         "two tokens that follow one begin a node each",
@@ -302,7 +373,7 @@ FAULTS = [
 ]
 
 
-def planted(fault: Fault) -> bool:
+def noticed(fault: Fault) -> bool:
     """Whether its tests fail with the fault in place."""
     with tempfile.TemporaryDirectory() as folder:
         for name in LINKED:
@@ -311,7 +382,6 @@ def planted(fault: Fault) -> bool:
         file = Path(folder) / "flexmask" / fault.file
         file.write_text(with_fault(fault, file.read_text(encoding="utf-8")), encoding="utf-8")
         tests = [str(Path(folder) / "tests" / name) for name in fault.tests.split()]
-        # Seeds are fixed, so that a fault does not survive on one day and not on the other.
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", f"--rootdir={folder}", *tests],
             cwd=folder,
@@ -335,9 +405,9 @@ def main(words: list[str]) -> int:
     chosen = [fault for fault in FAULTS if not words or any(word in fault.rule for word in words)]
     survivors = []
     with ThreadPoolExecutor(max(1, (os.cpu_count() or 1))) as pool:
-        for fault, noticed in zip(chosen, pool.map(planted, chosen), strict=True):
-            print(f"{'noticed ' if noticed else 'SURVIVED'}  {fault.file:18} {fault.rule}", flush=True)
-            survivors += [] if noticed else [fault]
+        for fault, found in zip(chosen, pool.map(noticed, chosen), strict=True):
+            print(f"{'noticed ' if found else 'SURVIVED'}  {fault.file:18} {fault.rule}", flush=True)
+            survivors += [] if found else [fault]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} faults noticed, {len(survivors)} survived")
     return 1 if survivors or not chosen else 0
 

@@ -55,7 +55,8 @@ one row a pack, as exactly as above; a test for each shows that packing them wou
 {per_turn}
 
 Detection is by what modules are (convolutions over tokens, parameters of a recurrence), not by this list.
-Any other model is tried on a small row before training and refused if a token's loss is not that of its own pass.
+Any other model is tried on a small row before training and refused if a token's loss or a parameter's gradient is not
+that of its passes.
 
 ## Chat templates
 

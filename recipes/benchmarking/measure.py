@@ -107,7 +107,7 @@ def differences(reference: tuple[float, dict[str, Tensor]], found: tuple[float, 
     return {"loss_difference": abs(found[0] / reference[0] - 1), "gradient_difference": (distance / norm) ** 0.5}
 
 
-def check_exact(name: str, dtype: torch.dtype, figures: dict, expected: float) -> None:
+def check_same_training(name: str, dtype: torch.dtype, figures: dict, expected: float) -> None:
     """Raise InexactError where loss or gradients differ from the first arm's by more than rounding explains."""
     loss, gradient = figures["loss_difference"], figures["gradient_difference"]
     if not (loss <= _LOSS_TOLERANCE[dtype] and gradient <= _GRADIENT_TOLERANCE[dtype]):

@@ -12,7 +12,7 @@ from recipes.configuration.schema import DataConfig, EvaluationConfig, History
 from recipes.evaluation.chat import chat, turns_to_ask
 from recipes.evaluation.matchers import load_matcher
 from recipes.evaluation.replies import ChatResult, figures
-from recipes.run.progress import progress
+from recipes.terminal.progress import progress
 
 
 def evaluate_chats(

@@ -197,8 +197,8 @@ def _with_weights(name: str, shape: PreTrainedConfig, dtype: torch.dtype, quanti
             "whose files are complete"
         )
     for module in model.modules():
-        # On a CPU, bitsandbytes (0.50) repacks weights in 4 bits when it first runs in evaluation mode, as the check
-        # before training does, for a kernel through which no gradients flow.
+        # On a CPU, bitsandbytes (0.50) repacks weights in 4 bits when it first runs in evaluation mode, as for
+        # held-out losses during training, for a kernel through which no gradients flow.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model

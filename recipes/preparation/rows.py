@@ -27,8 +27,8 @@ from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, 
 from recipes.preparation import row_store
 from recipes.preparation.processes import available_processors, mapping
 from recipes.preparation.row_store import DamagedError, PreparedRows, invalid_record, to_record
-from recipes.run.progress import progress
 from recipes.sources.load import as_json, shown
+from recipes.terminal.progress import progress
 
 # Fewer conversations than this are prepared before another process has started.
 _WORTH_A_PROCESS = 200

@@ -172,8 +172,8 @@ def _named(key: str, value: str, names: type) -> str:
 
 
 def quiet() -> None:
-    """No bars of transformers, since `recipes.run.progress` shows what takes long, and none of what its Trainer logs
-    about its own doings: weights that are stored once though two modules share them, how it sorts checkpoints."""
+    """No bars of transformers, since recipes/terminal shows what takes long, and nothing of what its Trainer logs about
+    its own doings: weights that are stored once though two modules share them, how it sorts checkpoints."""
     disable_progress_bar()
     for name in (
         "transformers.trainer",

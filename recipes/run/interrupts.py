@@ -8,8 +8,8 @@ from typing import Self
 
 from transformers import TrainerCallback
 
-from recipes.run.command import Interrupted
 from recipes.run.folder import last_checkpoint
+from recipes.terminal.command import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from flexmask import OnePassTrainer
 from flexmask.viz import plot_pack
 from recipes.evaluation.replies import ChatResult
-from recipes.run.progress import duration, progress
 from recipes.run.reporter import Reporter
+from recipes.terminal.progress import duration, progress
 
 matplotlib.use("Agg")
 PRINTED = {"loss": "loss", "thinking_loss": "thinking", "answer_loss": "answer"}

@@ -13,9 +13,9 @@ from recipes.models.load import branching_note
 from recipes.models.precision import resolve_precision
 from recipes.preparation.rows import PreparedData
 from recipes.run.arguments import planned_steps
-from recipes.run.command import typed
 from recipes.run.environment import device_name, git_commit, versions
 from recipes.sources.load import LoadedData
+from recipes.terminal.command import typed
 
 # Going through the data more often than this is rarely meant: conversations are learned by heart.
 MANY_EPOCHS = 10

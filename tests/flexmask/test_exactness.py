@@ -177,9 +177,9 @@ def leaking(leak, dtype=torch.float32, family="qwen3", **more):
     return prepare_model(model)
 
 
-def refused(model, what="one pass is not exact for this model"):
+def refused(model, what="one pass is not exact for this model", pack_length=None):
     with pytest.raises(UnsupportedModelError, match=what):
-        check_exact(model, 16)
+        check_exact(model, 16, pack_length)
 
 
 class Backward(nn.Module):
@@ -258,8 +258,21 @@ def test_passes_are_longer_than_the_longest_window():
 
 def test_a_window_that_is_not_crossed_is_said(monkeypatch):
     monkeypatch.setitem(exactness._MOST_WORK, "cpu", 0)
-    with pytest.warns(UserWarning, match=r"shorter than its windows of up to 100 positions: .* take minutes with"):
+    with pytest.warns(UserWarning, match=r"shorter than its windows of up to 100 positions: .* take long with"):
         check_exact(prepare_model(TINY_MODELS["gemma3"](60, torch.float32, window=100)), 16)
+
+
+# Breaks if the check makes rows that training never has: longer than a pack, or than the model's positions allow.
+def test_no_row_is_longer_than_those_that_are_trained():
+    with warnings.catch_warnings(action="error"):
+        check_exact(leaking(Far(), family="gemma3", window=100), 16, pack_length=120)
+    refused(leaking(Far(), family="gemma3", window=100), pack_length=200)
+    settings = dict(vocab_size=60, num_hidden_layers=4, num_local_experts=2, attention_chunk_size=128, floor_scale=128)
+    sizes = dict(hidden_size=32, intermediate_size=32, intermediate_size_mlp=32, head_dim=8, moe_layers=[1])
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, no_rope_layers=[1, 1, 1, 0], max_position_embeddings=512)
+    config = hf.Llama4TextConfig(**settings, **sizes, **heads)
+    with pytest.warns(UserWarning, match=r"for longer ones, attn_temperature_tuning scales queries by their index"):
+        check_exact(prepare_model(hf.Llama4ForCausalLM(config)), 16, pack_length=400)
 
 
 # ---- What is exact, and must not be refused ----

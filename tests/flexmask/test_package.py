@@ -1,7 +1,9 @@
-"""What the package says of itself: one version, and that it is typed."""
+"""What the project says of itself (version, types, packages), and that imports go one way."""
 
+import ast
 import re
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import flexmask
@@ -21,3 +23,29 @@ def test_the_version_of_pyproject_is_that_of_the_citation_and_of_the_newest_chan
 def test_whoever_installs_the_package_gets_its_types():
     assert (Path(flexmask.__file__).parent / "py.typed").is_file()
     assert "py.typed" in PYPROJECT["tool"]["setuptools"]["package-data"]["flexmask"]
+
+
+def imported(path):
+    """The modules that a file imports, also inside functions and for type checkers."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+# A circle would be a stage that knows of what comes behind it. The sorter raises CycleError, which names it.
+def test_imports_go_one_way():
+    modules = {path: f"flexmask.{path.stem}" for path in (ROOT / "flexmask").glob("[!_]*.py")}
+    library = {name: {one for one in imported(path) if one in modules.values()} for path, name in modules.items()}
+    assert list(TopologicalSorter(library).static_order())
+    packages = {path.parent.name: path.parent for path in (ROOT / "recipes").glob("*/__init__.py")}
+    recipes = {
+        name: {one.split(".")[1] for path in folder.rglob("*.py") for one in imported(path) if "recipes." in one}
+        & packages.keys() - {name}
+        for name, folder in packages.items()
+    }
+    assert "sources" in recipes["preparation"] and list(TopologicalSorter(recipes).static_order())
+
+
+def test_all_packages_are_in_the_wheel():
+    found = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in ROOT.glob("recipes/**/__init__.py")}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found | {"flexmask", "recipes.conf"}

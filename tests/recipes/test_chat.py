@@ -5,7 +5,7 @@ import torch
 from families import FAMILIES, VOCAB
 from stateful_families import UNBRANCHED
 
-import flexmask  # noqa: F401  registers the attention implementation
+import flexmask.attention  # noqa: F401  registers the attention implementation
 from flexmask.conversation import Conversation
 from recipes.evaluation.chat import chat, generate, ready_to_generate
 from recipes.evaluation.matchers import number

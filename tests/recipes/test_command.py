@@ -7,10 +7,10 @@ import warnings
 import pytest
 import torch
 
-from recipes.run import progress as progress_module
-from recipes.run.command import Interrupted, command
 from recipes.run.interrupts import StopAfterStep
-from recipes.run.progress import duration, progress
+from recipes.terminal import progress as progress_module
+from recipes.terminal.command import Interrupted, command
+from recipes.terminal.progress import duration, progress
 
 
 def ending(error):

@@ -62,9 +62,12 @@ def test_losses_and_weights_are_those_of_train(folder):
         assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-6), name
 
 
-def test_it_runs_as_it_says_and_prints_losses(capsys, monkeypatch):
-    monkeypatch.setattr(loop, "STEPS", 6)
-    loop.main()
+def test_a_run_may_be_as_short_as_its_warmup():
+    assert loop.cosine(4, warmup_steps=4, steps=4) == 1
+
+
+def test_it_runs_as_it_says_and_prints_losses(capsys):
+    loop.main(6)
     printed = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert [int(line[1]) for line in printed] == [1, 5]
     assert float(printed[1][3]) < float(printed[0][3])

@@ -182,7 +182,7 @@ FAULTS = [
         "loss.py",
         "pack.previous[0, indices], targets",
         "(indices - 1).clamp(min=0), targets",
-        "flexmask/test_loss.py",
+        "equivalence/test_one_pass.py",
     ),
     Fault(
         "each token has its own loss weight",
@@ -246,7 +246,7 @@ FAULTS = [
         "models.py",
         "if len(tokens) >= text.floor_scale:",
         "if False:",
-        "flexmask/test_models.py flexmask/test_trainer_inputs.py",
+        "equivalence/test_families.py",
     ),
     Fault(
         "ALiBi goes by position",

@@ -152,6 +152,16 @@ def test_a_template_without_thinking_gets_the_declared_format_and_says_so():
     assert "carry" not in decoded(tokenizer, p.input_ids)
 
 
+# The newlines behind the thinking and those in front of the answer are one token, which carries the answer's first
+# characters. Breaks if its weight is that of the thinking.
+@pytest.mark.filterwarnings("ignore:.*renders no thinking")
+def test_a_token_of_both_thinking_and_answer_is_of_the_answer():
+    tokenizer = with_template(PLAIN)
+    (p,) = render_passes(conversation(user("add"), assistant("\n\n\nthe sum", "carry")), tokenizer)
+    text = {role: decoded(tokenizer, p.input_ids[p.roles == role]) for role in (Role.THINKING, Role.ANSWER)}
+    assert text == {Role.THINKING: "<think>\ncarry\n</think>", Role.ANSWER: "\n\n\n\n\nthe sum<|im_end|>"}
+
+
 # Breaks if thinking counts as rendered because the answer, or a tool call, quotes it.
 @pytest.mark.parametrize("answer", [assistant("the sum 12", "12"), assistant("12", "12"), assistant("", "12")])
 def test_thinking_that_the_answer_quotes_is_not_rendered_thinking(answer):

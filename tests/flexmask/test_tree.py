@@ -92,6 +92,10 @@ def test_split_rows_fit_and_train_every_pass_once(seed):
     assert max(len(row) for row in rows) <= pack_length
     assert [turn for row in rows for turn in row.turns] == [p.turn for p in passes]
     assert sum(row.loss_weights.sum() for row in rows) == sum(p.loss_weights.sum() for p in passes)
+    # Breaks if a pass is sent to a new row that would have fit into the one before, where it shares most of its tokens.
+    for earlier, later in zip(rows, rows[1:], strict=False):
+        (together,) = one_pass([p for p in passes if p.turn in (*earlier.turns, later.turns[0])])
+        assert len(together) > pack_length
 
 
 def test_per_turn_is_a_row_a_pass():
@@ -122,6 +126,7 @@ def test_keep_thinking_is_a_chain_with_all_thinking_and_the_same_targets(seed):
     assert trained(row.input_ids, row.loss_weights) == [
         token for p in passes for token in trained(p.input_ids, p.loss_weights)
     ]
+    assert set(row.loss_weights.tolist()) == {0, 1}  # each turn is trained in its own pass and not as context
 
 
 def test_keep_thinking_says_which_answer_it_cannot_find():

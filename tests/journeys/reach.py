@@ -3,7 +3,9 @@
     python tests/journeys/reach.py              run the journeys under coverage, then report
     python tests/journeys/reach.py --report     report what was recorded last
 
-Prints a line a file, the functions that no journey reaches, and the share of all lines on the last line.
+Prints a line a file, the functions that no journey reaches, and the share of all lines on the last line. Hydra takes
+coverage for a debugger and shows its tracebacks, so the four journeys of errors that it finds fail here and only here.
+What runs in processes that prepare data, and what only the wheel's own environment runs, is not counted.
 """
 
 import json

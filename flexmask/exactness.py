@@ -20,12 +20,13 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
 from flexmask.attention import masks_given
+from flexmask.head import HALF, widened
 from flexmask.loss import is_whole, token_losses
 from flexmask.masks import build_block_mask
 from flexmask.models import UnsupportedModelError, check_positions, evaluating, takes_block_masks, unwrapped
 from flexmask.packing import Pack, pack
 from flexmask.rendering import Pass, Role
-from flexmask.stand_ins import HALF, Gradients, in_float32, standing_in
+from flexmask.stand_ins import Gradients, in_float32, standing_in
 from flexmask.tree import one_pass, per_turn
 
 # Largest difference of a token's loss that rounding explains, by the dtype of the computation. Over 172 families that
@@ -161,9 +162,10 @@ def _window_to_cross(model: nn.Module, block_size: int, pack_length: int | None)
     inner = unwrapped(model)
     if not takes_block_masks(inner):
         return 0  # its rows are chains under the model's own masks
-    window = _longest_window(model, block_size)
+    if not (window := _longest_window(model, block_size)):
+        return 0
     (one,) = _packs(model, longer=window)
-    if not window or (pack_length is not None and len(one) > pack_length):
+    if pack_length is not None and len(one) > pack_length:
         return 0
     parameters, device = sum(p.numel() for p in model.parameters()), inner.device.type
     reason = f"longer ones would take long with {parameters:,} parameters on {device}"
@@ -273,8 +275,7 @@ def _alone(model: nn.Module, passes: Iterable[Pass]) -> Iterator[tuple[Tensor, T
         weights = torch.from_numpy(p.loss_weights[p.prompt_length :]).to(ids.device)
         # As indices: given a count, Gemma 4 (transformers 5.23) drops all other tokens before its last layers.
         before = torch.arange(p.prompt_length - 1, len(p) - 1, device=ids.device)
-        logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=before).logits[0]
-        logits = logits.float() if logits.dtype in HALF else logits
+        logits = widened(model(input_ids=ids[None], use_cache=False, logits_to_keep=before).logits[0])
         losses = F.cross_entropy(logits, ids[p.prompt_length :], reduction="none")
         yield losses.detach(), (losses * weights).sum()
 

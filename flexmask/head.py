@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from flexmask.models import UnsupportedModelError
 
+HALF = (torch.bfloat16, torch.float16)
 # What a decoder returns; the states stand first in it.
 _Output = tuple | ModelOutput
 
@@ -78,17 +79,12 @@ class Head:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__}.forward made {len(logits):,} rows of logits from {len(states):,} states"
             )
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return widened(logits)
 
     @contextlib.contextmanager
     def with_parameters(self, aliases: Sequence[Tensor]) -> Iterator[None]:
         """The head computes with `aliases` of `parameters`, on which no hook of theirs runs."""
-        alias_of = dict(zip(self.parameters, aliases, strict=True))
-        with contextlib.ExitStack() as stack:
-            for owner in self._owners:
-                for name, parameter in list(owner._parameters.items()):
-                    if parameter in alias_of:
-                        stack.enter_context(replaced(owner._parameters, name, alias_of[parameter]))
+        with parameters_replaced(self._owners, dict(zip(self.parameters, aliases, strict=True))):
             yield
 
 
@@ -112,6 +108,22 @@ def _with_states(output: _Output, states: Tensor) -> _Output:
     if isinstance(output, tuple):
         return (states, *output[1:])
     return type(output)(**{**output, next(iter(output)): states})
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 where it is in half precision."""
+    return x.float() if x.dtype in HALF else x
+
+
+@contextlib.contextmanager
+def parameters_replaced(modules: Iterable[nn.Module], others: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Each module has `others[p]` wherever it has the parameter p itself, not in a child."""
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None and parameter in others:
+                    stack.enter_context(replaced(module._parameters, name, others[parameter]))
+        yield
 
 
 @contextlib.contextmanager

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexmask.head import replaced
+from flexmask.head import HALF, parameters_replaced, widened
 
-HALF = (torch.bfloat16, torch.float16)
 # How many numbers are kept of each row of a gradient.
 _DIRECTIONS = 4
 
@@ -47,7 +46,7 @@ class Gradients:
 
 
 def _in_short(gradient: Tensor) -> Tensor:
-    gradient = gradient.float() if gradient.dtype in HALF else gradient
+    gradient = widened(gradient)
     if gradient.ndim < 2:
         return gradient
     generator = torch.Generator().manual_seed(0)
@@ -69,15 +68,11 @@ def standing_in(model: nn.Module, widen: bool) -> Iterator[Gradients]:
         if not (zero or parameter.requires_grad):
             continue
         values = _random(parameter, seed) if zero else parameter.detach()
-        values = values.float() if widen and values.dtype in HALF else values
+        values = widened(values) if widen else values
         others[parameter] = nn.Parameter(values, requires_grad=parameter.requires_grad)
         if parameter.requires_grad:
             others[parameter].register_post_accumulate_grad_hook(_receiver(gradients, name))
-    with contextlib.ExitStack() as stack:
-        for module in model.modules():
-            for key, own in list(module._parameters.items()):
-                if own in others:
-                    stack.enter_context(replaced(module._parameters, key, others[own]))
+    with parameters_replaced(model.modules(), others):
         yield gradients
 
 

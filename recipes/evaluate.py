@@ -21,9 +21,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from recipes.configuration import CONF_DIR
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
-from recipes.configuration.overrides import checked_overrides, given_keys
+from recipes.configuration.overrides import checked_overrides, given_keys, groups_of_conf
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import DataKind, TrainConfig
 from recipes.run.folder import MODEL, trained_fingerprint
@@ -81,8 +80,7 @@ def _chosen(asked: int | None, file: str | None, valid: int, invalid: int) -> st
 
 
 def _refuse_what_changes_nothing(overrides: Sequence[str], run: Path) -> None:
-    groups = {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
-    groups |= {one.name for one in fields(TrainConfig) if is_dataclass(one.type)}
+    groups = groups_of_conf() | {one.name for one in fields(TrainConfig) if is_dataclass(one.type)}
     if refused := [word for word in overrides if given_keys([word]) & groups]:
         raise ConfigError(
             f"{', '.join(refused)}: groups are chosen when a run starts. Change single settings, as in "

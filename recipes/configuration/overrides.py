@@ -22,7 +22,7 @@ def checked_overrides(words: Sequence[str]) -> list[str]:
     any other: Hydra wants plus signs before it. Raises ConfigError for each key that is neither a setting nor a group
     of conf/, with the one that was probably meant; Hydra would advise to add it.
     """
-    keys, groups = set(_keys(TrainConfig)), {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
+    keys, groups = set(_keys(TrainConfig)), groups_of_conf()
     free = [key for key, kind in _keys(TrainConfig).items() if str(kind).startswith("dict[")]
     result, problems = [], []
     other_model = any(word.startswith("model=") and word != "model=tiny" for word in words)
@@ -59,6 +59,11 @@ def _no_such_choice(group: str, word: str, words: Sequence[str]) -> str | None:
     close = difflib.get_close_matches(value, choices, n=1)
     meant = f"did you mean {close[0]}? " if close else ""
     return f"{group}={value}: no such choice; {meant}There are {', '.join(choices)}"
+
+
+def groups_of_conf() -> set[str]:
+    """The names of the groups that conf/ offers choices for."""
+    return {path.name for path in Path(CONF_DIR).iterdir() if path.is_dir()}
 
 
 def given_keys(words: Sequence[str]) -> set[str]:

@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flexmask.arguments import OnePassConfig
-    from flexmask.conversation import Conversation
-    from flexmask.end_of_turn import align_end_of_turn
-    from flexmask.loss import TokenLosses, token_losses
-    from flexmask.masks import build_block_mask, dense_mask, visible_until_mask_mod, visible_until_score_mod
-    from flexmask.models import UnsupportedModelError, prepare_model
-    from flexmask.packing import Pack, pack
-    from flexmask.rendering import Pass, Role, render_passes
-    from flexmask.training import NonFiniteLossError, OnePassTrainer
-    from flexmask.training_data import OnePassCollator, prepare_conversation
-    from flexmask.tree import LaidOut, Row, keep_thinking, lay_out, one_pass, per_turn
+    from flexmask.attention.masks import build_block_mask, dense_mask, visible_until_mask_mod, visible_until_score_mod
+    from flexmask.model.end_of_turn import align_end_of_turn
+    from flexmask.model.loss import TokenLosses, token_losses
+    from flexmask.model.support import UnsupportedModelError, prepare_model
+    from flexmask.text.conversation import Conversation
+    from flexmask.text.rendering import Pass, Role, render_passes
+    from flexmask.training.arguments import OnePassConfig
+    from flexmask.training.data import OnePassCollator, prepare_conversation
+    from flexmask.training.trainer import NonFiniteLossError, OnePassTrainer
+    from flexmask.tree.layouts import LaidOut, Row, keep_thinking, lay_out, one_pass, per_turn
+    from flexmask.tree.packing import Pack, pack
 
 __all__ = [
     "Conversation",
@@ -53,17 +53,17 @@ __all__ = [
 
 # The module of each public name; type checkers read the same from the imports above.
 _HOMES = {
-    "arguments": ["OnePassConfig"],
-    "conversation": ["Conversation"],
-    "end_of_turn": ["align_end_of_turn"],
-    "loss": ["TokenLosses", "token_losses"],
-    "masks": ["build_block_mask", "dense_mask", "visible_until_mask_mod", "visible_until_score_mod"],
-    "models": ["UnsupportedModelError", "prepare_model"],
-    "packing": ["Pack", "pack"],
-    "rendering": ["Pass", "Role", "render_passes"],
-    "training": ["NonFiniteLossError", "OnePassTrainer"],
-    "training_data": ["OnePassCollator", "prepare_conversation"],
-    "tree": ["LaidOut", "Row", "keep_thinking", "lay_out", "one_pass", "per_turn"],
+    "training.arguments": ["OnePassConfig"],
+    "text.conversation": ["Conversation"],
+    "model.end_of_turn": ["align_end_of_turn"],
+    "model.loss": ["TokenLosses", "token_losses"],
+    "attention.masks": ["build_block_mask", "dense_mask", "visible_until_mask_mod", "visible_until_score_mod"],
+    "model.support": ["UnsupportedModelError", "prepare_model"],
+    "tree.packing": ["Pack", "pack"],
+    "text.rendering": ["Pass", "Role", "render_passes"],
+    "training.trainer": ["NonFiniteLossError", "OnePassTrainer"],
+    "training.data": ["OnePassCollator", "prepare_conversation"],
+    "tree.layouts": ["LaidOut", "Row", "keep_thinking", "lay_out", "one_pass", "per_turn"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

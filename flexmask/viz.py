@@ -10,11 +10,11 @@ from matplotlib.ticker import MaxNLocator
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedTokenizerBase
 
-from flexmask.masks import build_block_mask, dense_mask
-from flexmask.packing import Pack
-from flexmask.rendering import Role
-from flexmask.segments import ROLE_COLORS, ROLE_LABELS
-from flexmask.tokenization import decode
+from flexmask.attention.masks import build_block_mask, dense_mask
+from flexmask.text.rendering import Role
+from flexmask.text.tokenization import decode
+from flexmask.tree.packing import Pack
+from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS
 
 LEAST_LABELLED = 0.035  # of the picture's height: a stretch of one role that is shorter has no room for its label
 MOST_DRAWN = 1024  # tokens along a side: a screen shows no more, and the picture grows with their square

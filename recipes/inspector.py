@@ -29,8 +29,8 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Conversation, LaidOut, OnePassCollator, Row, align_end_of_turn, prepare_conversation
-from flexmask.models import check_model
-from flexmask.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
+from flexmask.model.support import check_model
+from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
 from recipes.configuration.compose import compose
 from recipes.configuration.overrides import checked_overrides
 from recipes.configuration.schema import Layout, TrainConfig

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Conversation, align_end_of_turn, pack, prepare_conversation, prepare_model, token_losses
-from flexmask.exactness import check_exact
+from flexmask.model.exactness import check_exact
 from recipes.models.tiny import build_model, build_tokenizer
 from recipes.sources import tutoring
 

@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from flexmask import Conversation, OnePassCollator, Pack, Pass, Role, build_block_mask, lay_out, render_passes
-from flexmask.rendering import is_generated
-from flexmask.segments import ROLE_COLORS, ROLE_LABELS, segments
+from flexmask.text.rendering import is_generated
+from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS, segments
 from flexmask.viz import plot_block_mask, plot_token_mask
 from recipes import compare
 from recipes.benchmarking.plots import plot_speedup

@@ -37,9 +37,9 @@ For experts, the load-balancing loss of the router is switched off with a warnin
 ## Hybrid models trained in one pass, their state branching with the tree
 
 Some of their layers carry a state from token to token, which no attention mask can hide: it branches with the tree
-instead (`flexmask/state_branches.py`). Tested as above, over packs, splits and single rows, with nodes shorter than a
-convolution and random deep trees; the tests ask for at most 1e-12 (loss) and 1e-10 (gradient). Three controls must be
-wrong for each: masks alone, states that start from the node in front, and states that start from nothing.
+instead (`flexmask/model/state_branches.py`). Tested as above, over packs, splits and single rows, with nodes shorter
+than a convolution and random deep trees; the tests ask for at most 1e-12 (loss) and 1e-10 (gradient). Three controls
+must be wrong for each: masks alone, states that start from the node in front, and states that start from nothing.
 
 | family | class | layers | state branches in | loss difference | gradient difference |
 |---|---|---|---|---|---|

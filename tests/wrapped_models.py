@@ -13,7 +13,8 @@ from test_loss import BLOCK, VOCAB, one_pack
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from flexmask import loss, prepare_model, token_losses
+from flexmask import prepare_model, token_losses
+from flexmask.model import loss
 
 
 def sharded(model, own=(), **settings):

@@ -18,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import flash_attention_mask
 
 from flexmask import Pack, build_block_mask, lay_out, pack, token_losses
-from flexmask.attention import ATTENTION_NAME, flexmask_attention, flexmask_mask
-from flexmask.models import inputs_of
+from flexmask.attention.interface import ATTENTION_NAME, flexmask_attention, flexmask_mask
+from flexmask.model.support import inputs_of
 from recipes.benchmarking.config import ArmName, BenchmarkConfig
 from recipes.benchmarking.paper import Plain, paper_mask, paper_row
 from recipes.benchmarking.work import Work

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask.chat_template import ChatTemplate
-from flexmask.conversation import THINK_CLOSE, Conversation
-from flexmask.models import unbranched_layers, unwrapped
+from flexmask.model.support import unbranched_layers, unwrapped
+from flexmask.text.chat_template import ChatTemplate
+from flexmask.text.conversation import THINK_CLOSE, Conversation
 from recipes.configuration.schema import History
 from recipes.evaluation.matchers import Matcher, exact
 from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun

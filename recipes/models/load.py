@@ -20,8 +20,8 @@ from transformers import (
     set_seed,
 )
 
-from flexmask.models import branching_layers, check_model, unwrapped
-from flexmask.randomness import random_settings
+from flexmask.model.randomness import random_settings
+from flexmask.model.support import branching_layers, check_model, unwrapped
 from recipes.configuration.schema import AdapterConfig, AdapterKind, ModelConfig, ModelKind, TrainConfig
 from recipes.models.adapters import ADAPTER_CONFIG, add_adapter, four_bits, lora_config, with_adapter
 from recipes.models.files import named_errors, place, refuse_other_models

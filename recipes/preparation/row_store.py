@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow
 
 from flexmask import LaidOut, Role, Row
-from flexmask.segments import pass_lengths
+from flexmask.tree.segments import pass_lengths
 
 _ROW_ARRAYS = {
     "input_ids": pyarrow.int32(),

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 import flexmask
 from flexmask import Conversation, prepare_conversation
-from flexmask.models import unbranched_layers
+from flexmask.model.support import unbranched_layers
 from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, OnInvalid, TooLong
 from recipes.preparation import row_store
 from recipes.preparation.processes import available_processors, mapping
@@ -139,7 +139,7 @@ def fingerprint(
     """A hash of all that rows depend on: data, tokenizer, chat template, settings, libraries and our own code. The date
     is part of it only where the template reads the clock, or nothing would be found again the next day.
     """
-    code = [*sorted(Path(flexmask.__file__).parent.glob("*.py")), Path(__file__), Path(row_store.__file__)]
+    code = [*sorted(Path(flexmask.__file__).parent.rglob("*.py")), Path(__file__), Path(row_store.__file__)]
     digest = hashlib.sha256()
     for conversation in conversations:
         digest.update(as_json(conversation).encode() + b"\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from flexmask.models import unbranched_layers, unwrapped
+from flexmask.model.support import unbranched_layers, unwrapped
 from recipes.configuration.schema import AdapterConfig, AdapterKind, DataKind, TrainConfig, TrainerConfig
 from recipes.evaluation.replies import Thinking
 from recipes.models.load import branching_note

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from flexmask.conversation import Conversation
+from flexmask.text.conversation import Conversation
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.sources import Entry, Record
 from recipes.sources.files import read_path

@@ -9,8 +9,9 @@ from families import FAMILIES, VOCAB
 from reference import per_turn_loss, worst_gradient_difference
 from stateful_families import BRANCHING
 
-from flexmask import lay_out, loss, pack, prepare_model, token_losses
-from flexmask.exactness import check_exact
+from flexmask import lay_out, pack, prepare_model, token_losses
+from flexmask.model import loss
+from flexmask.model.exactness import check_exact
 from recipes.configuration.schema import AdapterConfig, AdapterKind
 from recipes.models.adapters import add_adapter, lora_config
 

@@ -9,10 +9,11 @@ from families import FAMILIES, HEADS, SIZES, VOCAB
 from reference import gradients, per_turn_loss, record_model, worst_gradient_difference
 from transformers import AutoModelForCausalLM, HunYuanDenseV1Config, Qwen3Config, Qwen3ForCausalLM
 
-from flexmask import UnsupportedModelError, lay_out, loss, pack, per_turn, prepare_model, token_losses
-from flexmask.cpu_attention import block_sparse_attention
-from flexmask.exactness import check_exact
-from flexmask.masks import build_block_mask
+from flexmask import UnsupportedModelError, lay_out, pack, per_turn, prepare_model, token_losses
+from flexmask.attention.cpu import block_sparse_attention
+from flexmask.attention.masks import build_block_mask
+from flexmask.model import loss
+from flexmask.model.exactness import check_exact
 
 BLOCK = 16
 # The design asks for 1e-9 and 1e-7; the sums are the same sums in another order, so far less is left.
@@ -88,7 +89,7 @@ def test_each_layer_has_the_mask_of_its_type(name, monkeypatch):
         found.append((mask.mask_mod.window, mask.mask_mod.chunk))
         return block_sparse_attention(query, key, value, mask, *arguments)
 
-    monkeypatch.setattr("flexmask.attention.block_sparse_attention", attend)
+    monkeypatch.setattr("flexmask.attention.interface.block_sparse_attention", attend)
     model = FAMILIES[name].build(torch.float32)
     config = model.config
     window = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"

@@ -23,9 +23,10 @@ from flexmask import (
     prepare_model,
     token_losses,
 )
-from flexmask.exactness import check_exact
-from flexmask.models import branching_layers, stateful_layers
-from flexmask.state_branches import COVERED, StateBranches
+from flexmask.model.exactness import check_exact
+from flexmask.model.state_branches import StateBranches
+from flexmask.model.state_layers import COVERED
+from flexmask.model.support import branching_layers, stateful_layers
 
 BLOCK = 16
 LOSS, GRADIENT = 1e-12, 1e-10
@@ -159,7 +160,7 @@ class RootsOnly(StateBranches):
 @pytest.mark.parametrize("name", BRANCHING)
 def test_controls_are_not_exact(name, wrong, monkeypatch):
     model, reference, _ = per_turn_reference(name)
-    monkeypatch.setattr("flexmask.loss.StateBranches", wrong)
+    monkeypatch.setattr("flexmask.model.loss.StateBranches", wrong)
     with torch.no_grad():
         assert abs(loss_of(prepare_model(model), LAYOUTS["packed"]).item() / reference - 1) > 1e-5
     with pytest.raises(UnsupportedModelError, match="one pass is not exact for this model"):

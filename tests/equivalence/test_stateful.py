@@ -19,8 +19,8 @@ from flexmask import (
     prepare_model,
     token_losses,
 )
-from flexmask.exactness import check_exact
-from flexmask.models import branching_layers, stateful_layers
+from flexmask.model.exactness import check_exact
+from flexmask.model.support import branching_layers, stateful_layers
 
 BLOCK = 16
 LOSS, GRADIENT = 1e-12, 1e-11

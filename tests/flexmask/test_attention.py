@@ -9,11 +9,11 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_eager
 
-from flexmask import attention, cpu_attention
-from flexmask.alibi import route_alibi
-from flexmask.attention import ATTENTION_NAME, _compiled_attention, flexmask_attention
-from flexmask.cpu_attention import block_sparse_attention
-from flexmask.masks import build_block_mask, dense_mask, place_mask_mod
+from flexmask.attention import cpu, interface
+from flexmask.attention.alibi import route_alibi
+from flexmask.attention.cpu import block_sparse_attention
+from flexmask.attention.interface import ATTENTION_NAME, _compiled_attention, flexmask_attention
+from flexmask.attention.masks import build_block_mask, dense_mask, place_mask_mod
 
 
 def reference(query, key, value, visible, scaling, softcap=None, sinks=None):
@@ -122,7 +122,7 @@ def test_heads_one_by_one_or_together(monkeypatch):
     tensors = inputs(3, 128, 9, 3)
     results = []
     for scores_at_once in (1, 2 * 32 * 3 * 100, 1 << 30):
-        monkeypatch.setattr(cpu_attention, "_SCORES_AT_ONCE", scores_at_once)
+        monkeypatch.setattr(cpu, "_SCORES_AT_ONCE", scores_at_once)
         output = block_sparse_attention(*tensors, build_block_mask(visible_until, 32), 0.4)
         results.append(with_gradients(output, tensors))
     assert_close(results[0], results[2], 1e-13)
@@ -182,9 +182,9 @@ def test_sinks_from_the_log_sum_exp(monkeypatch):
         scores = query @ key.transpose(2, 3) * scale
         return scores.softmax(-1) @ value, types.SimpleNamespace(lse=scores.logsumexp(-1))
 
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: formula)
+    monkeypatch.setattr(interface, "_compiled_flex_attention", lambda: formula)
     tensors, sinks = inputs(0, 16, 3, 3), torch.randn(3, dtype=torch.float64)
-    ours = attention._compiled_attention(*tensors, build_block_mask(torch.full((1, 16), 16), 16), 0.4, None, sinks)
+    ours = interface._compiled_attention(*tensors, build_block_mask(torch.full((1, 16), 16), 16), 0.4, None, sinks)
     assert_close([ours], [reference(*tensors, torch.ones(16, 16), 0.4, None, sinks)], 1e-12)
 
 
@@ -195,9 +195,9 @@ def test_kernel_options_reach_flex_attention(monkeypatch):
         given.append(kernel_options)
         return value
 
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex)
+    monkeypatch.setattr(interface, "_compiled_flex_attention", lambda: flex)
     block_mask = build_block_mask(torch.full((1, 16), 16), 16)
-    attention._compiled_attention(*inputs(0, 16, 1, 1), block_mask, 0.4, None, None, kernel_options={"BACKEND": "X"})
+    interface._compiled_attention(*inputs(0, 16, 1, 1), block_mask, 0.4, None, None, kernel_options={"BACKEND": "X"})
     assert given == [{"BACKEND": "X"}]
 
 
@@ -218,14 +218,14 @@ def test_layers_share_tiles_and_masks_free_them():
     block_mask = build_block_mask(visible_until, 16)
     tensors = inputs(0, 64, 2, 2)
     gc.collect()
-    before = len(cpu_attention._tiles_of)
+    before = len(cpu._tiles_of)
     output = block_sparse_attention(*tensors, block_mask, 0.4)
-    tiles = cpu_attention._tiles_of[block_mask]
+    tiles = cpu._tiles_of[block_mask]
     block_sparse_attention(*tensors, block_mask, 0.4)
-    assert cpu_attention._tiles_of[block_mask] is tiles
+    assert cpu._tiles_of[block_mask] is tiles
     del block_mask, tiles
     gc.collect()
-    assert len(cpu_attention._tiles_of) == before
+    assert len(cpu._tiles_of) == before
     with_gradients(output, tensors)  # backward has what it needs
 
 

@@ -7,8 +7,8 @@ import pytest
 from factories import Work, chatml_tokenizer, random_conversation
 
 from flexmask import Conversation
-from flexmask.chat_template import ChatTemplate, render_turns
-from flexmask.rendering import render_conversation
+from flexmask.text.chat_template import ChatTemplate, render_turns
+from flexmask.text.rendering import render_conversation
 from recipes.models.tiny import CHAT_TEMPLATE
 
 ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -7,9 +7,9 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention import flex_attention as flex_module
 
-from flexmask import attention
-from flexmask.cpu_attention import block_sparse_attention
-from flexmask.masks import build_block_mask
+from flexmask.attention import interface
+from flexmask.attention.cpu import block_sparse_attention
+from flexmask.attention.masks import build_block_mask
 
 LENGTH, BLOCK, SCALE = 128, 32, 0.4  # of the mask; packs have fewer tokens
 
@@ -37,7 +37,7 @@ def graphs(monkeypatch):
     torch.compiler.reset()
     with_settings(monkeypatch, backend=aot_autograd(fw_compiler=into(found[0]), bw_compiler=into(found[1])))
     yield found
-    attention._compiled_flex_attention.cache_clear()
+    interface._compiled_flex_attention.cache_clear()
 
 
 def with_settings(monkeypatch, **settings):
@@ -48,7 +48,7 @@ def with_settings(monkeypatch, **settings):
         return compile_(function, **own | settings)
 
     monkeypatch.setattr(torch, "compile", changed)
-    attention._compiled_flex_attention.cache_clear()
+    interface._compiled_flex_attention.cache_clear()
 
 
 def inputs(seed, heads):
@@ -67,9 +67,9 @@ def compare(seed, softcap=None, sinks=False, bias=False, **restriction):
     sinks = torch.randn(6, dtype=torch.float64, generator=generator).requires_grad_() if sinks else None
     bias = torch.randn(6, tokens_of(seed), dtype=torch.float64, generator=generator) if bias else None
     tensors += [] if sinks is None else [sinks]
-    ours = attention._compiled_attention(query, key, value, block_mask, SCALE, softcap, sinks, bias)
+    ours = interface._compiled_attention(query, key, value, block_mask, SCALE, softcap, sinks, bias)
     if bias is not None:
-        query, key = attention._with_bias(query, key, bias / SCALE)
+        query, key = interface._with_bias(query, key, bias / SCALE)
     theirs = block_sparse_attention(query, key, value, block_mask, SCALE, softcap, sinks)
     gradient = torch.randn(ours.shape, dtype=ours.dtype, generator=generator)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -105,7 +105,7 @@ def test_two_hundred_packs_compile_forward_and_backward_once(graphs):
         visible_until, position_ids, _ = random_pack(seed, tokens_of(seed))
         tensors = inputs(seed, (2, 1, 1))
         block_mask = build_block_mask(visible_until, BLOCK, position_ids, length=LENGTH)
-        attention._compiled_attention(*tensors, block_mask, SCALE, None, None).sum().backward()
+        interface._compiled_attention(*tensors, block_mask, SCALE, None, None).sum().backward()
     assert [len(found) for found in graphs] == [1, 1]
 
 
@@ -116,4 +116,4 @@ def test_more_variants_than_the_limit_are_an_error(graphs, monkeypatch):
         for length in (32, 64, 96, 128):
             visible_until, _, _ = random_pack(0, length)
             tensors = [x[:, :, :length].detach() for x in inputs(0, (2, 1, 1))]
-            attention._compiled_attention(*tensors, build_block_mask(visible_until, BLOCK), SCALE, None, None)
+            interface._compiled_attention(*tensors, build_block_mask(visible_until, BLOCK), SCALE, None, None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexmask.conversation import ROLES, Conversation, split_inline_thinking
+from flexmask.text.conversation import ROLES, Conversation, split_inline_thinking
 
 NAME = "train.jsonl:12"
 # No "<": a tag would be inline thinking. No newlines at the ends of thinking: the inline split removes those.

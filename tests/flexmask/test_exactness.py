@@ -10,9 +10,10 @@ from factories import TINY_MODELS, tiny_qwen3
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from flexmask import UnsupportedModelError, exactness, prepare_model
-from flexmask.exactness import check_exact
-from flexmask.masks import build_block_mask
+from flexmask import UnsupportedModelError, prepare_model
+from flexmask.attention.masks import build_block_mask
+from flexmask.model import exactness
+from flexmask.model.exactness import check_exact
 
 SMALL = dict(
     vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4, pad_token_id=0
@@ -75,7 +76,7 @@ def test_the_check_sees_a_mask_that_is_one_token_off(dtype, monkeypatch):
     def off_by_one(visible_until, *arguments, **more):
         return build_block_mask((visible_until + 1).clamp_max(visible_until.shape[1]), *arguments, **more)
 
-    monkeypatch.setattr("flexmask.models.build_block_mask", off_by_one)
+    monkeypatch.setattr("flexmask.model.support.build_block_mask", off_by_one)
     with pytest.raises(UnsupportedModelError, match="one pass is not exact"):
         check_exact(prepare_model(TINY_MODELS["qwen3"](60, dtype)), 16)
 
@@ -285,7 +286,7 @@ class Functional(nn.Module):
         return nn.functional.dropout(states, 0.5, self.training)
 
 
-# What is drawn differs from pass to pass; `flexmask.randomness` warns of it.
+# What is drawn differs from pass to pass; `flexmask.model.randomness` warns of it.
 @pytest.mark.parametrize("dropout", [nn.Dropout(0.5), Functional()])
 def test_dropout_is_not_taken_for_a_leak(dropout):
     check_exact(leaking(dropout), 16)

@@ -27,7 +27,7 @@ def test_importing_flexmask_costs_little_more_than_importing_torch():
     [
         ("import flexmask", ["numpy", "torch", "transformers"]),
         # What the processes that prepare conversations need of the library.
-        ("import flexmask.rendering, flexmask.tokenization, flexmask.tree", ["torch", "transformers"]),
+        ("import flexmask.text.rendering, flexmask.tree.layouts", ["torch", "transformers"]),
         (WITHOUT_MODEL, ["transformers", "accelerate"]),
     ],
 )

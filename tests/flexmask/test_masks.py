@@ -5,7 +5,7 @@ import torch
 from random_trees import LargestTensor, ancestor_mask, random_pack
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
-from flexmask.masks import (
+from flexmask.attention.masks import (
     build_block_mask,
     dense_mask,
     place_mask_mod,

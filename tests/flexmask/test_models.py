@@ -14,11 +14,11 @@ from torch import nn
 from transformers.masking_utils import sliding_window_overlay
 
 from flexmask import UnsupportedModelError, lay_out, pack, prepare_model, token_losses
-from flexmask.attention import ATTENTION_NAME, flexmask_mask, masks_given
-from flexmask.exactness import check_exact
-from flexmask.masks import build_block_mask
-from flexmask.models import branching_layers, check_positions, stateful_layers, unwrapped
-from flexmask.randomness import random_settings
+from flexmask.attention.interface import ATTENTION_NAME, flexmask_mask, masks_given
+from flexmask.attention.masks import build_block_mask
+from flexmask.model.exactness import check_exact
+from flexmask.model.randomness import random_settings
+from flexmask.model.support import branching_layers, check_positions, stateful_layers, unwrapped
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -155,7 +155,7 @@ def test_each_mask_of_a_pack_is_made_once(reentrant, monkeypatch):
         made.append(window)
         return build_block_mask(*arguments, window=window, **more)
 
-    monkeypatch.setattr("flexmask.models.build_block_mask", build)
+    monkeypatch.setattr("flexmask.model.support.build_block_mask", build)
     model = prepare_model(tiny_gemma3(60, torch.float32, window=12)).train()
     if reentrant is not None:
         model.activation_checkpointing_enable(dict(use_reentrant=reentrant))

@@ -32,11 +32,20 @@ def imported(path):
             yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
+def module_of(path):
+    return str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
+
+
 # A circle would be a stage that knows of what comes behind it. The sorter raises CycleError, which names it.
 def test_imports_go_one_way():
-    modules = {path: f"flexmask.{path.stem}" for path in (ROOT / "flexmask").glob("[!_]*.py")}
+    modules = {path: module_of(path) for path in (ROOT / "flexmask").rglob("[!_]*.py")}
     library = {name: {one for one in imported(path) if one in modules.values()} for path, name in modules.items()}
     assert list(TopologicalSorter(library).static_order())
+    folders = {name: {one.split(".")[1] for one in needed} for name, needed in library.items() if name.count(".") > 1}
+    rooms = {name.split(".")[1]: set() for name in folders}
+    for name, needed in folders.items():
+        rooms[name.split(".")[1]] |= needed - {name.split(".")[1]}
+    assert "tree" in rooms["attention"] | rooms["model"] and list(TopologicalSorter(rooms).static_order())
     packages = {path.parent.name: path.parent for path in (ROOT / "recipes").glob("*/__init__.py")}
     recipes = {
         name: {one.split(".")[1] for path in folder.rglob("*.py") for one in imported(path) if "recipes." in one}
@@ -47,5 +56,7 @@ def test_imports_go_one_way():
 
 
 def test_all_packages_are_in_the_wheel():
-    found = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in ROOT.glob("recipes/**/__init__.py")}
-    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found | {"flexmask", "recipes.conf"}
+    found = {
+        module_of(path.parent) for folder in ("flexmask", "recipes") for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == found | {"recipes.conf"}

@@ -6,8 +6,8 @@ import torch
 from factories import chatml_tokenizer, random_conversation
 
 from flexmask import Conversation, Role, lay_out, render_passes
-from flexmask.masks import dense_mask
-from flexmask.segments import pass_lengths, segments, visible_segments
+from flexmask.attention.masks import dense_mask
+from flexmask.tree.segments import pass_lengths, segments, visible_segments
 
 
 def row_of(*messages):

@@ -8,7 +8,8 @@ import torch
 from factories import in_double
 from random_trees import random_parents
 
-from flexmask.state_branches import _SEAM, COVERED, StateBranches, _of_like_length, is_covered, moved
+from flexmask.model.state_branches import StateBranches, _of_like_length
+from flexmask.model.state_layers import _SEAM, COVERED, is_covered, moved
 
 # A model of each kind whose functions are called; the others have the same ones.
 HOMES = {

@@ -6,7 +6,7 @@ import torch
 from factories import chatml_tokenizer, random_conversation, random_passes
 
 from flexmask import Pass, Role, build_block_mask, keep_thinking, lay_out, one_pass, per_turn, render_passes
-from flexmask.tree import LAYOUTS
+from flexmask.tree.layouts import LAYOUTS
 
 
 def make_pass(prompt, thinking, answer, turn=0):

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from factories import random_passes
 
 from flexmask import OnePassCollator, lay_out
-from flexmask.masks import dense_mask
+from flexmask.attention.masks import dense_mask
 from flexmask.viz import MOST_DRAWN, plot_pack, plot_token_mask
 from recipes.picture import made_up_passes
 

@@ -12,7 +12,7 @@ from packages import template_folder
 from stock_templates import GEMMA_THOUGHT, STOCK, Stock
 
 from flexmask import Conversation, Role, one_pass
-from flexmask.rendering import render_conversation
+from flexmask.text.rendering import render_conversation
 
 pytestmark = pytest.mark.network
 WORDS = "what is the sum of 3 and 4, then: carry 12\nover – naïve 東京 x² 😀 (add it) to \n\n1. a list\t- so".split(" ")

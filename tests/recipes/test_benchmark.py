@@ -18,8 +18,8 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.flop_counter import FlopCounterMode
 
 from flexmask import build_block_mask, lay_out, pack
-from flexmask.attention import flexmask_attention
-from flexmask.state_branches import StateBranches
+from flexmask.attention.interface import flexmask_attention
+from flexmask.model.state_branches import StateBranches
 from recipes import benchmark
 from recipes.benchmarking import arms, grid, measure, paper, tables, workloads
 from recipes.benchmarking.config import ArmName, compose_benchmark
@@ -495,7 +495,7 @@ class FromNodeInFront(StateBranches):
 @pytest.mark.parametrize("layers", state.STATE_MODELS)
 def test_state_section_refuses_state_that_leaks_between_branches(layers, small_sections, monkeypatch):
     monkeypatch.setattr(state, "STATE_MODELS", {layers: state.STATE_MODELS[layers]})
-    monkeypatch.setattr("flexmask.loss.StateBranches", FromNodeInFront)
+    monkeypatch.setattr("flexmask.model.loss.StateBranches", FromNodeInFront)
     with pytest.raises(measure.InexactError, match=f"one_pass, {layers}: .* do not train the same"):
         state.measure(compose_benchmark(TINY))
 

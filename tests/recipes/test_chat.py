@@ -5,8 +5,8 @@ import torch
 from families import FAMILIES, VOCAB
 from stateful_families import UNBRANCHED
 
-import flexmask.attention  # noqa: F401  registers the attention implementation
-from flexmask.conversation import Conversation
+import flexmask.attention.interface  # noqa: F401  registers the attention implementation
+from flexmask.text.conversation import Conversation
 from recipes.evaluation.chat import chat, generate, ready_to_generate
 from recipes.evaluation.matchers import number
 from recipes.evaluation.replies import Thinking, figures

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexmask.rendering import select_turns
+from flexmask.text.rendering import select_turns
 from recipes.configuration import CONF_DIR
 from recipes.configuration import rules as config_rules
 from recipes.configuration.compose import compose, load_run_config, save_run_config, to_dataclass

@@ -9,7 +9,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from flexmask.conversation import Conversation
+from flexmask.text.conversation import Conversation
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.sources import hub
 from recipes.sources.load import load_data

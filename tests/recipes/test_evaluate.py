@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from flexmask.conversation import Conversation
-from flexmask.rendering import render_passes
+from flexmask.text.conversation import Conversation
+from flexmask.text.rendering import render_passes
 from recipes import evaluate
 from recipes.configuration.compose import compose, save_run_config
 from recipes.evaluate import main

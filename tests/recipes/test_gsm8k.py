@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexmask.conversation import Conversation
+from flexmask.text.conversation import Conversation
 from recipes.sources.gsm8k import to_record
 
 PROBLEM = {

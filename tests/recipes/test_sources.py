@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from flexmask.conversation import Conversation
+from flexmask.text.conversation import Conversation
 from recipes.sources.files import read_file, read_path
 
 

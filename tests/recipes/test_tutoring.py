@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flexmask.conversation import Conversation
+from flexmask.text.conversation import Conversation
 from recipes.sources.tutoring import WORDINGS, generate, in_words, number_in, solve, split_of, verify
 
 ROOT = Path(__file__).parents[2]

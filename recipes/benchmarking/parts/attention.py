@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flexmask import Row, build_block_mask, dense_mask, lay_out, pack
-from flexmask.attention import flexmask_attention
+from flexmask.attention.interface import flexmask_attention
 from recipes.benchmarking.config import BenchmarkConfig
 from recipes.benchmarking.measure import InexactError, interleaved_seconds
 from recipes.benchmarking.parts.packing import block_pairs

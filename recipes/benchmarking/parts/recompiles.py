@@ -7,7 +7,7 @@ from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
 
 from flexmask import build_block_mask, lay_out, pack
-from flexmask.attention import flexmask_attention
+from flexmask.attention.interface import flexmask_attention
 from recipes.benchmarking.config import BenchmarkConfig
 from recipes.benchmarking.measure import graphs_compiled
 from recipes.benchmarking.workloads import draw_dialogues, passes_of, share_lengths

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from flexmask import Pack, lay_out, pack, prepare_model, token_losses
-from flexmask.state_branches import StateBranches
+from flexmask.model.state_branches import StateBranches
 from recipes.benchmarking.config import BenchmarkConfig
 from recipes.benchmarking.measure import check_same_training, check_tokens, differences, interleaved_seconds
 from recipes.benchmarking.workloads import distinct_prefixes, draw_dialogues, passes_of, sampler_of

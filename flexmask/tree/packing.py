@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flexmask.tree import Row
+from flexmask.tree.layouts import Row
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,8 +31,8 @@ from transformers.masking_utils import (
     sliding_window_overlay,
 )
 
-from flexmask.cpu_attention import block_sparse_attention
-from flexmask.masks import PackMaskMod, ScoreMod, place_mask_mod
+from flexmask.attention.cpu import block_sparse_attention
+from flexmask.attention.masks import PackMaskMod, ScoreMod, place_mask_mod
 
 ATTENTION_NAME = "flexmask"
 
@@ -157,7 +157,7 @@ def flexmask_attention(
 
     `softcap` bounds the scores as `softcap * tanh(score / softcap)`; `s_aux` [H] are attention sinks, one score a head
     that takes probability and gives no value. Both are differentiable. `key_bias` [H, S], only with a BlockMask, is a
-    constant added to the scores of a key (`flexmask.alibi`). `kernel_options` go to torch's flex_attention on CUDA.
+    constant added to the scores of a key (alibi.py). `kernel_options` go to torch's flex_attention on CUDA.
     Raises ValueError naming the layer for dropout, for terms that are not computed here, for a BlockMask passed by hand
     whose window or chunk is not the layer's, and within `masks_given` for any other mask.
     """

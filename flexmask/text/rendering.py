@@ -1,7 +1,7 @@
 """Conversation -> passes: the token ids, roles and loss weights that per-turn training feeds for each assistant turn.
 
 A pass is the prompt as inference shows it, then what the model must generate, both from the tokenizer's chat template
-(`flexmask.chat_template`). What a template does to history shows in the prompts, and the prefix tree finds it.
+(`flexmask.text.chat_template`). What a template does to history shows in the prompts, and the prefix tree finds it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexmask.chat_template import AUTO, ChatTemplate, TurnText, render_turns
-from flexmask.conversation import Conversation
-from flexmask.tokenization import TextTokenizer, TokenizedText, guard_control_tokens, is_special
+from flexmask.text.chat_template import AUTO, ChatTemplate, TurnText, render_turns
+from flexmask.text.conversation import Conversation
+from flexmask.text.tokenization import TextTokenizer, TokenizedText, guard_control_tokens, is_special
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

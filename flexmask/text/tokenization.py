@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from flexmask.chat_template import literal_text, parting
-from flexmask.conversation import THINK_CLOSE, THINK_OPEN, Conversation
+from flexmask.text.chat_template import literal_text, parting
+from flexmask.text.conversation import THINK_CLOSE, THINK_OPEN, Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

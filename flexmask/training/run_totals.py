@@ -7,9 +7,9 @@ from typing import Any, cast
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from flexmask.loss import TokenLosses, loss_by_role
-from flexmask.masks import build_block_mask
-from flexmask.packing import Pack
+from flexmask.attention.masks import build_block_mask
+from flexmask.model.loss import TokenLosses, loss_by_role
+from flexmask.tree.packing import Pack
 
 _SAVED = ("seconds", "loss_sum", "tokens_computed", "tokens_trained", "packs", "capacity")
 

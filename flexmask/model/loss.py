@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from flexmask.head import Head, replaced
-from flexmask.models import UnsupportedModelError, inputs_of, takes_block_masks, unwrapped
-from flexmask.packing import Pack
-from flexmask.rendering import Role
-from flexmask.state_branches import StateBranches, expected_calls
+from flexmask.model.head import Head, replaced
+from flexmask.model.state_branches import StateBranches
+from flexmask.model.state_layers import expected_calls
+from flexmask.model.support import UnsupportedModelError, inputs_of, takes_block_masks, unwrapped
+from flexmask.text.rendering import Role
+from flexmask.tree.packing import Pack
 
 # Of the logits of one chunk in float32; with log-probabilities and gradients there are three times as many bytes. Each
 # chunk adds once to the gradient of the head, which has as many columns as the logits: at 151,936 tokens of vocabulary

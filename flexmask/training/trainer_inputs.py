@@ -16,10 +16,10 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from flexmask.arguments import OnePassConfig
-from flexmask.models import UnsupportedModelError, check_positions, unbranched_layers
-from flexmask.training_data import OnePassCollator, is_rows
-from flexmask.tree import Row
+from flexmask.model.support import UnsupportedModelError, check_positions, unbranched_layers
+from flexmask.training.arguments import OnePassConfig
+from flexmask.training.data import OnePassCollator, is_rows
+from flexmask.tree.layouts import Row
 
 # Arguments of other trainers, or of the Trainer for other losses, and what to do instead.
 _REFUSED = {

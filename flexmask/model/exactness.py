@@ -1,6 +1,6 @@
 """A check of the model at hand: does one pass over a small row give the losses and gradients of its passes?
 
-Layers that cannot be masked are refused by what is known of them (`flexmask.models`). This catches the ones that
+Layers that cannot be masked are refused by what is known of them (`flexmask.model.support`). This catches the ones that
 nobody has thought of: attention that ignores or rewrites the mask, positions taken from indices, state between tokens,
 adapters that go by what else stands in the row, statistics over tokens, gradients that leak where losses do not.
 """
@@ -19,15 +19,15 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel
 
-from flexmask.attention import masks_given
-from flexmask.head import HALF, widened
-from flexmask.loss import is_whole, token_losses
-from flexmask.masks import build_block_mask
-from flexmask.models import UnsupportedModelError, check_positions, evaluating, takes_block_masks, unwrapped
-from flexmask.packing import Pack, pack
-from flexmask.rendering import Pass, Role
-from flexmask.stand_ins import Gradients, in_float32, standing_in
-from flexmask.tree import one_pass, per_turn
+from flexmask.attention.interface import masks_given
+from flexmask.attention.masks import build_block_mask
+from flexmask.model.head import HALF, widened
+from flexmask.model.loss import is_whole, token_losses
+from flexmask.model.stand_ins import Gradients, in_float32, standing_in
+from flexmask.model.support import UnsupportedModelError, check_positions, evaluating, takes_block_masks, unwrapped
+from flexmask.text.rendering import Pass, Role
+from flexmask.tree.layouts import one_pass, per_turn
+from flexmask.tree.packing import Pack, pack
 
 # Largest difference of a token's loss that rounding explains, by the dtype of the computation. Over 172 families that
 # are exact (transformers 5.23, tiny, weights of std 0.02 to 0.25) float32 gives at most 2e-5; over 16 that are not, at

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask
 
-from flexmask.masks import MaskMod
+from flexmask.attention.masks import MaskMod
 
 _LOG2_E = math.log2(math.e)
 # Scores held at once, unless one key head of one tile has more: 1 MB of float32, which stays in a core's cache.

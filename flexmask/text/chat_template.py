@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 
-from flexmask.conversation import REASONING_KEYS, THINK_CLOSE, THINK_OPEN, Conversation
+from flexmask.text.conversation import REASONING_KEYS, THINK_CLOSE, THINK_OPEN, Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from flexmask.alibi import has_alibi_route, is_routed, route_alibi
-from flexmask.attention import ATTENTION_NAME, UnsupportedModelError, masks_given
-from flexmask.masks import build_block_mask
-from flexmask.packing import Pack
-from flexmask.randomness import random_settings, shared_draws, warn_of_shared_draws
-from flexmask.state_branches import is_covered, moved, route_states
-from flexmask.tree import Row
+from flexmask.attention.alibi import has_alibi_route, is_routed, route_alibi
+from flexmask.attention.interface import ATTENTION_NAME, UnsupportedModelError, masks_given
+from flexmask.attention.masks import build_block_mask
+from flexmask.model.randomness import random_settings, shared_draws, warn_of_shared_draws
+from flexmask.model.state_layers import is_covered, moved, route_states
+from flexmask.tree.layouts import Row
+from flexmask.tree.packing import Pack
 
 # What only a layer with a recurrence has, in transformers 5.23: decay rates, step sizes or a gate that forgets. With
 # convolutions over tokens they tell every such layer of its models; names of classes tell no more.
@@ -43,7 +43,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 def prepare_model(model: Model, chains: bool = False) -> Model:
     """Check that a model can be trained exactly and route its attention through `flexmask.attention`, and layers that
-    carry state through `flexmask.state_branches`; returns it.
+    carry state through `flexmask.model.state_layers`; returns it.
 
     model: a causal language model of transformers, or whatever wraps one (`unwrapped`).
     chains: every pack will be a single row that never branches, as layout "per_turn" makes them. Layers whose state
@@ -102,7 +102,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def takes_block_masks(model: nn.Module) -> bool:
-    """Whether `prepare_model` has routed the model's attention through `flexmask.attention`."""
+    """Whether `prepare_model` has routed the model's attention through `flexmask.attention.interface`."""
     model = unwrapped(model)
     return model.config._attn_implementation == ATTENTION_NAME or is_routed(model)
 
@@ -122,14 +122,14 @@ def stateful_layers(model: nn.Module) -> list[str]:
     """The layers that carry a state from token to token outside attention, each as "path (class)".
 
     Found by what modules are: a convolution over tokens, or the parameters of a recurrence. What both miss,
-    `flexmask.exactness.check_exact` finds by trying.
+    `flexmask.model.exactness.check_exact` finds by trying.
     """
     model = unwrapped(model)
     return [_named(model, path) for path in _stateful_paths(model)]
 
 
 def branching_layers(model: nn.Module) -> list[str]:
-    """Those of the stateful layers whose state branches with the tree (`flexmask.state_branches`)."""
+    """Those of the stateful layers whose state branches with the tree (`flexmask.model.state_branches`)."""
     model = unwrapped(model)
     return [_named(model, path) for path in _stateful_paths(model) if _branches(model.get_submodule(path))]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from flexmask.rendering import Pass, Role, is_generated
+from flexmask.text.rendering import Pass, Role, is_generated
 
 LAYOUTS = ("one_pass", "per_turn", "keep_thinking", "last_turn")
 
@@ -86,7 +86,7 @@ class LaidOut:
     """Rows of one conversation, and the turns whose pass is longer than a pack and was dropped.
 
     `slow_turns` counts turns that could not be rendered in linear time (see `RenderedConversation`). `ends` are the
-    token ids that end the passes in `rows`, sorted: where the model learns to stop (`flexmask.end_of_turn`).
+    token ids that end the passes in `rows`, sorted: where the model learns to stop (`flexmask.model.end_of_turn`).
     """
 
     rows: tuple[Row, ...]

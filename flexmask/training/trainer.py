@@ -21,14 +21,15 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import speed_metrics
 
-from flexmask.arguments import OnePassConfig
-from flexmask.end_of_turn import align_end_of_turn
-from flexmask.exactness import check_exact
-from flexmask.loss import loss_by_role, token_losses
-from flexmask.models import evaluating, prepare_model, unbranched_layers, unwrapped
-from flexmask.randomness import warn_of_shared_draws
-from flexmask.run_totals import IntervalFigures, RunTotals
-from flexmask.trainer_inputs import (
+from flexmask.model.end_of_turn import align_end_of_turn
+from flexmask.model.exactness import check_exact
+from flexmask.model.loss import loss_by_role, token_losses
+from flexmask.model.randomness import warn_of_shared_draws
+from flexmask.model.support import evaluating, prepare_model, unbranched_layers, unwrapped
+from flexmask.training.arguments import OnePassConfig
+from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
+from flexmask.training.run_totals import IntervalFigures, RunTotals
+from flexmask.training.trainer_inputs import (
     check_metric,
     check_rows,
     check_settings,
@@ -38,7 +39,6 @@ from flexmask.trainer_inputs import (
     settle_collator,
     settle_stream,
 )
-from flexmask.training_data import OnePassCollator, Preparation, Rows, prepare_dataset
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -66,8 +66,8 @@ class OnePassTrainer(Trainer):
     interval since the last log. `train_loss` and the other totals of a resumed run are those of all its steps.
     `torch_compile` compiles the model's layers, each by itself.
 
-    A model with layers whose state does not branch with the tree (`flexmask.models.unbranched_layers`) is trained on
-    rows that do not branch either (layout "per_turn"), one a pack, with a warning.
+    A model with layers whose state does not branch with the tree (`unbranched_layers` of support.py) is trained
+    on rows that do not branch either (layout "per_turn"), one a pack, with a warning.
 
     Raises, before the first step, ValueError for data or settings that cannot be trained with, and
     UnsupportedModelError for a model that cannot be exact on its rows; NonFiniteLossError before the optimizer steps.

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
-from flexmask.conversation import Conversation
-from flexmask.packing import Pack, pack
-from flexmask.rendering import render_conversation
-from flexmask.tree import LaidOut, Row, lay_out
+from flexmask.text.conversation import Conversation
+from flexmask.text.rendering import render_conversation
+from flexmask.tree.layouts import LaidOut, Row, lay_out
+from flexmask.tree.packing import Pack, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

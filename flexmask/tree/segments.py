@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexmask.rendering import Role, is_generated
-from flexmask.tree import Row
+from flexmask.text.rendering import Role, is_generated
+from flexmask.tree.layouts import Row
 
 # Okabe-Ito: told apart under the common colour-vision deficiencies.
 ROLE_COLORS = {Role.PROMPT: "#56B4E9", Role.THINKING: "#E69F00", Role.ANSWER: "#009E73", Role.COPY: "#CC79A7"}

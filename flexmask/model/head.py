@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from flexmask.models import UnsupportedModelError
+from flexmask.model.support import UnsupportedModelError
 
 HALF = (torch.bfloat16, torch.float16)
 # What a decoder returns; the states stand first in it.

@@ -2,7 +2,7 @@
 
 transformers (5.23) gives Bloom no AttentionInterface: the model makes a table of biases by index and its layers do
 their own softmax. Here the model's own table is read at logical positions, and the layers attend through
-`flexmask.attention` whenever they are given a BlockMask. With any other mask they are as before.
+`flexmask.attention.interface` whenever they are given a BlockMask. With any other mask they are as before.
 """
 
 import types
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
-from flexmask.attention import flexmask_attention
-from flexmask.masks import PackMaskMod
+from flexmask.attention.interface import flexmask_attention
+from flexmask.attention.masks import PackMaskMod
 
 
 def has_alibi_route(model: PreTrainedModel) -> bool:
@@ -44,7 +44,7 @@ def _key_bias(model: Any, attention_mask: Tensor | BlockMask, num_heads: int, dt
     if not isinstance(attention_mask, BlockMask):
         return model.original_alibi(attention_mask, num_heads, dtype)
     mask_mod = cast(PackMaskMod, attention_mask.mask_mod)
-    assert mask_mod.position_ids is not None  # `flexmask.models.inputs_of` gives them
+    assert mask_mod.position_ids is not None  # `flexmask.model.support.inputs_of` gives them
     positions = mask_mod.position_ids[0, : mask_mod.tokens]
     table = model.original_alibi(positions.new_ones(1, int(positions.max()) + 1), num_heads, dtype)  # [H, 1, positions]
     return table[:, 0, positions]

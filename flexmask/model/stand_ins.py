@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexmask.head import HALF, parameters_replaced, widened
+from flexmask.model.head import HALF, parameters_replaced, widened
 
 # How many numbers are kept of each row of a gradient.
 _DIRECTIONS = 4

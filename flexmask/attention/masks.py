@@ -41,7 +41,7 @@ class PackMaskMod(Protocol):
     chunk: int | None
     tokens: int
     # The model's own code has asked for this mask, so it is right for the layers that get it. Kept here because layers
-    # run again in backward, outside of `flexmask.attention.masks_given`.
+    # run again in backward, outside of `flexmask.attention.interface.masks_given`.
     asked_for: bool
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The mask rule, and attention under it on CUDA and on CPU."""

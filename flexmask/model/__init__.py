@@ -1,0 +1,1 @@
+"""Packs -> losses: which models can be exact, how they are called, and the check that they are."""

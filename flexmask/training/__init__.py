@@ -1,0 +1,1 @@
+"""Records and packs -> a trained model: the Trainer, its arguments and its data."""

@@ -1,0 +1,1 @@
+"""Passes -> prefix tree -> rows -> packs."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from flexmask.text.chat_template import AUTO
 from flexmask.text.conversation import check_template_kwargs
+from flexmask.text.turns import AUTO
 
 # What of the arguments `prepare_conversation` takes.
 _PREPARATION = (

@@ -21,8 +21,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask.model.support import unbranched_layers, unwrapped
-from flexmask.text.chat_template import ChatTemplate
 from flexmask.text.conversation import THINK_CLOSE, Conversation
+from flexmask.text.template import ChatTemplate
 from recipes.configuration.schema import History
 from recipes.evaluation.matchers import Matcher, exact
 from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun

@@ -1,0 +1,183 @@
+"""A tokenizer's chat template, with everything that decides what it writes for one conversation.
+
+In: a conversation. Out: its messages as the template reads them, and renders of them. Nothing here knows a model
+family: what a template takes is found by giving it to the template.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import jinja2
+
+from flexmask.text.conversation import REASONING_KEYS, Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a chat template raises on messages that it does not take.
+_REJECTIONS = (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError)
+_CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_PROBE = "flexmask probe"
+
+
+class RejectedError(ValueError):
+    """A chat template does not take the messages."""
+
+
+@functools.cache
+def today() -> datetime.date:
+    """One date for all renders of a process, however long it runs."""
+    return datetime.date.today()
+
+
+class ChatTemplate:
+    """The template, its arguments and the messages of a conversation as it reads them, `messages`.
+
+    template_kwargs: arguments of the template; the conversation's own win. date: what the template reads as the current
+    date; None is `today()`.
+    Raises ValueError for a tokenizer without a template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        conversation: Conversation,
+        template_kwargs: Mapping[str, Any] | None = None,
+        date: datetime.date | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tools = list(conversation.tools) if conversation.tools else None
+        self.source = _dated(tokenizer.get_chat_template(None, tools=self.tools), date or today())
+        self.kwargs = {**(template_kwargs or {}), **(conversation.template_kwargs or {})}
+        read = _mentioned(self.source)
+        self.reads_thinking = bool(read)
+        self.thinking_key = read[0] if read else REASONING_KEYS[0]
+        self.content_in_parts = _content_in_parts(tokenizer, self.source)
+        self._text_arguments = any("tool_calls" in message for message in conversation.messages) and _arguments_as_text(
+            tokenizer, self.source
+        )
+        self.messages = [self.read(message) for message in conversation.messages]
+
+    def read(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message as this template reads it."""
+        read = {key: value for key, value in message.items() if key != "train"}
+        if "reasoning_content" in read:
+            read[self.thinking_key] = read.pop("reasoning_content")
+        if self.content_in_parts:
+            read["content"] = _parts(read["content"])
+        if "tool_calls" in read:
+            read["tool_calls"] = [self._read_call(call) for call in read["tool_calls"]]
+        return read
+
+    def _read_call(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Arguments as the template takes them: an object, or for some (DeepSeek V3) its JSON text."""
+        function = call.get("function") or call
+        arguments = function.get("arguments")
+        if self._text_arguments and isinstance(arguments, dict):
+            function = function | {"arguments": json.dumps(arguments, ensure_ascii=False)}
+        elif not self._text_arguments and isinstance(arguments, str):
+            function = function | {"arguments": json.loads(arguments)}
+        return call | {"function": function} if call.get("function") else function
+
+    def render(
+        self, messages: Sequence[dict[str, Any]], where: str, *, add_generation_prompt: bool, **settings: Any
+    ) -> str:
+        """The text that the template makes of messages as `read` gives them; `settings` are over its own arguments.
+
+        Raises RejectedError, beginning with `where`, when the template rejects them.
+        """
+        given = {"tools": self.tools, **self.kwargs, **settings}
+        try:
+            return _applied(
+                self.tokenizer,
+                messages,
+                chat_template=self.source,
+                add_generation_prompt=add_generation_prompt,
+                **given,
+            )
+        except _REJECTIONS as error:
+            raise RejectedError(f"{where}: the chat template rejects the conversation: {error}") from error
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The names that the template reads from outside."""
+        return _variables(self.source)
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], **settings: Any) -> str:
+    """The text that a chat template makes of messages."""
+    return cast(str, tokenizer.apply_chat_template(list(messages), tokenize=False, **settings))
+
+
+@functools.lru_cache(maxsize=64)
+def _dated(source: str, date: datetime.date) -> str:
+    """The template with a fixed date in place of the clock (gpt-oss, Llama 3.2): renders of one run must agree.
+
+    `strftime_now` is how transformers offers the clock to templates. Its version 5.23 lets no function in as an
+    argument, so the calls are replaced in the source.
+    """
+    dated = _CLOCK.sub(lambda call: json.dumps(date.strftime(call["format"])), source)
+    if re.search(r"\bstrftime_now\s*\(", dated):
+        raise ValueError(
+            "the chat template asks strftime_now for the date in a format that it computes, so that renders of one "
+            "run may disagree; give it a template with a format in quotes"
+        )
+    return dated
+
+
+@functools.lru_cache(maxsize=64)
+def _mentioned(source: str) -> tuple[str, ...]:
+    """The names of a message's thinking that a template's source mentions."""
+    return tuple(key for key in REASONING_KEYS if re.search(rf"""[.'"]{key}\b""", source))
+
+
+@functools.lru_cache(maxsize=64)
+def _variables(source: str) -> frozenset[str]:
+    syntax = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    # transformers (5.23) marks what is generated by a tag of its own, which adds no text.
+    without_marks = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)
+    return frozenset(jinja2.meta.find_undeclared_variables(syntax.parse(without_marks)))
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
+
+
+def _probes_shown(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]]) -> int:
+    """How often a template shows the probe that stands in `messages`; 0 where it rejects them."""
+    try:
+        return _applied(tokenizer, messages, chat_template=source).count(_PROBE)
+    except _REJECTIONS:
+        return 0
+
+
+@functools.lru_cache(maxsize=64)
+def _content_in_parts(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
+    """Whether a template shows content only as a list of parts, as those of vision-language models may."""
+
+    def shows(content: Any) -> bool:
+        messages = [{"role": role, "content": content} for role in ("user", "assistant")]
+        return _probes_shown(tokenizer, source, messages) == 2
+
+    return not shows(_PROBE) and shows(_parts(_PROBE))
+
+
+@functools.lru_cache(maxsize=64)
+def _arguments_as_text(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
+    """Whether a template takes the arguments of a tool call only as JSON text."""
+
+    def takes(arguments: Any) -> bool:
+        call = {"id": "000000000", "type": "function", "function": {"name": _PROBE, "arguments": arguments}}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": _PROBE},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        return _probes_shown(tokenizer, source, messages) > 0
+
+    return not takes({"a": 1}) and takes('{"a": 1}')

@@ -216,10 +216,10 @@ def test_tool_calls(name, seed, loaded):
             # header of its own that diffusion_gemma writes only in history.
             whole = tokenizer.apply_chat_template(shown(stock, messages[: index + 1]), tools=TOOLS, tokenize=False)
             block = (GEMMA_THOUGHT if name.startswith("gemma4") else THINK).format(thinking=thinking)
-            if not whole.startswith(prompt + generated):
-                whole = prompt + whole[len(prompt) :].removeprefix("<|turn>model\n")
             if name.startswith("nemotron") and not thinking:  # the prompt opens a thought, with a newline
                 whole = prompt + "</think>" + whole.rpartition("<think></think>")[2]
+            if not whole.startswith(prompt + generated):
+                whole = prompt + whole[len(prompt) :].removeprefix("<|turn>model\n")
             rendered_part = generated.removesuffix("<|observation|>")  # GLM-4 ends a call with the next message's token
             if stock.declared and thinking and not whole.startswith(prompt + generated):
                 assert generated.startswith(block)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What a chat template raises on messages that it does not take.
 _REJECTIONS = (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError)
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
-_PROBE = "flexmask probe"
+_PROBE, _PART = "flexmask probe", "a part"
 
 
 class RejectedError(ValueError):
@@ -55,9 +55,7 @@ class ChatTemplate:
         self.tools = list(conversation.tools) if conversation.tools else None
         self.source = _dated(tokenizer.get_chat_template(None, tools=self.tools), date or today())
         self.kwargs = {**(template_kwargs or {}), **(conversation.template_kwargs or {})}
-        read = _mentioned(self.source)
-        self.reads_thinking = bool(read)
-        self.thinking_key = read[0] if read else REASONING_KEYS[0]
+        self.thinking = _thinking_of(tokenizer, self.source)
         self.content_in_parts = _content_in_parts(tokenizer, self.source)
         self._text_arguments = any("tool_calls" in message for message in conversation.messages) and _arguments_as_text(
             tokenizer, self.source
@@ -67,10 +65,11 @@ class ChatTemplate:
     def read(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message as this template reads it."""
         read = {key: value for key, value in message.items() if key != "train"}
-        if "reasoning_content" in read:
-            read[self.thinking_key] = read.pop("reasoning_content")
+        thinking = read.pop("reasoning_content", None)
         if self.content_in_parts:
             read["content"] = _parts(read["content"])
+        if thinking is not None:
+            read |= _with_thinking(self.thinking or REASONING_KEYS[0], thinking, read["content"])
         if "tool_calls" in read:
             read["tool_calls"] = [self._read_call(call) for call in read["tool_calls"]]
         return read
@@ -105,6 +104,11 @@ class ChatTemplate:
             raise RejectedError(f"{where}: the chat template rejects the conversation: {error}") from error
 
     @property
+    def reads_thinking(self) -> bool:
+        """Whether the template mentions a message's thinking, under any name."""
+        return self.thinking is not None
+
+    @property
     def variables(self) -> frozenset[str]:
         """The names that the template reads from outside."""
         return _variables(self.source)
@@ -132,9 +136,27 @@ def _dated(source: str, date: datetime.date) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _mentioned(source: str) -> tuple[str, ...]:
-    """The names of a message's thinking that a template's source mentions."""
-    return tuple(key for key in REASONING_KEYS if re.search(rf"""[.'"]{key}\b""", source))
+def _thinking_of(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
+    """Where a template finds the thinking of a message: the key that it shows, or else the first that it mentions;
+    `_PART`: in a part of the content. None: it mentions none."""
+    mentioned = [key for key in REASONING_KEYS if re.search(rf"""[.'"]{key}\b""", source)]
+
+    def shows(place: str) -> bool:
+        turn = {"role": "assistant", "content": "4"}
+        messages = [{"role": "user", "content": "2 + 2"}, turn | _with_thinking(place, _PROBE, turn["content"])]
+        written = _written(tokenizer, source, messages)
+        return _PROBE in written and "'type'" not in written  # a list of parts may also be written as it is in Python
+
+    places = [*mentioned, *([_PART] if mentioned else [])]
+    return next(filter(shows, places), mentioned[0] if mentioned else None)
+
+
+def _with_thinking(place: str, thinking: str, content: Any) -> dict[str, Any]:
+    """What of a message its thinking makes, where a template looks for it in `place`."""
+    if place != _PART:
+        return {place: thinking}
+    parts = content if isinstance(content, list) else _parts(content)
+    return {"content": [{"type": "thinking", "thinking": thinking}, *parts]}
 
 
 @functools.lru_cache(maxsize=64)
@@ -149,12 +171,12 @@ def _parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
 
 
-def _probes_shown(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]]) -> int:
-    """How often a template shows the probe that stands in `messages`; 0 where it rejects them."""
+def _written(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]]) -> str:
+    """What a template writes of messages; nothing where it rejects them."""
     try:
-        return _applied(tokenizer, messages, chat_template=source).count(_PROBE)
+        return _applied(tokenizer, messages, chat_template=source)
     except _REJECTIONS:
-        return 0
+        return ""
 
 
 @functools.lru_cache(maxsize=64)
@@ -163,7 +185,7 @@ def _content_in_parts(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
 
     def shows(content: Any) -> bool:
         messages = [{"role": role, "content": content} for role in ("user", "assistant")]
-        return _probes_shown(tokenizer, source, messages) == 2
+        return _written(tokenizer, source, messages).count(_PROBE) == 2
 
     return not shows(_PROBE) and shows(_parts(_PROBE))
 
@@ -178,6 +200,6 @@ def _arguments_as_text(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
             {"role": "user", "content": _PROBE},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
-        return _probes_shown(tokenizer, source, messages) > 0
+        return _PROBE in _written(tokenizer, source, messages)
 
     return not takes({"a": 1}) and takes('{"a": 1}')

@@ -12,10 +12,11 @@ Texts in front of that message do not matter, so a template may show them otherw
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +101,7 @@ def _generated(
                 _check_shown(form, one, texts, where)
                 pieces = filled(form, texts, written)
                 if pieces is not None and prompt.endswith(form.opening):
+                    _check_arguments(message, "".join(pieces[form.body :]), where)
                     return _Turn(forms, one, form, pieces, texts[THINKING], thinking_format, where).generated()
         except RejectedError:
             if whole:
@@ -136,6 +138,33 @@ def _check_shown(form: Form, message: dict[str, Any], texts: dict[str, str], whe
             f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r} does not stand in the "
             f"generated text {''.join(form.pieces)[-160:]!r}"
         )
+
+
+def _check_arguments(message: dict[str, Any], text: str, where: str) -> None:
+    """Some templates leave arguments of a call out; such a turn would teach to call without them."""
+    for call in message.get("tool_calls", []):
+        function = call.get("function") or call
+        arguments = function.get("arguments") or {}
+        given = json.loads(arguments) if isinstance(arguments, str) else arguments
+        for told in _leaves(given):
+            quoted = json.dumps(told), json.dumps(told, ensure_ascii=False)
+            if not any(one in text for one in (str(told), *quoted, *(one[1:-1] for one in map(json.dumps, quoted)))):
+                raise ValueError(
+                    f"{where}: the chat template does not render {told!r} of the call of {function.get('name')!r} in "
+                    f"{text[-200:]!r}"
+                )
+
+
+def _leaves(value: Any) -> Iterator[str | int | float]:
+    """The names, texts and numbers in the arguments of a call."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _leaves(one)
+    elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        yield value
 
 
 @dataclass(frozen=True)

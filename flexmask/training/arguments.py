@@ -20,6 +20,8 @@ _PREPARATION = (
     "template_kwargs",
     "thinking_format",
     "control_tokens",
+    "not_shown",
+    "empty_thinking",
 )
 
 
@@ -35,9 +37,9 @@ class OnePassConfig(TrainingArguments):
         longer is split without loss; a single turn that is longer with its history raises or is dropped, as `too_long`
         ("error", "drop") says.
     block_size: of the block mask.
-    layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens: as in
-        `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for layout
-        "keep_thinking".
+    layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens, not_shown,
+        empty_thinking: as in `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for
+        layout "keep_thinking".
     date: what templates show as the current date, as a date or "2026-01-31"; None is today.
     model_init_kwargs: for `from_pretrained` where the model is given as a string, which is loaded in float32 unless
         `dtype` stands here.
@@ -70,6 +72,8 @@ class OnePassConfig(TrainingArguments):
         default=AUTO, metadata={"help": "How thinking is generated where the template does not render it."}
     )
     control_tokens: str = field(default="refuse", metadata={"help": "Control tokens in text: refuse or escape."})
+    not_shown: str = field(default="error", metadata={"help": "What the template leaves out: error or warn."})
+    empty_thinking: str = field(default="train", metadata={"help": "An empty thinking block: train or context."})
     date: str | None = field(default=None, metadata={"help": "The date that templates show, 2026-01-31."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "For from_pretrained, where the model is a string."}

@@ -347,14 +347,15 @@ class _Turn:
 
     def _argument(self, right: Any, message: dict[str, Any]) -> str | None:
         """The template's argument under which the form of a message is right, as advice."""
-        for name in sorted(self.forms.template.variables - _RENDERED_WITH):
-            for value in (True, False):
+        variables = self.forms.template.variables
+        for name in sorted(variables.keys() - _RENDERED_WITH):
+            for value in (True, False, *variables[name]):
                 try:
                     form = self.forms.of(message, **{name: value})
                 except RejectedError:
                     continue
                 if right(form):
-                    return f'set template_kwargs={{"{name}": {str(value).lower()}}}, or '
+                    return f"set template_kwargs={json.dumps({name: value})}, or "
         return None
 
     # ---- The token that ends it ----
@@ -405,8 +406,10 @@ def _apart(opening: str, lead: str) -> tuple[str, str]:
 
 
 def _holds(over: str, ahead: str) -> bool:
-    """Whether what only the prompt goes on with ends as the turn does, but for white space."""
-    return over.strip() != "" and over.rstrip().endswith(ahead.strip())
+    """Whether what only the prompt goes on with ends as the turn's own does, but for white space: the longer of the two
+    has something in front, words of the prompt or a header of the turn."""
+    over, ahead = over.strip(), ahead.strip()
+    return over != "" and (over.endswith(ahead) or ahead.endswith(over))
 
 
 def _parted(where: str, opening: str, written: str) -> ValueError:

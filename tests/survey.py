@@ -116,5 +116,6 @@ OTHERWISE_THINKING = {
     "llama.cpp/google-gemma-4-31B-it": "<|channel>thought\n{thinking}\n<channel|>{answer}<turn|>",
     "llama.cpp/google-gemma-4-31B-it-interleaved": "<|channel>thought\n{thinking}<channel|>{answer}<turn|>",
     "llama.cpp/llama-cpp-deepseek-r1": "{thinking}" + CLOSED + "{answer}<｜end▁of▁sentence｜>",
+    "llama.cpp/tencent-Hy3": "{thinking}</think:opensource>{answer}<｜hy_eos:opensource｜>",
     "llama.cpp/openbmb-MiniCPM5-1B": THINK + "{answer}<|im_end|>",
 }

@@ -348,7 +348,10 @@ class _Turn:
     def _argument(self, right: Any, message: dict[str, Any]) -> str | None:
         """The template's argument under which the form of a message is right, as advice."""
         variables = self.forms.template.variables
-        for name in sorted(variables.keys() - _RENDERED_WITH):
+        # What sounds like it first.
+        for name in sorted(
+            variables.keys() - _RENDERED_WITH, key=lambda one: (not re.search("think|reason", one), one)
+        ):
             for value in (True, False, *variables[name]):
                 try:
                     form = self.forms.of(message, **{name: value})

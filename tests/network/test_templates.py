@@ -87,11 +87,11 @@ def tool_chat(stock: Stock, seed: int, exchanges: int, as_text: bool = False) ->
     return messages
 
 
-def render(name: str, stock: Stock, tokenizer, messages, tools=None):
+def render(name: str, stock: Stock, tokenizer, messages, tools=None, **settings):
     conversation = Conversation(name, tuple(messages), tools and tuple(tools))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return conversation, render_conversation(conversation, tokenizer, thinking_format=stock.format)
+        return conversation, render_conversation(conversation, tokenizer, thinking_format=stock.format, **settings)
 
 
 def shown(stock: Stock, messages) -> list[dict]:
@@ -240,12 +240,15 @@ def test_tool_calls_that_a_template_cannot_show_are_refused(name, loaded):
         render(name, stock, loaded(name), tool_chat(stock, 0, exchanges=2), TOOLS)
 
 
-# Its template concatenates the arguments, and opens no assistant turn for a later call: those have no defined prompt.
+# Its template concatenates the arguments, opens no assistant turn for a later call (those have no defined prompt), and
+# shows no tools, which is an error unless it is said to be meant.
 @pytest.mark.parametrize("as_text", [True, False])
 def test_deepseek_v3_gets_tool_arguments_as_text_in_the_first_exchange(as_text, loaded):
     stock, tokenizer = STOCK["deepseekv3"], loaded("deepseekv3")
     messages = tool_chat(stock, 3, exchanges=1, as_text=as_text)[:2]
-    _, rendered = render("deepseekv3", stock, tokenizer, messages, TOOLS)
+    with pytest.raises(ValueError, match='shows the tools to no turn that is trained .* not_shown="warn"'):
+        render("deepseekv3", stock, tokenizer, messages, TOOLS)
+    _, rendered = render("deepseekv3", stock, tokenizer, messages, TOOLS, not_shown="warn")
     arguments = messages[1]["tool_calls"][0]["function"]["arguments"]
     arguments = arguments if as_text else json.dumps(arguments)
     generated = decoded(tokenizer, rendered.passes[0].input_ids)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 
-from flexmask.text.conversation import REASONING_KEYS, THINK_CLOSE, THINK_OPEN, Conversation
+from flexmask.conversations.conversation import REASONING_KEYS, Conversation
+from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ class ChatTemplate:
 
     def read(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message as this template reads it."""
-        read = {key: value for key, value in message.items() if key != "train"}
+        read = {key: value for key, value in message.items() if key != "weight"}
         if self.content_in_parts:
             read["content"] = _parts(read["content"])
         if "tool_calls" in read:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexmask.conversations.conversation import Conversation
 from flexmask.text.chat_template import AUTO, ChatTemplate, TurnText, render_turns
-from flexmask.text.conversation import Conversation
 from flexmask.text.tokenization import TextTokenizer, TokenizedText, guard_control_tokens, is_special
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def render_conversation(
     """Render every assistant turn of a conversation to its pass; turns that are not trained get loss weights of 0.
 
     turns: which assistant turns are trained: "all", an index or slice in Python's notation ("-1", "1:"), or
-        several joined by commas ("0,2"). A message with `train: False` is never trained.
+        several joined by commas ("0,2"). The `weight` of a message multiplies its loss.
     template_kwargs: passed to the chat template, for instance `{"enable_thinking": False}`.
     thinking_format: how thinking is generated where the template does not render it; `{thinking}` stands for the text.
         "auto" is a `<think>` block in front of the answer for a template that never reads thinking, and refuses one
@@ -114,8 +114,8 @@ def render_conversation(
     selected = select_turns(turns, len(rendered.texts))
     passes, known = [], None
     for text in rendered.texts:
-        trained = text.turn in selected and conversation.messages[text.index].get("train", True)
-        weights = (thinking_weight, answer_weight) if trained else (0.0, 0.0)
+        weight = conversation.messages[text.index].get("weight", 1) if text.turn in selected else 0
+        weights = (weight * thinking_weight, weight * answer_weight)
         where = f"{conversation.name}: assistant turn {text.turn} (message {text.index})"
         prompt, generated, known = text_tokenizer.continuation(text.prompt, text.generated, known, where)
         if not len(prompt):

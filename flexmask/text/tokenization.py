@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
 from flexmask.text.chat_template import literal_text, parting
-from flexmask.text.conversation import THINK_CLOSE, THINK_OPEN, Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -150,7 +150,11 @@ class DataConfig:
     heldout_conversations: int | None = None  # never trained; null: 5 percent, at most 200
     seed: int = 0  # of generation and of the held-out choice; not of the run
     control_tokens: ControlTokens = ControlTokens.refuse  # special tokens inside message text
-    on_invalid: OnInvalid = OnInvalid.error  # a malformed conversation; drop counts what it leaves out
+    # A conversation that cannot be read or rendered; drop leaves it out, counts it and writes why into left_out.jsonl.
+    on_invalid: OnInvalid = OnInvalid.error
+    # What delimits thinking inside the text of answers: auto knows those of many models and data sets; others are
+    # [opening, closing]; null: no thinking is read from text.
+    thinking_tags: Any = "auto"
     # How thinking is generated where the template does not render it, "{thinking}" standing for it. auto: a <think>
     # block under a template that never reads thinking; null: such conversations are refused.
     thinking_format: str | None = "auto"

@@ -121,7 +121,7 @@ def test_select_turns_names_what_it_cannot_read(turns):
 
 def test_untrained_turns_weigh_nothing():
     source = conversation(
-        user("a"), assistant("b", "c"), user("d"), assistant("e", train=False), user("f"), assistant("g")
+        user("a"), assistant("b", "c"), user("d"), assistant("e", weight=0), user("f"), assistant("g")
     )
     first, second, third = render_passes(source, chatml_tokenizer(), turns="0,1")
     assert first.is_trained and not second.is_trained and not third.is_trained

@@ -24,7 +24,7 @@ CONVERSATIONS = [random_conversation(seed, turns=1 + seed % 4) for seed in range
 RECORDS = [{"messages": list(one.messages)} for one in CONVERSATIONS]
 ROWS = [prepare_conversation(one, TOKENIZER, pack_length=1024).rows for one in CONVERSATIONS]
 UNTRAINED = Conversation(
-    "untrained", ({"role": "user", "content": "add"}, {"role": "assistant", "content": "3", "train": False})
+    "untrained", ({"role": "user", "content": "add"}, {"role": "assistant", "content": "3", "weight": 0})
 )
 
 
@@ -223,7 +223,7 @@ REFUSED = {
     "read once": (dict(data=iter(RECORDS)), "train_dataset is a list_iterator, which can be read only once"),
     "nothing": (dict(data=[]), "train_dataset is empty"),
     "texts": (dict(data=["a", "b"]), r"train_dataset\[0\] is a str; give a record with 'messages'"),
-    "other columns": (dict(data=[{"prompt": "a"}]), r"train_dataset\[0\]: found keys \['prompt'\]"),
+    "other columns": (dict(data=[{"prompt": "a"}]), r"train_dataset\[0\]: found the keys 'prompt'; a conv"),
     "nothing trained": (dict(data=[UNTRAINED]), "none of its 1 conversations has a turn to train"),
     "no rows": (dict(data=[ROWS[0], ()]), r"1 conversations have no rows .*\(indices 1\)"),
     "records among rows": (dict(data=[ROWS[0], RECORDS[0]]), r"train_dataset\[1\] is a dict among rows"),

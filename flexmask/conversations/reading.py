@@ -178,7 +178,7 @@ class _Reading:
         found = next((one for one in RECORD_FORMATS if one.fits(self.left)), None)
         if found is None:
             raise ValueError(
-                f"{self.name}: found the keys {', '.join(sorted(map(repr, self.left)))[:200]}; a conversation has 'messages' or "
+                f"{self.name}: found keys {sorted(map(str, self.left))!s:.200}; a conversation has 'messages' or "
                 "'conversations', or 'prompt' and 'completion', or 'instruction' and 'output'"
             )
         self.formats[found.NAME] = None

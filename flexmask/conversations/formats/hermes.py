@@ -72,10 +72,14 @@ def declared_tools(text: str, name: str) -> tuple[str, tuple[dict[str, Any], ...
         for value in values:
             schemas.extend(value if isinstance(value, (list, tuple)) else [value])
     marked = _EXAMPLE.sub(OPEN, _TOOLS.sub("<tools>", text))
-    kept, at = [], 0
-    for end in [*_SENTENCE.finditer(marked), None]:
-        stop = end.end() if end else len(marked)
-        if not _TAG.search(marked[at:stop]):
-            kept.append(marked[at:stop])
-        at = stop
+    ends = [found.end() for found in _SENTENCE.finditer(marked)]
+    sentences = [marked[start:end] for start, end in zip([0, *ends], [*ends, len(marked)], strict=True)]
+    kept: list[str] = []
+    leads_to_tag = (
+        False  # going backwards: whether the sentence behind goes, so that one that only leads to it does too
+    )
+    for sentence in reversed(sentences):
+        leads_to_tag = bool(_TAG.search(sentence)) or (leads_to_tag and not sentence.rstrip().endswith((".", "!", "?")))
+        if not leads_to_tag:
+            kept.insert(0, sentence)
     return "".join(kept).strip(), read_tools(schemas, "<tools>", name)

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flexmask.conversations.values import parse_json, shown
+from flexmask.conversations.values import brief, parse_json, shown
 
 _ARGUMENTS = ("arguments", "parameters", "input")
 # Of a call: what says nothing of what is called.
@@ -33,10 +33,12 @@ def read_call(call: Any, where: str, identity: Any = None) -> dict[str, Any]:
     if not isinstance(name, str):
         raise ValueError(f"{where}: a tool call without a name: {shown(call)}; give it one")
     given = [key for key in _ARGUMENTS if key in function]
-    arguments = _arguments(function.pop(given[0]) if given else None, f"{where}: the arguments of the call of {name!r}")
+    arguments = _arguments(
+        function.pop(given[0]) if given else None, f"{where}: the arguments of the call of {brief(name)}"
+    )
     identity = outer.pop("id", None) or identity
     if unknown := [*outer, *function]:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r} in the call of {name!r}; remove or rename it")
+        raise ValueError(f"{where}: unknown key {brief(unknown[0])} in the call of {brief(name)}; remove or rename it")
     identified = {} if identity is None else {"id": identity}
     return {**identified, "type": "function", "function": {"name": name, "arguments": arguments}}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
-from flexmask.conversations.values import check_values, shown
+from flexmask.conversations.values import brief, check_values, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -110,7 +110,7 @@ def check_message(message: Any, where: str) -> None:
         if key not in MESSAGE_KEYS[role]:
             allowed = ", ".join(sorted(MESSAGE_KEYS[role]))
             raise ValueError(
-                f"{where}: unknown key {key!r} with value {shown(message[key])} in a message of role "
+                f"{where}: unknown key {brief(key)} with value {shown(message[key])} in a message of role "
                 f"{role!r}; known: {allowed}. Remove or rename it"
             )
     _check_text(message.get("content"), "content", where)
@@ -157,7 +157,8 @@ def _check_call(function: Any, where: str) -> None:
         raise ValueError(
             f"{where}: the arguments of a tool call are {shown(arguments)}; give an object, or its JSON text"
         )
-    check_values(parsed, f"{where}: the arguments of a tool call")
+    if isinstance(arguments, str):
+        check_values(parsed, f"{where}: the arguments of a tool call")
 
 
 def _check_text(text: Any, key: str, where: str) -> None:

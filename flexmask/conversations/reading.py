@@ -33,7 +33,7 @@ from flexmask.conversations.formats import (
 from flexmask.conversations.messages import join_pieces, joined_text, plain
 from flexmask.conversations.thinking import AUTO as AUTO
 from flexmask.conversations.thinking import Tags, split_thinking, tags_of
-from flexmask.conversations.values import MOST_NESTED, parse_json, shown, without_nulls
+from flexmask.conversations.values import MOST_NESTED, brief, parse_json, shown, without_nulls
 
 LISTS = ("messages", "conversations", "conversation")
 SYSTEM_KEYS = ("system", "system_prompt", "instructions")
@@ -96,7 +96,7 @@ def unread_and_notes(conversations: Iterable[Conversation]) -> list[str]:
         notes.update(conversation.notes)
     said = [f"{note} ({count:,} of {total:,} conversations)" for note, count in notes.items()]
     if unread:
-        keys = ", ".join(f"{key!r} ({count:,})" for key, count in unread.most_common())
+        keys = ", ".join(f"{brief(key)} ({count:,})" for key, count in unread.most_common())
         said.append(
             f"keys of records that are not read, with the number of conversations: {keys}; rename those that should "
             "be, and remove the others"

@@ -86,7 +86,7 @@ def _check(value: Any, where: str, path: tuple[str | int, ...]) -> None:
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"{_place(where, path)} has the key {shown(key)}, and keys are text; write it as text")
-            _check(key, f"a key of {where}", path)
+            _check(key, f"{where}: a key", ())
             _check(inner, where, (*path, key))
     elif isinstance(value, float):
         if not math.isfinite(value):
@@ -102,10 +102,15 @@ def _place(where: str, path: tuple[str | int, ...]) -> str:
     return where + "".join(f"[{one}]" if isinstance(one, int) else f".{one[:40]}" for one in path)
 
 
-def shown(value: Any, limit: int = 80) -> str:
-    """A value for an error message: its type and its beginning."""
+def shown(value: Any) -> str:
+    """A value for an error message: its beginning and its type."""
+    return f"{brief(value)} ({type(value).__name__})"
+
+
+def brief(value: Any, limit: int = 80) -> str:
+    """The beginning of a value for an error message."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # too deep, or of too many digits
-        return f"a {type(value).__name__} that cannot be shown"
-    return f"{text if len(text) <= limit else text[:limit] + '...'} ({type(value).__name__})"
+        return "what cannot be shown"
+    return text if len(text) <= limit else text[:limit] + "..."

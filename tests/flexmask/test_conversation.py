@@ -214,7 +214,7 @@ INVALID = {
     "arguments that are no number": (
         chat(reply(tool_calls=[{"name": "f", "arguments": {"a": math.nan}}])),
         1,
-        "call.a is nan, which JSON has not",
+        "function.arguments.a is nan, which JSON has not",
     ),
     "weight below 0": (chat(reply(weight=-1)), 1, "'weight' is -1 (int); give 0 (context only)"),
     "weight no number": (chat(reply(weight="1")), 1, "'weight' is '1' (str)"),

@@ -11,6 +11,24 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from factories import chatml_tokenizer
+from records import (
+    CALLED,
+    FLAT,
+    LUND,
+    LUND_TEXT,
+    OSLO,
+    PARAMETERS,
+    SCHEMA,
+    TABLE,
+    WAYS_TO_CALL,
+    assistant,
+    call,
+    system,
+    tool,
+    turns,
+    user,
+    written,
+)
 
 from flexmask import OnePassConfig, read_conversation
 from flexmask.conversations.reading import unread_and_notes
@@ -19,9 +37,6 @@ from flexmask.training.data import Preparation, prepare_dataset
 from recipes.sources.files import read_path
 
 NAME = "train.jsonl:12"
-PARAMETERS = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
-FLAT = {"name": "temperature", "description": "Of a town.", "parameters": PARAMETERS}
-SCHEMA = {"type": "function", "function": FLAT}
 
 
 def read(record, **settings):
@@ -30,121 +45,6 @@ def read(record, **settings):
 
 def said(record, **settings):
     return list(read(record, **settings).messages)
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def user(text="q"):
-    return {"role": "user", "content": text}
-
-
-def assistant(text="a", thinking=None, *calls, **keys):
-    thought = {} if thinking is None else {"reasoning_content": thinking}
-    return {"role": "assistant", "content": text, **thought, **({"tool_calls": list(calls)} if calls else {}), **keys}
-
-
-def tool(text, **keys):
-    return {"role": "tool", "content": text, **keys}
-
-
-def call(name="temperature", arguments=None, **keys):
-    return {**keys, "type": "function", "function": {"name": name, "arguments": arguments or {}}}
-
-
-LUND, OSLO = (call(arguments={"town": town}) for town in ("Lund", "Oslo"))
-
-
-def turns(*pairs, **beside):
-    return {"conversations": [{"from": speaker, "value": text} for speaker, text in pairs], **beside}
-
-
-def written(name, **arguments):
-    return json.dumps({"name": name, "arguments": arguments})
-
-
-# ---- calls ----
-
-CALLED = [user("Lund?"), assistant("", None, LUND), tool("7"), assistant("Seven.", "7 it says")]
-LUND_TEXT = written("temperature", town="Lund")
-WAYS_TO_CALL = {
-    "sharegpt": turns(
-        ("human", "Lund?"),
-        ("function_call", LUND_TEXT),
-        ("observation", "7"),
-        ("gpt", "<think>\n7 it says\n</think>\n\nSeven."),
-    ),
-    "sharegpt, other names": turns(
-        ("user", "Lund?"),
-        ("tool_call", LUND_TEXT),
-        ("tool_response", "7"),
-        ("assistant", "<think>7 it says</think>Seven."),
-    ),
-    "hermes": turns(
-        ("human", "Lund?"),
-        ("gpt", f"<tool_call>\n{LUND_TEXT}\n</tool_call>"),
-        ("tool", "<tool_response>\n7\n</tool_response>"),
-        ("gpt", "<think>\n7 it says\n</think>\nSeven."),
-    ),
-    "hermes as Python prints it, result of a user": {
-        "messages": [
-            user("Lund?"),
-            assistant("<tool_call>\n{'arguments': {'town': 'Lund'}, 'name': 'temperature'}\n</tool_call>"),
-            user("<tool_response>\n7\n</tool_response>"),
-            assistant("Seven.", thinking="7 it says"),
-        ]
-    },
-    "agentic roles": {
-        "messages": [
-            user("Lund?"),
-            {"role": "tool_call", "content": LUND_TEXT},
-            {"role": "tool_output", "content": "7"},
-            {"role": "reasoning", "content": "7 it says"},
-            {"role": "answer", "content": "Seven."},
-        ]
-    },
-    "old function calls": {
-        "messages": [
-            user("Lund?"),
-            {"role": "assistant", "content": None, "function_call": {"name": "temperature",
-             "arguments": '{"town": "Lund"}'}},
-            {"role": "function", "content": "7"},
-            assistant("Seven.", "7 it says"),
-        ]
-    },
-    "content blocks": {
-        "messages": [
-            user("Lund?"),
-            {"role": "assistant", "content": [{"type": "tool_use", "name": "temperature", "input": {"town": "Lund"}}]},
-            {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "text", "text": "7"}]}]},
-            {"role": "assistant", "content": [{"type": "thinking", "thinking": "7 it says", "signature": "x"},
-                                              {"type": "text", "text": "Seven."}]},
-        ]
-    },
-    "Responses items": {
-        "input": [
-            {"role": "user", "content": [{"type": "input_text", "text": "Lund?"}]},
-            {"type": "function_call", "name": "temperature", "arguments": '{"town": "Lund"}', "status": "completed"},
-            {"type": "function_call_output", "output": "7"},
-            {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "7 it says"}]},
-            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Seven."}]},
-        ]
-    },
-    "harmony channels": {
-        "messages": [
-            user("Lund?"),
-            assistant('<|channel|>commentary to=functions.temperature <|constrain|>json<|message|>{"town": "Lund"}<|call|>'),
-            tool("7"),
-            assistant("<|channel|>analysis<|message|>7 it says<|end|><|start|>assistant<|channel|>final<|message|>"
-                      "Seven.<|return|>"),
-        ]
-    },
-    "flat calls as JSON text": {
-        "messages": [user("Lund?"), {"role": "assistant", "tool_calls": f"[{LUND_TEXT}]"}, tool("7"),
-                     assistant("Seven.", "7 it says")]
-    },
-}  # fmt: skip
 
 
 # Breaks if a format loses thinking, a call or a result, or leaves one of them in the text of a message.
@@ -261,7 +161,7 @@ def test_tools_under_every_key_and_in_every_shape(key, tools):
          "<tool_call></tool_call>.", None),
         (f"Be kind. Here are tools: <tools>[{SCHEMA}]</tools>\nFor each call write\n<tool_call>\n{{'name': <name>}}\n"
          "</tool_call>\nNever lie.", "Be kind. Never lie."),
-        (f"# Tools\n\n<tools>\n{json.dumps(SCHEMA)}\n</tools>", "# Tools"),
+        (f"# Tools\n\n<tools>\n{json.dumps(SCHEMA)}\n</tools>", None),
     ],
 )  # fmt: skip
 def test_tools_that_the_system_text_declares_are_tools(text, left):
@@ -312,7 +212,8 @@ def test_granite_says_in_words_where_thinking_begins():
 @pytest.mark.parametrize(
     "text",
     ["<scratchpad>t</scratchpad>a", "<|thinking_start|>t<|thinking_end|>a", "[REASONING]t[/REASONING]a",
-     "<inner_monologue>\nt\n</inner_monologue>\na", "**Thinking:** t\n**Answer:** a", "### Reasoning\nt\n### Answer\na"],
+     "<inner_monologue>\nt\n</inner_monologue>\na",
+     "**Thinking:** t\n**Answer:** a", "### Reasoning\nt\n### Answer\na"],
 )  # fmt: skip
 def test_text_that_looks_like_unknown_delimiters_is_noted(text):
     conversation = read({"messages": [user(), assistant(text)]})
@@ -378,7 +279,8 @@ def test_delimiters_that_are_none_are_refused(setting, tmp_path):
     "parts",
     [
         [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}],
-        [{"type": "thinking", "thinking": [{"type": "text", "text": "t"}], "closed": True}, {"type": "text", "text": "a"}],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "t"}], "closed": True},
+         {"type": "text", "text": "a"}],
         [{"type": "reasoning", "text": "t"}, {"type": "text", "text": "a"}],
     ],
 )  # fmt: skip
@@ -409,7 +311,8 @@ def test_reasoning_details_are_thinking():
 
 @pytest.mark.parametrize(
     ("keys", "weight"),
-    [({"weight": 0}, 0), ({"weight": 0.25}, 0.25), ({"weight": 1}, None), ({"train": False}, 0), ({"train": True}, None),
+    [({"weight": 0}, 0), ({"weight": 0.25}, 0.25), ({"weight": 1}, None), ({"train": False}, 0),
+     ({"train": True}, None),
      ({"loss": False}, 0), ({"weight": 0, "train": False}, 0), ({"weight": None, "train": None}, None)],
 )  # fmt: skip
 def test_weights(keys, weight):
@@ -564,19 +467,6 @@ def test_a_conversation_says_what_it_was_read_from(record, name):
 
 
 # ---- tables ----
-
-TABLE = [
-    {
-        "tools": [SCHEMA, {"type": "function", "function": {"name": "convert", "parameters": {"type": "object",
-                  "properties": {"amount": {"type": "number"}, "to": {"type": "string", "enum": ["EUR", "SEK"]}}}}}],
-        "messages": [
-            user("Lund?"), assistant("", "look", {**LUND, "id": "c1"}), tool("7", tool_call_id="c1"), assistant("Seven."),
-            user("Ten euros?"), assistant("", None, {**call("convert", {"amount": 10.0, "to": "SEK"}), "id": "c2"}),
-            tool("110", tool_call_id="c2"), assistant("110."),
-        ],
-    },
-    {"messages": [user(), assistant("", None, call("now"))], "note": "x"},
-]  # fmt: skip
 
 
 def filled(value, like):

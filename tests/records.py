@@ -136,3 +136,24 @@ TABLE = [
     },
     {"messages": [user(), assistant("", None, call("now"))], "note": "x"},
 ]  # fmt: skip
+
+# ChatML with tools and calls as Hermes has them, thinking dropped from the history.
+CALLING_TEMPLATE = """\
+{%- if tools %}{{ '<|im_start|>system\\n' }}
+{%- for one in tools %}{{ one | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif -%}
+{%- set last = namespace(user=-1) -%}
+{%- for m in messages %}{% if m.role == 'user' %}{% set last.user = loop.index0 %}{% endif %}{% endfor -%}
+{%- for m in messages -%}
+{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' and m.reasoning_content and loop.index0 > last.user -%}
+{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}
+{%- endif -%}
+{{ m.content }}
+{%- for call in m.tool_calls or [] -%}
+{{ ('\\n' if m.content or not loop.first) ~ '<tool_call>\\n{"name": ' ~ call.function.name | tojson
+   ~ ', "arguments": ' ~ call.function.arguments | tojson ~ '}\\n</tool_call>' }}
+{%- endfor -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+"""

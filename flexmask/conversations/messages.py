@@ -16,6 +16,7 @@ DESCRIBING = frozenset(
     "metadata meta lang language score rating".split()
 )
 _ORDER = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
+ENCRYPTED = "thinking that is encrypted cannot be trained and is left out"
 # The parts of an assistant message in the order in which a model generates them.
 _PARTS = ("reasoning_content", "content", "tool_calls")
 _EMPTY: tuple[Any, ...] = (None, "", [], {}, ())

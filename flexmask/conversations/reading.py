@@ -12,7 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flexmask.conversations.calls import calls_in_text, drop_undeclared_nulls, filled_by_table, holds_null, read_tools
+from flexmask.conversations.calls import (
+    calls_in_text,
+    drop_undeclared_nulls,
+    filled_by_table,
+    holds_null,
+    read_calls,
+    read_tools,
+)
 from flexmask.conversations.conversation import (
     REASONING_KEYS,
     Conversation,
@@ -196,11 +203,16 @@ class _Reading:
         if not isinstance(raw, Mapping):
             raise ValueError(f"{where}: a message is a JSON object, not {shown(raw)}")
         message = plain(raw, where)
+        if "tool_calls" in message:
+            message["tool_calls"] = read_calls(message["tool_calls"], where)
         reader = next((one for one in FORMATS if one.fits(message)), openai_chat)
         if reader is not openai_chat or not self.formats:
             self.formats.pop(openai_chat.NAME, None)
             self.formats[reader.NAME] = None
         for piece in reader.pieces(message, where):
+            if isinstance(piece, str):
+                self._note(piece)
+                continue
             results = hermes.results(piece) if piece.get("role") in ("tool", "user") else [piece]
             if results != [piece]:
                 self.formats[hermes.NAME] = None

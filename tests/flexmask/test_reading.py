@@ -120,7 +120,6 @@ def test_a_call_without_arguments_has_none(given):
         (assistant(f"<tool_call>{LUND_TEXT}"), "message 1: <tool_call> that is not closed; calls come last"),
         (assistant(f"<tool_call>{LUND_TEXT}</tool_call>Wait."), r"message 1: text 'Wait\.' \(str\) behind a call"),
         (assistant([{"type": "text", "text": "a"}, {"type": "thinking", "thinking": "t"}]), "stands behind 'content'"),
-        (assistant([{"type": "redacted_thinking", "data": "x"}]), "its thinking is encrypted"),
         (assistant("a", refusal="I cannot."), "unknown key 'refusal' with value 'I cannot.'"),
         (assistant("a", audio={"id": "x"}), "unknown key 'audio'"),
         (assistant("<|channel|>final<|message|>a<|end|>b"), r"text 'b' \(str\) outside of the channels"),
@@ -286,6 +285,19 @@ def test_delimiters_that_are_none_are_refused(setting, tmp_path):
 )  # fmt: skip
 def test_thinking_parts(parts):
     assert said({"messages": [user(), {"role": "assistant", "content": parts}]})[1] == assistant("a", "t")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "a"}]}],
+        [{"type": "reasoning", "summary": [], "encrypted_content": "x"}, assistant("a")],
+        [assistant("a", reasoning_details=[{"type": "reasoning.encrypted", "data": "x"}])],
+    ],
+)
+def test_encrypted_thinking_is_left_out_and_noted(messages):
+    conversation = read({"messages": [user(), *messages]})
+    assert list(conversation.messages) == [user(), assistant("a")] and "encrypted" in conversation.notes[0]
 
 
 # ---- keys of messages ----

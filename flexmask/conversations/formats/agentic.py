@@ -39,7 +39,7 @@ def fits(message: Mapping[str, Any]) -> bool:
     return isinstance(role, str) and role in _ROLES
 
 
-def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
     """The step under the role that it stands for."""
     role = message.pop("role", None)
     content = joined_text(message.pop("content", None), where)
@@ -51,6 +51,8 @@ def turn(role: Any, text: Any, others: dict[str, Any], where: str) -> dict[str, 
     if role == "thinking":
         if not isinstance(text, str):
             raise ValueError(f"{where}: thinking is {shown(text)}, not text")
+        if "reasoning_content" in others:
+            raise ValueError(f"{where}: 'reasoning_content' beside thinking; keep one")
         return {"role": "assistant", "reasoning_content": text, **others}
     if role == CALL:
         if not isinstance(text, str):

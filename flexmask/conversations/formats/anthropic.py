@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexmask.conversations.calls import read_call
-from flexmask.conversations.messages import joined_text, text_of
+from flexmask.conversations.messages import ENCRYPTED, joined_text, text_of
 from flexmask.conversations.values import shown
 
 NAME = "content blocks"
@@ -37,12 +37,15 @@ def _kind(block: Mapping[str, Any]) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
     """Thinking, text, calls and results of a message, a piece each; texts that follow each other are one."""
     blocks = message.pop("content")
     message.pop("type", None)
     if message.get("role") == "assistant":
-        yield _assistant(blocks, message, where)
+        readable = [one for one in blocks if not (isinstance(one, Mapping) and _kind(one) == "redacted_thinking")]
+        if len(readable) < len(blocks):
+            yield ENCRYPTED
+        yield _assistant(readable, message, where)
         return
     texts: list[str] = []
     for block in blocks:
@@ -50,6 +53,8 @@ def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
             if texts:
                 yield {**message, "content": "".join(texts)}
                 texts = []
+            if block.get("is_error"):
+                yield "'is_error' of tool results is not shown; their text says it"
             yield _result(block, where)
         else:
             texts.append(text_of(block, where))
@@ -61,8 +66,6 @@ def _assistant(blocks: list[Any], message: dict[str, Any], where: str) -> dict[s
     found: dict[str, list[Any]] = {}
     for block in blocks:
         kind = _kind(block) if isinstance(block, Mapping) else ""
-        if kind == "redacted_thinking":
-            raise ValueError(f"{where}: its thinking is encrypted ('redacted_thinking'); remove the conversation")
         value: Any
         if kind in ("thinking", "reasoning"):
             key, value = "reasoning_content", _thinking(block, kind, where)
@@ -79,6 +82,8 @@ def _assistant(blocks: list[Any], message: dict[str, Any], where: str) -> dict[s
                 "then calls. Split it where the model began anew, or remove the conversation"
             )
         found.setdefault(key, []).append(value)
+    if twice := [key for key in found if key in message]:
+        raise ValueError(f"{where}: {twice[0]!r} beside blocks of the same; keep one")
     piece = dict(message)
     if "reasoning_content" in found:
         piece["reasoning_content"] = "\n\n".join(found["reasoning_content"])

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flexmask.conversations.calls import read_call, read_calls
-from flexmask.conversations.messages import joined_text
+from flexmask.conversations.calls import read_call
+from flexmask.conversations.messages import ENCRYPTED, joined_text
 from flexmask.conversations.values import shown
 
 NAME = "chat messages"
@@ -28,19 +28,19 @@ def fits(message: Mapping[str, Any]) -> bool:
     return "role" in message
 
 
-def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
     """The message itself, its calls and thinking under the keys of chat templates."""
     if message.get("role") == "function":
         message["role"] = "tool"
-    if "tool_calls" in message:
-        message["tool_calls"] = read_calls(message["tool_calls"], where)
     if "function_call" in message:
         if "tool_calls" in message:
             raise ValueError(f"{where}: both 'function_call' and 'tool_calls'; keep one")
         message["tool_calls"] = [read_call(message.pop("function_call"), where)]
     if "reasoning_details" in message:
         details = _details(message.pop("reasoning_details"), where)
-        if details and "reasoning" not in message:
+        if not details:
+            yield ENCRYPTED
+        elif "reasoning" not in message:
             message["reasoning"] = details
     content = message.get("content")
     message["content"] = "" if content is None and "tool_calls" in message else joined_text(content, where)

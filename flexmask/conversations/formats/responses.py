@@ -16,13 +16,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexmask.conversations.calls import read_call
-from flexmask.conversations.messages import joined_text
+from flexmask.conversations.messages import ENCRYPTED, joined_text
 from flexmask.conversations.values import shown
 
 NAME = "Responses items"
 _CALLS = {"function_call", "custom_tool_call"}
 _OUTPUTS = {"function_call_output", "custom_tool_call_output"}
-_PARTS = {"input_text", "output_text"}
 
 
 def fits(message: Mapping[str, Any]) -> bool:
@@ -35,38 +34,37 @@ def fits(message: Mapping[str, Any]) -> bool:
     return any(isinstance(part, Mapping) and part.get("type") in ("input_text", "output_text") for part in parts)
 
 
-def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
     """The item as a piece of a message."""
     kind = message.pop("type", "message")
-    weight = {key: message.pop(key) for key in ("weight",) if key in message}
+    identity = message.pop("call_id", None)
     if kind == "reasoning":
-        yield {"role": "assistant", "reasoning_content": _reasoning(message, where), **weight}
+        thinking = _reasoning(message.pop("content", None) or message.pop("summary", None) or "", where)
+        message.pop("summary", None)  # of thinking that stands there in full
+        encrypted = message.pop("encrypted_content", None)
+        if thinking:
+            yield {"role": "assistant", "reasoning_content": thinking, **message}
+        elif encrypted:
+            yield ENCRYPTED
     elif isinstance(kind, str) and kind in _CALLS:
-        identity = message.pop("call_id", None)
+        weight = {"weight": message.pop("weight")} if "weight" in message else {}
         yield {"role": "assistant", "tool_calls": [read_call(message, where, identity)], **weight}
     elif isinstance(kind, str) and kind in _OUTPUTS:
-        output = joined_text(message.get("output"), where)
-        identity = message.get("call_id")
-        yield {
-            "role": "tool",
-            "content": "" if output is None else output,
-            **({} if identity is None else {"tool_call_id": identity}),
-        }
+        answered = {} if identity is None else {"tool_call_id": identity}
+        yield {"role": "tool", "content": joined_text(message.pop("output", ""), where), **answered, **message}
     elif kind == "message":
-        yield {**message, **weight, "content": joined_text(message.get("content"), where)}
+        yield {**message, "content": joined_text(message.get("content"), where)}
     else:
         raise ValueError(f"{where}: items of the type {shown(kind)} cannot be trained on; remove the conversation")
 
 
-def _reasoning(item: Mapping[str, Any], where: str) -> str:
+def _reasoning(parts: Any, where: str) -> str:
     """The thinking itself where it is given, else its summary."""
-    for key in ("content", "summary"):
-        parts = item.get(key)
-        if isinstance(parts, str):
-            return parts
-        if isinstance(parts, list) and parts:
-            texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{where}: {key!r} of the reasoning is {shown(parts)}, not a list of texts")
-            return "\n\n".join(map(str, texts))
-    return ""
+    if isinstance(parts, str):
+        return parts
+    if not isinstance(parts, list):
+        raise ValueError(f"{where}: the reasoning is {shown(parts)}, not a list of texts")
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: the reasoning is {shown(parts)}, not a list of texts")
+    return "\n\n".join(map(str, texts))

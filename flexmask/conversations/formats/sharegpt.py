@@ -39,7 +39,7 @@ def fits(message: Mapping[str, Any]) -> bool:
     return "from" in message or "value" in message
 
 
-def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
     """The turn under the role that its speaker stands for."""
     if mixed := [key for key in ("role", "content") if key in message]:
         raise ValueError(f"{where}: 'from'/'value' and {mixed[0]!r} in one message; keep one pair")

@@ -16,7 +16,7 @@ _DESCRIBING = {"type", "index", "status", "caller"}
 def read_call(call: Any, where: str, identity: Any = None) -> dict[str, Any]:
     """`{"id"?, "type": "function", "function": {"name", "arguments"}}` of a call, nested or flat.
 
-    Arguments are an object. None at all (no key, null, "", "null") are `{}`; JSON text is parsed.
+    Arguments are an object. None at all (no key, null, "", "null", []) are `{}`; JSON text is parsed.
     Raises ValueError beginning with `where`.
     """
     if not isinstance(call, Mapping):
@@ -47,7 +47,7 @@ def _arguments(given: Any, where: str) -> dict[str, Any]:
     arguments = given
     if isinstance(arguments, str):
         arguments = parse_json(arguments, where) if arguments.strip() else None
-    if arguments is None:
+    if arguments is None or arguments == []:  # some languages write an empty object so
         return {}
     if not isinstance(arguments, Mapping):
         raise ValueError(f"{where} are {shown(given)}; give an object, or its JSON text")

@@ -45,6 +45,7 @@ from flexmask.conversations.values import MOST_NESTED, brief, parse_json, shown,
 LISTS = ("messages", "conversations", "conversation")
 SYSTEM_KEYS = ("system", "system_prompt", "instructions")
 TOOL_KEYS = ("tools", "tool_defs", "functions")
+TEMPLATE_KEYS = {"enable_thinking": bool, "reasoning_effort": str}
 SWITCHES = {"on": True, "off": False, "true": True, "false": False}
 TOKEN_KEYS = ("input_ids", "prompt_ids", "completion_ids", "token_ids", "prompt_token_ids")
 # Keys that change what the template renders and that are not read from records.
@@ -73,9 +74,9 @@ def read_conversation(
     record: its messages stand in `messages` or `conversations`, as chat messages, ShareGPT turns, content blocks,
         Responses items or an agent's steps; or it is a prompt with its completion, or an instruction with its output.
         Beside them it may have a system text (`system`, `system_prompt`, `instructions`), tool schemas (`tools`,
-        `tool_defs`, `functions`; a list or its JSON text), `chat_template_kwargs` and `enable_thinking` for the
-        template, `reasoning` or `thinking` ("on", "off"), and a `weight` for all of its messages. A key whose value is
-        null or empty counts as absent.
+        `tool_defs`, `functions`; a list or its JSON text), arguments of the template (`chat_template_kwargs`,
+        `enable_thinking`, `reasoning_effort`), `reasoning` or `thinking` ("on", "off"), and a `weight` for all of its
+        messages. A key whose value is null or empty counts as absent.
     name: with which errors about it begin.
     thinking_tags: the delimiters of thinking inside the text of answers: "auto" knows those of many models and data
         sets, [opening, closing] are others, None reads no thinking from text. Thinking that is empty or white space is
@@ -158,7 +159,7 @@ class _Reading:
             tools=tools,
             template_kwargs=template_kwargs,
             thinks=thinks,
-            format=", ".join(self.formats),
+            format=" with ".join(self.formats),
             unread=tuple(key for key, value in self.left.items() if not _describes(key, value)),
             notes=tuple(self.notes),
         )
@@ -222,6 +223,8 @@ class _Reading:
                 elif "weight" in one:
                     if one.pop("weight"):
                         self._note("'weight' of a message that is not the assistant's changes nothing")
+                if one.get("role") in ("system", "developer") and one.get("content") in (None, ""):
+                    continue
                 partial = any(key in one for key in ("reasoning_content", "tool_calls"))
                 check_message({"content": "", **one} if partial else one, where)
                 yield one
@@ -339,11 +342,14 @@ class _Reading:
         if kwargs is not None and not isinstance(kwargs, Mapping):
             raise ValueError(f"{self.name}: 'chat_template_kwargs' is {shown(kwargs)}, not names with values")
         found = {} if kwargs is None else dict(kwargs)
-        if "enable_thinking" in self.left:
-            switch = self.left.pop("enable_thinking")
-            if not isinstance(switch, bool) or found.get("enable_thinking", switch) != switch:
-                raise ValueError(f"{self.name}: 'enable_thinking' is {shown(switch)}; give true or false, once")
-            found["enable_thinking"] = switch
+        for key, kind in TEMPLATE_KEYS.items():
+            if key not in self.left:
+                continue
+            value = self.left.pop(key)
+            if not isinstance(value, kind) or found.get(key, value) != value:
+                expected = "true or false" if kind is bool else "text"
+                raise ValueError(f"{self.name}: {key!r} is {shown(value)}; give {expected}, once")
+            found[key] = value
         return found or None
 
     def _thinks(self) -> bool | None:

@@ -61,6 +61,7 @@ _UNKNOWN_NOTE = (
     "answers that begin with {!r} look as if they held thinking, and are trained as they stand; data.thinking_tags "
     "([opening, closing]) splits it off"
 )
+_INSIDE_NOTE = "answers hold {} but do not begin with what opens it, and are trained as they stand"
 _LONE_NOTE = "answers hold {} without {}: what stands before it is read as thinking that the prompt has opened"
 _QUOTES = "'\"`\u2018\u2019\u201c\u201d\u00ab\u00bb"
 
@@ -106,8 +107,15 @@ def split_thinking(text: str, where: str, known: Sequence[Tags] = KNOWN, *, has_
             opened, closed = ([at for at in found if not _quoted(text, at)] for found in (opened, closed))
         if closed or (opened and not tags.word):
             return _split(text, tags, [at.start() for at in opened], [at.start() for at in closed], where)
-    unknown = _UNKNOWN.match(text) if known and not has_thinking else None
-    return Split("", text, unknown and _UNKNOWN_NOTE.format(unknown["tag"].strip()))
+    return Split("", text, None if has_thinking else _note(text, known))
+
+
+def _note(text: str, known: Sequence[Tags]) -> str | None:
+    """What is said of a text that was not split although it looks as if it held thinking."""
+    if known and (unknown := _UNKNOWN.match(text)):
+        return _UNKNOWN_NOTE.format(unknown["tag"].strip())
+    inside = next((tags for tags in known if tags.word and tags.close in text), None)
+    return _INSIDE_NOTE.format(inside.close) if inside else None
 
 
 def _places(text: str, tag: str) -> list[re.Match[str]]:

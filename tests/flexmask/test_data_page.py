@@ -26,7 +26,7 @@ def test_every_format_has_a_row():
     """Breaks if a reader is added that nobody is told of."""
     formats = Path(__file__).parents[2] / "flexmask" / "conversations" / "formats"
     names = set(re.findall(r'^NAME = "(.+)"$', "".join(one.read_text() for one in formats.glob("*.py")), re.MULTILINE))
-    shown = {name for kind, _ in ROWS for name in kind.split(", ")}
+    shown = {name for kind, _ in ROWS for name in kind.split(" with ")}
     assert names - shown == {"harmony channels"} and "channels of gpt-oss" in PAGE and shown <= names
 
 

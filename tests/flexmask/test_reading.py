@@ -104,7 +104,7 @@ def test_parallel_calls_of_hermes_are_one_message_and_their_results_two():
     assert said(record) == [user(), assistant("", None, LUND, OSLO), tool("7"), tool("3"), assistant()]
 
 
-@pytest.mark.parametrize("given", [{"arguments": value} for value in ("", " ", None, "null", "{}", {})] + [{}])
+@pytest.mark.parametrize("given", [{"arguments": value} for value in ("", " ", None, "null", "{}", {}, [])] + [{}])
 def test_a_call_without_arguments_has_none(given):
     """Breaks if one of the ways to write none is refused, or an error names another message."""
     function = {"name": "now", **given}
@@ -219,6 +219,13 @@ def test_text_that_looks_like_unknown_delimiters_is_noted(text):
     assert conversation.messages[1] == assistant(text)
     (note,) = conversation.notes
     assert text[:6] in note and "data.thinking_tags" in note
+
+
+def test_known_words_that_stand_inside_a_text_are_noted():
+    """Breaks if thinking behind a greeting is trained as the answer, in silence."""
+    for text in ("Well. <thinking>t</thinking>a", "t</reasoning>a"):
+        conversation = read({"messages": [user(), assistant(text)]})
+        assert conversation.messages[1] == assistant(text) and "</" in conversation.notes[0]
 
 
 def test_own_delimiters():
@@ -364,7 +371,11 @@ def test_a_system_text_beside_the_messages(key):
 
 def test_an_empty_system_text_is_none():
     """Breaks if the template's own default does not stand."""
-    assert said({"messages": [system(""), user(), assistant()]}) == [user(), assistant()]
+    for nothing in ("", None, []):
+        assert said({"messages": [{"role": "system", "content": nothing}, user(), assistant()]}) == [
+            user(),
+            assistant(),
+        ]
     assert said(turns(("system", " \n"), ("human", "q"), ("gpt", "a"))) == [user(), assistant()]
     assert said({"messages": [system("s"), user(), assistant()], "system": "s"})[0] == system("s")
 
@@ -384,6 +395,7 @@ def test_two_system_texts_contradict_each_other():
         ({"chat_template_kwargs": '{"effort": "low"}', "enable_thinking": True},
          {"effort": "low", "enable_thinking": True}, None),
         ({"chat_template_kwargs": {}, "enable_thinking": None}, None, None),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}, None),
         ({"reasoning": "on"}, None, True),
         ({"thinking": "off"}, None, False),
         ({"thinking": True, "reasoning": "on"}, None, True),
@@ -466,10 +478,10 @@ def test_what_no_turn_sees_is_noted():
     [
         ({"messages": [user(), assistant()]}, "chat messages"),
         (turns(("human", "q"), ("gpt", "a")), "sharegpt"),
-        (WAYS_TO_CALL["hermes"], "sharegpt, Hermes calls"),
+        (WAYS_TO_CALL["hermes"], "sharegpt with Hermes calls"),
         (WAYS_TO_CALL["agentic roles"], "agentic roles"),
         (WAYS_TO_CALL["content blocks"], "content blocks"),
-        (WAYS_TO_CALL["Responses items"], "prompt and completion, Responses items"),
+        (WAYS_TO_CALL["Responses items"], "prompt and completion with Responses items"),
         ({"prompt": "q", "completion": "a"}, "prompt and completion"),
         ({"instruction": "q", "output": "a"}, "alpaca"),
     ],

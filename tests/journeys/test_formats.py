@@ -9,7 +9,8 @@ from journeys import assets
 from records import CALLING_TEMPLATE, SCHEMA, call, turns, user, written
 
 SETTINGS = [
-    "model=hub", "model.name_or_path=models/dense", "model.chat_template=calling.jinja", "trainer=finetune", "data=jsonl",
+    "model=hub", "model.name_or_path=models/dense", "model.chat_template=calling.jinja", "trainer=finetune",
+    "data=jsonl",
     "trainer.steps=3", "trainer.conversations_per_step=4", "evaluation.conversations=0", "wandb=off",
 ]  # fmt: skip
 TOWNS = ("Lund", "Oslo", "Kiel", "Bern")
@@ -71,7 +72,7 @@ def result_of(here, done):
     ("file", "turns", "says"),
     [
         ("sharegpt.jsonl", 8, ("read as sharegpt\n", "'persona' (4)")),
-        ("hermes.jsonl", 8, ("read as sharegpt, Hermes calls\n", "the chat template explains how to call (4 of 4")),
+        ("hermes.jsonl", 8, ("read as sharegpt with Hermes calls\n", "the chat template explains how to call (4 of 4")),
         ("completion.jsonl", 4, ("read as prompt and completion\n",)),
     ],
 )

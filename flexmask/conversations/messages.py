@@ -98,7 +98,8 @@ def _continues(last: dict[str, Any], piece: dict[str, Any]) -> bool:
     before, now = ([i for i, key in enumerate(_PARTS) if key in one] for one in (last, piece))
     if not before or not now:
         return False
-    only_thinking = before == [0]
-    same = all(last.get(key, default) == piece.get(key, default) for key, default in (("weight", 1), ("name", None)))
+    beside = (("weight", 1), ("name", None))
+    same = all(last.get(key, default) == piece.get(key, default) for key, default in beside)
+    takes_over = before == [0] and not any(key in last for key, _ in beside)  # thinking says no more than it is
     in_order = max(before) < min(now) or max(before) == min(now) != _PARTS.index("content")
-    return in_order and (only_thinking or same)
+    return in_order and (same or takes_over)

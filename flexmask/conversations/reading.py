@@ -7,18 +7,17 @@ is left out stands in the conversation's `unread` and `notes`.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from flexmask.conversations import beside
 from flexmask.conversations.calls import (
     calls_in_text,
     drop_undeclared_nulls,
     filled_by_table,
     holds_null,
     read_calls,
-    read_tools,
 )
 from flexmask.conversations.conversation import (
     REASONING_KEYS,
@@ -39,29 +38,11 @@ from flexmask.conversations.formats import (
 )
 from flexmask.conversations.messages import join_pieces, joined_text, plain
 from flexmask.conversations.thinking import AUTO as AUTO
-from flexmask.conversations.thinking import Tags, split_thinking, tags_of
+from flexmask.conversations.thinking import KNOWN, Tags, split_thinking, tags_of
 from flexmask.conversations.values import MOST_NESTED, brief, parse_json, shown, without_nulls
 
 LISTS = ("messages", "conversations", "conversation")
-SYSTEM_KEYS = ("system", "system_prompt", "instructions")
-TOOL_KEYS = ("tools", "tool_defs", "functions")
-TEMPLATE_KEYS = {"enable_thinking": bool, "reasoning_effort": str}
-SWITCHES = {"on": True, "off": False, "true": True, "false": False}
 TOKEN_KEYS = ("input_ids", "prompt_ids", "completion_ids", "token_ids", "prompt_token_ids")
-# Keys that change what the template renders and that are not read from records.
-UNSUPPORTED_KEYS = ("documents", "images", "videos", "audios")
-# Keys beside the messages that only describe the conversation, by their names or by a part of them.
-DESCRIBING_KEYS = frozenset(
-    "id uuid idx index source sources dataset data_source subset split category categories domain topic topics subject "
-    "task type tags label labels language lang locale license url title author user user_id model generator "
-    "version date time timestamp created modified metadata meta info extra extra_info score scores rating "
-    "quality difficulty level reward result results answer expected_answer ground_truth verified correct length hash "
-    "num_turns turns token_count usage temperature seed".split()
-)
-_DESCRIBING_PART = re.compile(
-    r"^_|_(?:id|ids|idx|index|uuid|hash|source|count|score|scores|rating|tokens|length|time|date|at|url|metadata|meta|lang|"
-    r"language|category|type|version|name|model|license)$|^(?:num|n|is|has)_"
-)
 FORMATS = (sharegpt, anthropic, responses, agentic, openai_chat)
 RECORD_FORMATS = (alpaca, prompt_completion)
 
@@ -125,16 +106,14 @@ class _Reading:
 
     def conversation(self) -> Conversation:
         """All of it. Raises ValueError as `read_conversation` says."""
-        for key in UNSUPPORTED_KEYS:
-            if self.left.pop(key, None):
-                raise ValueError(f"{self.name}: {key!r} beside the messages is not supported; remove it")
-        tools = self._tools()
+        beside.refuse_unsupported(self.left, self.name)
+        tools = beside.tool_schemas(self.left, self.name)
         raw = self._turns()
-        if self.from_table:
-            raw = without_nulls(raw)
+        if filled_by_table(tools):
+            tools, raw = tuple(without_nulls(list(tools or ()))), without_nulls(list(raw))
         messages = join_pieces(piece for index, one in enumerate(raw) for piece in self._pieces(one, index))
         messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
-        if system := self._system():
+        if system := beside.system_text(self.left, self.name):
             if messages and messages[0]["role"] == "system" and messages[0]["content"] != system:
                 raise ValueError(f"{self.name}: both 'system' and a first system message; keep one")
             if not messages or messages[0]["role"] != "system":
@@ -151,8 +130,8 @@ class _Reading:
                     )
         if messages and messages[-1]["role"] != "assistant":
             self._note("what stands behind the last assistant message is shown to no turn")
-        template_kwargs = self._template_kwargs()
-        thinks = self._thinks()
+        template_kwargs = beside.template_kwargs(self.left, self.name)
+        thinks = beside.thinks(self.left, self.name)
         return Conversation(
             name=self.name,
             messages=tuple(messages),
@@ -160,7 +139,7 @@ class _Reading:
             template_kwargs=template_kwargs,
             thinks=thinks,
             format=" with ".join(self.formats),
-            unread=tuple(key for key, value in self.left.items() if not _describes(key, value)),
+            unread=tuple(key for key, value in self.left.items() if not beside.describes(key, value)),
             notes=tuple(self.notes),
         )
 
@@ -194,7 +173,7 @@ class _Reading:
         self.left = {key: value for key, value in self.left.items() if key not in found.KEYS}
         if turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
             for key in REASONING_KEYS:  # of the one answer that there is
-                if isinstance(self.left.get(key), str) and self.left[key].lower() not in SWITCHES:
+                if isinstance(self.left.get(key), str) and beside.as_switch(self.left[key]) is None:
                     turns[-1] = {**turns[-1], key: self.left.pop(key)}
         return turns
 
@@ -243,7 +222,7 @@ class _Reading:
         key = agentic.CALL if agentic.CALL in piece else "content"
         text = piece.get(key)
         if isinstance(text, str):
-            if self.tags and harmony.fits(text):
+            if self.tags == KNOWN and harmony.fits(text):
                 self.formats[harmony.NAME] = None
                 channels = harmony.piece(text, where)
                 if thinking := channels.pop("reasoning_content", ""):
@@ -287,35 +266,6 @@ class _Reading:
             piece["content"] = before
         return calls
 
-    def _weigh(self, messages: list[dict[str, Any]]) -> None:
-        weight = self.left.pop("weight", 1)
-        check_weight(weight, f"{self.name}: 'weight'")
-        for message in messages if weight != 1 else ():
-            if message["role"] == "assistant":
-                message["weight"] = message.get("weight", 1) * weight
-
-    # ---- what stands beside them ----
-
-    def _system(self) -> str:
-        found = {key: joined_text(self.left.pop(key), self.name) for key in SYSTEM_KEYS if key in self.left}
-        for key, text in found.items():
-            if not isinstance(text, str):
-                raise ValueError(f"{self.name}: {key!r} is {shown(text)}; give text")
-        texts = {text: key for key, text in found.items() if text.strip()}
-        if len(texts) > 1:
-            raise ValueError(f"{self.name}: different texts in {' and '.join(map(repr, texts.values()))}; keep one")
-        return next(iter(texts), "")
-
-    def _tools(self) -> tuple[dict[str, Any], ...] | None:
-        found = {key: read_tools(self.left.pop(key), key, self.name) for key in TOOL_KEYS if key in self.left}
-        given = [(key, tools) for key, tools in found.items() if tools]
-        self.from_table = any(filled_by_table(tools) for _, tools in given)
-        if len(given) > 1 and given[0][1] != given[1][1]:
-            raise ValueError(f"{self.name}: different tools in {given[0][0]!r} and {given[1][0]!r}; keep one")
-        if not given:
-            return None
-        return tuple(without_nulls(list(given[0][1]))) if self.from_table else given[0][1]
-
     def _declared_tools(
         self, messages: list[dict[str, Any]], tools: tuple[dict[str, Any], ...] | None
     ) -> tuple[dict[str, Any], ...] | None:
@@ -335,39 +285,9 @@ class _Reading:
                 messages.remove(message)
         return tools
 
-    def _template_kwargs(self) -> dict[str, Any] | None:
-        kwargs = self.left.pop("chat_template_kwargs", None)
-        if isinstance(kwargs, str):
-            kwargs = parse_json(kwargs, f"{self.name}: 'chat_template_kwargs'") if kwargs.strip() else None
-        if kwargs is not None and not isinstance(kwargs, Mapping):
-            raise ValueError(f"{self.name}: 'chat_template_kwargs' is {shown(kwargs)}, not names with values")
-        found = {} if kwargs is None else dict(kwargs)
-        for key, kind in TEMPLATE_KEYS.items():
-            if key not in self.left:
-                continue
-            value = self.left.pop(key)
-            if not isinstance(value, kind) or found.get(key, value) != value:
-                expected = "true or false" if kind is bool else "text"
-                raise ValueError(f"{self.name}: {key!r} is {shown(value)}; give {expected}, once")
-            found[key] = value
-        return found or None
-
-    def _thinks(self) -> bool | None:
-        """The switch of the record, "on" or "off", where it has one."""
-        found = {}
-        for key in ("reasoning", "thinking"):
-            value = self.left.get(key)
-            word = value.lower() if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else ""
-            if word in SWITCHES:
-                found[key] = SWITCHES[word]
-                del self.left[key]
-        if len(set(found.values())) > 1:
-            raise ValueError(f"{self.name}: 'reasoning' and 'thinking' say different things; keep one")
-        return next(iter(found.values()), None)
-
-
-def _describes(key: Any, value: Any) -> bool:
-    """Whether a key of a record is known to describe it, or holds nothing."""
-    if not isinstance(key, str):
-        return False
-    return key in DESCRIBING_KEYS or bool(_DESCRIBING_PART.search(key)) or value in ("", [], {})
+    def _weigh(self, messages: list[dict[str, Any]]) -> None:
+        weight = self.left.pop("weight", 1)
+        check_weight(weight, f"{self.name}: 'weight'")
+        for message in messages if weight != 1 else ():
+            if message["role"] == "assistant":
+                message["weight"] = message.get("weight", 1) * weight

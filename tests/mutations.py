@@ -368,8 +368,8 @@ FAULTS = [
     Fault(
         "a message's weight multiplies its loss",
         "text/rendering.py",
-        'conversation.messages[text.index].get("weight", 1) if',
-        "1 if",
+        'float(message.get("weight", 1)) for',
+        "1.0 for",
         "flexmask/test_rendering.py",
     ),
     Fault(

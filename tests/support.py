@@ -65,10 +65,10 @@ conversations is token for token what `apply_chat_template` gives at inference, 
 generate, up to the end-of-turn token.
 
 "With thinking" and "without" are assistant turns; "declared" means that the template does not render thinking, so that
-`data.thinking_format` says how it is generated (by default a `<think>` block, said aloud). "Copies" is the share of
+`data.thinking_format` says how it is generated (by default a `<think>` block, with a warning). "Copies" is the share of
 plain copies in the row of one conversation of 14 short turns, some without thinking: a template that keeps thinking may
-still drop the empty scaffold of a turn without, which duplicates that turn. "Work" is
-what is rendered and tokenized for 64 turns over that for 8, a token: 1.0 is linear, 8 would be quadratic.
+still drop the empty scaffold of a turn without, which duplicates that turn. "Work" is what is tokenized for 64 turns
+over that for 8, a token: 1.0 is linear, 8 would be quadratic; prompts are rendered whole, one a turn.
 
 | template | tokenizer | with thinking | without | tool calls | copies | work |
 |---|---|---|---|---|---|---|

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from flexmask.conversations.conversation import check_template_kwargs
 from flexmask.conversations.thinking import tags_of
-from flexmask.text.chat_template import AUTO
+from flexmask.text.turns import AUTO
 
 # What of the arguments `prepare_conversation` takes.
 _PREPARATION = (
@@ -21,6 +21,8 @@ _PREPARATION = (
     "template_kwargs",
     "thinking_format",
     "control_tokens",
+    "not_shown",
+    "empty_thinking",
 )
 
 
@@ -36,9 +38,9 @@ class OnePassConfig(TrainingArguments):
         longer is split without loss; a single turn that is longer with its history raises or is dropped, as `too_long`
         ("error", "drop") says.
     block_size: of the block mask.
-    layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens: as in
-        `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for layout
-        "keep_thinking".
+    layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens, not_shown,
+        empty_thinking: as in `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for
+        layout "keep_thinking".
     thinking_tags: as in `flexmask.read_conversation`, for data given as records.
     on_invalid: what becomes of a conversation that cannot be read or rendered: "error" names all of them, "drop" leaves
         them out with a warning that does.
@@ -76,6 +78,8 @@ class OnePassConfig(TrainingArguments):
     thinking_tags: Any = field(default=AUTO, metadata={"help": "What delimits thinking inside the text of answers."})
     on_invalid: str = field(default="error", metadata={"help": "A conversation that cannot be read: error or drop."})
     control_tokens: str = field(default="refuse", metadata={"help": "Control tokens in text: refuse or escape."})
+    not_shown: str = field(default="error", metadata={"help": "What the template leaves out: error or warn."})
+    empty_thinking: str = field(default="train", metadata={"help": "An empty thinking block: train or context."})
     date: str | None = field(default=None, metadata={"help": "The date that templates show, 2026-01-31."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "For from_pretrained, where the model is a string."}

@@ -37,7 +37,8 @@ def prepare_conversation(
     **rendering: Any,
 ) -> LaidOut:
     """Conversation -> passes -> rows. `rendering` goes to `render_conversation`, the rest to `lay_out`."""
-    rendered = render_conversation(conversation, tokenizer, **rendering)
+    # This layout keeps what earlier turns generated in front of later ones, whether it is trained or not.
+    rendered = render_conversation(conversation, tokenizer, untrained=layout == "keep_thinking", **rendering)
     laid_out = lay_out(rendered.passes, layout, pack_length, too_long)
     return replace(laid_out, slow_turns=rendered.slow_turns)
 

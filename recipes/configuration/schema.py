@@ -44,6 +44,16 @@ class ControlTokens(StrEnum):
     escape = "escape"
 
 
+class NotShown(StrEnum):
+    error = "error"
+    warn = "warn"
+
+
+class EmptyThinking(StrEnum):
+    train = "train"
+    context = "context"
+
+
 class OnInvalid(StrEnum):
     error = "error"
     drop = "drop"
@@ -155,8 +165,10 @@ class DataConfig:
     # What delimits thinking inside the text of answers: auto knows those of many models and data sets; others are
     # [opening, closing]; null: no thinking is read from text.
     thinking_tags: Any = "auto"
-    # How thinking is generated where the template does not render it, "{thinking}" standing for it. auto: a <think>
-    # block under a template that never reads thinking; null: such conversations are refused.
+    not_shown: NotShown = NotShown.error  # a message or tool that the template shows to no trained turn
+    empty_thinking: EmptyThinking = EmptyThinking.train  # the empty block that a turn without thinking generates
+    # How thinking is generated where the template does not render it, "{thinking}" standing for it. auto: as the
+    # template writes it beside calls, or in a <think> block if it never reads thinking; null: it is refused.
     thinking_format: str | None = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the chat template
     processes: int | None = None  # that render conversations; null: one a processor

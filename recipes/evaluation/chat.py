@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.thinking import THINK_CLOSE
 from flexmask.model.support import unbranched_layers, unwrapped
-from flexmask.text.chat_template import ChatTemplate
+from flexmask.text.template import ChatTemplate
 from recipes.configuration.schema import History
 from recipes.evaluation.matchers import Matcher, exact
 from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun

@@ -70,6 +70,8 @@ def settings_of(data: DataConfig, duplication: DuplicationConfig) -> dict[str, A
         template_kwargs=data.template_kwargs,
         thinking_format=data.thinking_format,
         control_tokens=str(data.control_tokens),
+        not_shown=str(data.not_shown),
+        empty_thinking=str(data.empty_thinking),
         date=datetime.date.fromisoformat(data.date),
     )
 

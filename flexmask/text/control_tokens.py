@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from flexmask.text.conversation import THINK_CLOSE, THINK_OPEN, Conversation
+from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexmask.conversations.conversation import Conversation
 from flexmask.text.control_tokens import guard_control_tokens, is_special
-from flexmask.text.conversation import Conversation
 from flexmask.text.shown import left_out
 from flexmask.text.template import ChatTemplate
 from flexmask.text.tokenization import TextTokenizer, TokenizedText
@@ -97,7 +97,7 @@ def render_conversation(
     """Render every trained assistant turn of a conversation to its pass. Other turns are context only.
 
     turns: which assistant turns are trained: "all", an index or slice in Python's notation ("-1", "1:"), or
-        several joined by commas ("0,2"). A message with `train: False` is never trained.
+        several joined by commas ("0,2"). The `weight` of a message multiplies its loss.
     template_kwargs: passed to the chat template, for instance `{"enable_thinking": False}`.
     thinking_format: how thinking is generated where the template does not render it; `{thinking}` stands for the text.
         "auto" is a `<think>` block in front of the answer for a template that never reads thinking, and refuses one
@@ -124,7 +124,7 @@ def render_conversation(
         if given not in choices:
             raise ValueError(f'{name}="{given}": write {" or ".join(map(repr, choices))}')
     conversation = guard_control_tokens(conversation, tokenizer, control_tokens)
-    weight = [float(message.get("train", True)) for message in conversation.messages if message["role"] == "assistant"]
+    weight = [float(message.get("weight", 1)) for message in conversation.messages if message["role"] == "assistant"]
     trained = {turn for turn in select_turns(turns, len(weight)) if weight[turn] and (thinking_weight or answer_weight)}
     template = ChatTemplate(tokenizer, conversation, template_kwargs, date)
     rendered = range(len(weight)) if untrained else trained

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.conversation import Conversation
 from flexmask.text.template import ChatTemplate, RejectedError
 
 _PROBE = "flexmask_{}_"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import jinja2
 from jinja2 import nodes
 
-from flexmask.text.conversation import REASONING_KEYS, Conversation
+from flexmask.conversations.conversation import REASONING_KEYS, Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ class ChatTemplate:
 
     def read(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message as this template reads it."""
-        read = {key: value for key, value in message.items() if key != "train"}
+        read = {key: value for key, value in message.items() if key != "weight"}
         thinking = read.pop("reasoning_content", None)
         if self.content_in_parts:
             read["content"] = _parts(read["content"])

@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from flexmask.conversations.conversation import Conversation
 from flexmask.text.control_tokens import special_pattern
-from flexmask.text.conversation import Conversation
 from flexmask.text.forms import (
     ANSWER,
     CALLING,

@@ -160,7 +160,11 @@ class DataConfig:
     heldout_conversations: int | None = None  # never trained; null: 5 percent, at most 200
     seed: int = 0  # of generation and of the held-out choice; not of the run
     control_tokens: ControlTokens = ControlTokens.refuse  # special tokens inside message text
-    on_invalid: OnInvalid = OnInvalid.error  # a malformed conversation; drop counts what it leaves out
+    # A conversation that cannot be read or rendered; drop leaves it out, counts it and writes why into left_out.jsonl.
+    on_invalid: OnInvalid = OnInvalid.error
+    # What delimits thinking inside the text of answers: auto knows those of many models and data sets; others are
+    # [opening, closing]; null: no thinking is read from text.
+    thinking_tags: Any = "auto"
     not_shown: NotShown = NotShown.error  # a message or tool that the template shows to no trained turn
     empty_thinking: EmptyThinking = EmptyThinking.train  # the empty block that a turn without thinking generates
     # How thinking is generated where the template does not render it, "{thinking}" standing for it. auto: as the

@@ -121,7 +121,7 @@ def test_select_turns_names_what_it_cannot_read(turns):
 
 # Breaks if a turn that is not trained is rendered as one to generate: here it could not be, for it never ends.
 def test_a_turn_that_is_not_trained_is_context_only():
-    source = conversation(user("a"), assistant("b"), user("d"), assistant("e", train=False), user("f"), assistant("g"))
+    source = conversation(user("a"), assistant("b"), user("d"), assistant("e", weight=0), user("f"), assistant("g"))
     template = PLAIN.replace("<|im_end|>\n{% endfor", "{{ '' if m.content in 'eg' else '<|im_end|>' }}\n{% endfor")
     tokenizer = with_template(template)
     (only,) = render_passes(source, tokenizer, turns="0,1")

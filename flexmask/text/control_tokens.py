@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+ZERO_WIDTH_SPACE = "\u200b"
+# Stands where a control token of a message's text must be cut; Unicode says that it is no character of any text.
+CUT = "\ufdd0"
+
+
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Matches every special token of a tokenizer, the longest first."""
     return _special_pattern(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
@@ -46,9 +51,10 @@ def literal_text(source: str) -> str:
 
 
 def guard_control_tokens(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, control_tokens: str
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, control_tokens: str, mark: str = ZERO_WIDTH_SPACE
 ) -> Conversation:
-    """Refuse or escape control tokens and thinking tags that stand in message text (see `render_conversation`).
+    """Refuse or escape control tokens and thinking tags that stand in message text (see `render_conversation`);
+    escaped, they have `mark` behind their first character.
 
     Rendered naively such text would turn into control tokens: a user could end a turn, or a thought. As in
     transformers (5.23, `sanitize_control_tokens`) they are the special tokens and the other added tokens that the chat
@@ -67,6 +73,10 @@ def guard_control_tokens(
             return type(value)(guarded(item, f"{where}[{i}]") for i, item in enumerate(value))
         if not isinstance(value, str):
             return value
+        if CUT in value:
+            raise ValueError(
+                f"{conversation.name}: {where} holds {CUT!r}, which is no character; remove it: {value[:80]!r}"
+            )
         found = forbidden.search(value)
         if found is None:
             if control.normalized and not control.normalized.isdisjoint(
@@ -88,7 +98,7 @@ def guard_control_tokens(
                 'data, or train on it as plain text with control_tokens="escape"'
             )
         while found is not None:  # an escaped token may leave a shorter one
-            value = forbidden.sub(lambda token: f"{token.group()[0]}\u200b{token.group()[1:]}", value)
+            value = forbidden.sub(lambda token: f"{token.group()[0]}{mark}{token.group()[1:]}", value)
             found = forbidden.search(value)
         return value
 

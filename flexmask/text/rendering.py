@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.conversations.conversation import Conversation
-from flexmask.text.control_tokens import guard_control_tokens, is_special
+from flexmask.text.control_tokens import CUT, ZERO_WIDTH_SPACE, guard_control_tokens, is_special
 from flexmask.text.shown import left_out
 from flexmask.text.template import ChatTemplate
 from flexmask.text.tokenization import TextTokenizer, TokenizedText
-from flexmask.text.turns import AUTO, TurnText, turn_texts
+from flexmask.text.turns import AUTO, turn_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,7 +103,8 @@ def render_conversation(
         "auto" is a `<think>` block in front of the answer for a template that never reads thinking, and refuses one
         that reads it but does not render it for a turn. None always refuses. Applied with a warning.
     control_tokens: what to do when message text or a tool schema contains a special token or a thinking tag: "refuse"
-        raises, "escape" puts a zero-width space after its first character, so that it is tokenized as plain text.
+        raises, "escape" makes plain text of it: in prompts a zero-width space stands behind its first character, as in
+        transformers (5.23); what is generated keeps its characters, and only its tokens are others.
     not_shown: what to do when the template shows a message, the name of its speaker or a tool to no trained turn (see
         shown.py): "error" raises, "warn" goes on without it.
     empty_thinking: whether a turn without thinking is to learn the empty block that it generates: "train", or "context"
@@ -123,7 +124,7 @@ def render_conversation(
     ):
         if given not in choices:
             raise ValueError(f'{name}="{given}": write {" or ".join(map(repr, choices))}')
-    conversation = guard_control_tokens(conversation, tokenizer, control_tokens)
+    conversation = guard_control_tokens(conversation, tokenizer, control_tokens, CUT)
     weight = [float(message.get("weight", 1)) for message in conversation.messages if message["role"] == "assistant"]
     trained = {turn for turn in select_turns(turns, len(weight)) if weight[turn] and (thinking_weight or answer_weight)}
     template = ChatTemplate(tokenizer, conversation, template_kwargs, date)
@@ -135,7 +136,8 @@ def render_conversation(
         thinks = "reasoning_content" in conversation.messages[text.index] or empty_thinking == "train"
         weights = (scale * thinking_weight * thinks, scale * answer_weight)
         where = f"{conversation.name}: assistant turn {text.turn} (message {text.index})"
-        prompt, generated, known = text_tokenizer.continuation(text.prompt, text.generated, known, where)
+        asked = text.prompt.replace(CUT, ZERO_WIDTH_SPACE)
+        prompt, generated, known = text_tokenizer.continuation(asked, text.generated.split(CUT), known, where)
         if not len(prompt):
             raise ValueError(f"{where}: the prompt renders to no tokens, so nothing predicts the first one")
         if not is_special(tokenizer, int(generated.ids[-1])):
@@ -143,8 +145,9 @@ def render_conversation(
                 f"{where}: the end-of-turn token at the end of {text.generated[-40:]!r} is not tokenized as one token, "
                 "so the model would never learn to stop; check the tokenizer's added tokens (normalized, single_word)"
             )
-        copies = _copy_spans(conversation.messages[: text.index], text.prompt)
-        passes.append(_pass(conversation.name, text, prompt, generated, copies, weights))
+        copies = _copy_spans(conversation.messages[: text.index], asked)
+        answer_start = len(asked) + len(text.generated[: text.answer_start].replace(CUT, ""))
+        passes.append(_pass(conversation.name, text.turn, prompt, generated, answer_start, copies, weights))
     _check_shown(conversation, template, trained, not_shown)
     return RenderedConversation(passes, text_tokenizer.slow_texts)
 
@@ -162,9 +165,10 @@ def _check_shown(conversation: Conversation, template: ChatTemplate, trained: se
 
 def _pass(
     name: str,
-    text: TurnText,
+    turn: int,
     prompt: TokenizedText,
     generated: TokenizedText,
+    answer_start: int,
     copies: Sequence[tuple[int, int]],
     weights: tuple[float, float],
 ) -> Pass:
@@ -176,13 +180,13 @@ def _pass(
         np.add.at(inside, np.searchsorted(prompt.starts, ends, "left"), -1)
         roles[: len(prompt)][np.cumsum(inside[:-1]) > 0] = Role.COPY
     # A token that straddles the two belongs to the answer: it carries the answer's first characters.
-    thinking = generated.ends <= len(text.prompt) + text.answer_start
+    thinking = generated.ends <= answer_start
     roles[len(prompt) :] = np.where(thinking, Role.THINKING, Role.ANSWER)
     loss_weights = np.zeros(len(roles), dtype=np.float32)
     loss_weights[len(prompt) :] = np.where(thinking, *weights)
     return Pass(
         name=name,
-        turn=text.turn,
+        turn=turn,
         prompt_length=len(prompt),
         input_ids=np.concatenate([prompt.ids, generated.ids]),
         roles=roles,
@@ -194,7 +198,7 @@ def _copy_spans(history: Sequence[dict], prompt: str) -> list[tuple[int, int]]:
     """Character spans of earlier answers in a prompt. Only for colours and counts: training does not read them."""
     spans, cursor = [], 0
     for message in history:
-        content = message["content"].strip()
+        content = message["content"].strip().replace(CUT, ZERO_WIDTH_SPACE)
         at = prompt.find(content, cursor) if content else -1
         if at >= 0:
             cursor = at + len(content)

@@ -43,9 +43,9 @@ def left_out(conversation: Conversation, template: ChatTemplate, turns: Collecti
     for at, kind, text in missing.values():
         if at < trained[-1]:
             yield kind, f"message {at}, {text[:60]!r}" if at >= 0 else repr(text[:60])
-    unread = [name for name in conversation.template_kwargs or () if name not in template.variables]
-    for name in unread:
-        yield f"the template argument {name!r}", repr((conversation.template_kwargs or {})[name])
+    for name, value in (conversation.template_kwargs or {}).items():
+        if name not in template.variables:
+            yield f"the template argument {name!r}", repr(value)
 
 
 class _Probed:

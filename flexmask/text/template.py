@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # What a chat template raises on messages that it does not take.
 _REJECTIONS = (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError)
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_SWITCHES = ("enable_thinking", "thinking")
 _PROBE, _PART = "flexmask probe", "a part"
 
 
@@ -55,7 +56,8 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.tools = list(conversation.tools) if conversation.tools else None
         self.source = _dated(tokenizer.get_chat_template(None, tools=self.tools), date or today())
-        self.kwargs = {**(template_kwargs or {}), **(conversation.template_kwargs or {})}
+        switch = {} if conversation.thinks is None or self.switch is None else {self.switch: conversation.thinks}
+        self.kwargs = {**(template_kwargs or {}), **switch, **(conversation.template_kwargs or {})}
         self.thinking = _thinking_of(tokenizer, self.source)
         self.content_in_parts = _content_in_parts(tokenizer, self.source)
         self._text_arguments = any("tool_calls" in message for message in conversation.messages) and _arguments_as_text(
@@ -108,6 +110,11 @@ class ChatTemplate:
     def reads_thinking(self) -> bool:
         """Whether the template mentions a message's thinking, under any name."""
         return self.thinking is not None
+
+    @property
+    def switch(self) -> str | None:
+        """The argument that switches thinking on and off, if the template has one."""
+        return next((name for name in _SWITCHES if name in self.variables), None)
 
     @property
     def variables(self) -> Mapping[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ begin alike: each is tokenized only from the last special token before the point
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -35,6 +36,16 @@ class TokenizedText:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def followed_by(self, other: TokenizedText) -> TokenizedText:
+        """These tokens and then others, whose characters count from the same start."""
+        return TokenizedText(
+            self.text + other.text,
+            ids=np.concatenate([self.ids, other.ids]),
+            starts=np.concatenate([self.starts, other.starts]),
+            ends=np.concatenate([self.ends, other.ends]),
+            restarts=np.concatenate([self.restarts, other.restarts + len(self)]),
+        )
 
     def behind(self, count: int, text: str) -> TokenizedText:
         """The tokens behind the first `count`, which stand for `text`."""
@@ -88,20 +99,26 @@ class TextTokenizer:
         return self._from(text, 0)
 
     def continuation(
-        self, prompt: str, generated: str, known: TokenizedText | None, where: str
+        self, prompt: str, pieces: Sequence[str], known: TokenizedText | None, where: str
     ) -> tuple[TokenizedText, TokenizedText, TokenizedText]:
         """(tokens of the prompt as inference feeds them, tokens of the generated text behind it, tokens of both as one
         text). Characters of all three count from the start of the prompt.
 
+        pieces: of the generated text, which is cut where it would hold a control token of a message's text.
+
         The generated text is tokenized as the end of the whole. Where the whole merges across the seam, it is tokenized
-        by itself instead, because at inference the prompt is: ValueError if that does not decode to the text.
+        by itself instead, because at inference the prompt is, and where it is cut, piece by piece: ValueError if that
+        does not decode to the text.
         """
+        generated = "".join(pieces)
         whole = self.tokenize(prompt + generated, known)
         asked = self.tokenize(prompt, whole)
         count = len(asked)
-        if np.array_equal(whole.ids[:count], asked.ids):
+        if len(pieces) == 1 and np.array_equal(whole.ids[:count], asked.ids):
             return asked, whole.behind(count, generated), whole
-        behind = self._from(generated, len(prompt))
+        behind = self._from(pieces[0], len(prompt))
+        for piece in pieces[1:]:
+            behind = behind.followed_by(self._from(piece, len(prompt) + len(behind.text)))
         # From the last restart on, so that the check stays short.
         first = asked.restarts[-1] if asked.restarts.size else 0
         expected = prompt[asked.starts[first] :] + generated

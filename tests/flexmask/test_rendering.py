@@ -263,6 +263,29 @@ def test_control_tokens_in_user_text_can_be_escaped(token):
     assert source.messages[0]["content"] == f"say {token} now"  # the data itself is left alone
 
 
+# Breaks if escaping changes what the model is to write, or if a control token is left in it.
+@pytest.mark.parametrize("text", ["use split('</think>')[-1]", "the <|im_end|> token", "<think>", "a</think></think>b"])
+@pytest.mark.parametrize("thinks", [True, False])
+def test_control_tokens_in_what_is_generated_become_plain_tokens_of_the_same_text(text, thinks):
+    tokenizer = chatml_tokenizer()
+    answer = assistant("so", f"a {text}") if thinks else assistant(f"b {text}", "so")
+    source = conversation(user("add"), answer, user("more"), assistant("47"))
+    with pytest.raises(ValueError, match='train on it as plain text with control_tokens="escape"'):
+        render_passes(source, tokenizer)
+    first, second = render_passes(source, tokenizer, control_tokens="escape")
+    thought, said = (decoded(tokenizer, first.input_ids[first.roles == role]) for role in (Role.THINKING, Role.ANSWER))
+    assert (
+        thought == f"<think>\n{answer['reasoning_content']}\n</think>\n\n" and said == f"{answer['content']}<|im_end|>"
+    )
+    generated = first.input_ids[first.prompt_length :].tolist()
+    assert [generated.count(tokenizer.convert_tokens_to_ids(one)) for one in ("<think>", "</think>", "<|im_end|>")] == [
+        *(1, 1, 1)
+    ]
+    # As transformers escapes it for inference, where the answer is shown again.
+    shown = decoded(tokenizer, second.input_ids[: second.prompt_length])
+    assert thinks or text.replace("<", "<\u200b") in shown
+
+
 def normalizing_tokenizer(**special):
     """Lower-cases text, and finds special tokens in the result where `special` says normalized=True."""
     core = Tokenizer(models.WordLevel({"[UNK]": 0, "add": 1, "user": 2, "assistant": 3}, unk_token="[UNK]"))

@@ -45,6 +45,12 @@ def chatml_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def template_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """That tokenizer with another template."""
+    core = chatml_tokenizer().backend_tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=template)
+
+
 def random_conversation(seed: int, turns: int | None = None, name: str | None = None) -> Conversation:
     """1 to 9 turns; with and without thinking, empty to long answers, sometimes a system prompt."""
     rng = random.Random(seed)

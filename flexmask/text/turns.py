@@ -40,7 +40,8 @@ from flexmask.text.tokenization import parting
 
 AUTO = "auto"
 THINK_BLOCK = "<think>\n{thinking}\n</think>\n\n"
-_WORDS = re.compile(r"<[^<>\s]*>|\[[^\[\]]*\]|\w+|\s|.")
+_TAG = r"<[^<>\s]*>|\[[^\[\]]*\]"
+_WORDS = re.compile(rf"{_TAG}|\w+|\s|.")
 # What every template is rendered with: no arguments that a person would set.
 _RENDERED_WITH = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 
@@ -254,8 +255,10 @@ class _Turn:
             form = self.forms.of(CALLING)
         except RejectedError:
             return None
-        token = special_pattern(self.forms.template.tokenizer).search(form.behind_thinking)
-        if not form.shows_thinking or token is None:
+        # The tag that closes the thinking is the first one behind it; others open the call.
+        special = special_pattern(self.forms.template.tokenizer).pattern
+        token = re.search(f"{special}|{_TAG}", form.behind_thinking)
+        if token is None:
             return None
         return _apart(form.opening, form.lead)[1] + "{thinking}" + form.behind_thinking[: token.end()]
 

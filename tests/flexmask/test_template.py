@@ -1,4 +1,4 @@
-"""Prompts of long conversations are put together from short renders: the same text, in linear time, or counted."""
+"""Prompts are those of inference, however far back a template looks, under the arguments of the conversation."""
 
 import copy
 from dataclasses import replace

@@ -1,0 +1,147 @@
+"""Nothing that a conversation says is lost: what a template shows to no trained turn is named."""
+
+import itertools
+import random
+
+import pytest
+from factories import template_tokenizer
+
+from flexmask import Conversation
+from flexmask.text.rendering import render_conversation
+
+TOOLS = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+CALLS = "{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}"
+NAME = "{{ m.name if m.name and m.role != 'tool' }}"
+ALL = (
+    TOOLS
+    + "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    + NAME
+    + "{{ m.content }}"
+    + CALLS
+    + "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+KEPT = "{% for m in messages %}{% if KEEP %}<|im_start|>"
+SCHEMA = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Of a town.", "parameters": SCHEMA}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"town": "Lund"}}}
+
+
+def keeping(condition):
+    """The template that shows only messages for which a condition holds."""
+    shown = ALL.replace("{% for m in messages %}<|im_start|>", KEPT.replace("KEEP", condition))
+    return shown.replace("<|im_end|>\n{% endfor %}", "<|im_end|>\n{% endif %}{% endfor %}")
+
+
+def user(text, **more):
+    return {"role": "user", "content": text, **more}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def conversation(*messages, tools=None, **more):
+    return Conversation("data.jsonl:7", messages, tools, **more)
+
+
+TALK = (user("q"), assistant("a"), user("r"), assistant("b"))
+RESULT = {"role": "tool", "name": "weather", "tool_call_id": "c1", "content": "7"}
+LOST = {
+    "the text of developer messages": (
+        keeping("m.role != 'developer'"),
+        conversation({"role": "developer", "content": "CAPITALS"}, *TALK),
+    ),
+    "the text of system messages": (  # a second one
+        keeping("m.role != 'system' or loop.first"),
+        conversation(
+            {"role": "system", "content": "one"}, user("q"), {"role": "system", "content": "two"}, assistant("a")
+        ),
+    ),
+    "the text of user messages": (keeping("m.content != 'p'"), None),
+    "the name of user messages": (ALL.replace(NAME, ""), conversation(user("q", name="Ada"), assistant("a"))),
+    "the tools": (ALL.replace(TOOLS, ""), conversation(*TALK, tools=(TOOL,))),
+    "the descriptions of tools": (
+        ALL.replace("t | tojson", "t.function.name, t.function.parameters"),
+        conversation(*TALK, tools=(TOOL,)),
+    ),
+    "the parameters of tools": (
+        ALL.replace("t | tojson", "t.function.name, t.function.description"),
+        conversation(*TALK, tools=(TOOL,)),
+    ),
+    "the text of tool messages": (
+        keeping("m.role != 'tool'"),
+        conversation(user("q"), assistant("", tool_calls=[CALL]), RESULT, assistant("a"), tools=(TOOL,)),
+    ),
+    "the text of assistant messages beside tool calls": (
+        ALL.replace("{{ m.content }}", "{{ m.content if not m.tool_calls }}"),
+        conversation(user("q"), assistant("look", tool_calls=[CALL], weight=0), RESULT, assistant("a"), tools=(TOOL,)),
+    ),
+    "the tool calls of assistant messages": (
+        ALL.replace("<call>{{ c.function | tojson }}</call>", ""),
+        conversation(user("q"), assistant("look", tool_calls=[CALL], weight=0), RESULT, assistant("a"), tools=(TOOL,)),
+    ),
+    "the template argument 'style'": (ALL, conversation(*TALK, template_kwargs={"style": "long"})),
+}
+# A template that looks at the text itself is not seen through by probes in its place.
+del LOST["the text of user messages"]
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_what_a_template_leaves_out_is_refused_or_said(kind):
+    template, source = LOST[kind]
+    tokenizer = template_tokenizer(template)
+    with pytest.raises(
+        ValueError, match=f"data.jsonl:7: the chat template .* shows {kind} to no turn .* not_shown=.warn"
+    ):
+        render_conversation(source, tokenizer)
+    with pytest.warns(UserWarning, match=f"the chat template shows {kind} to no turn that is trained"):
+        passes = render_conversation(source, tokenizer, not_shown="warn").passes
+    assert passes
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LOST if "argument" not in kind])
+def test_nothing_is_said_of_what_is_shown(kind):
+    assert render_conversation(LOST[kind][1], template_tokenizer(ALL)).passes
+
+
+# Breaks if only the last prompt is looked at: this template clears results once they are answered.
+def test_what_only_an_earlier_turn_sees_is_not_lost():
+    cleared = keeping("m.role != 'tool' or loop.index > messages | length - 1")
+    messages = (user("q"), assistant("", tool_calls=[CALL]), RESULT, assistant("a"), user("r"), assistant("b"))
+    source = conversation(*messages, tools=(TOOL,))
+    assert len(render_conversation(source, template_tokenizer(cleared)).passes) == 3
+    with pytest.raises(ValueError, match="the text of tool messages to no turn"):
+        render_conversation(source, template_tokenizer(cleared), turns="-1")
+
+
+# Breaks for a kind of message that is not asked for: whatever role a template hides, in whatever order.
+@pytest.mark.parametrize("seed", range(30))
+def test_every_hidden_role_is_named(seed):
+    rng = random.Random(seed)
+    head = [{"role": role, "content": f"{role} {seed}"} for role in ("system", "developer") if rng.random() < 0.7]
+    messages = [*head]
+    for turn in range(rng.randint(1, 4)):
+        messages += [user(f"q{turn}"), assistant(f"a{turn}", weight=int(rng.random() < 0.6))]
+    messages += [user("last"), assistant("last")]
+    hidden = rng.choice(["system", "developer", "user", "assistant"])
+    tokenizer = template_tokenizer(keeping(f"m.role != '{hidden}' or (m.role == 'assistant' and loop.last)"))
+    source = conversation(*messages)
+    there = [m for m in messages[:-1] if m["role"] == hidden and (hidden != "assistant" or not m.get("weight", 1))]
+    if there:
+        with pytest.raises(ValueError, match=f"shows the text of {hidden} messages to no turn"):
+            render_conversation(source, tokenizer)
+    else:
+        render_conversation(source, tokenizer)
+
+
+def test_what_stands_behind_the_last_trained_turn_is_context_of_nothing():
+    source = conversation(*TALK, {"role": "developer", "content": "later"})
+    tokenizer = template_tokenizer(keeping("m.role != 'developer'"))
+    assert len(render_conversation(source, tokenizer).passes) == 2
+    assert len(list(itertools.chain(render_conversation(source, tokenizer, turns="0").passes))) == 1
+
+
+def test_the_setting_is_one_of_two():
+    with pytest.raises(ValueError, match="not_shown=\"never\": write 'error' or 'warn'"):
+        render_conversation(conversation(*TALK), template_tokenizer(ALL), not_shown="never")

@@ -97,5 +97,5 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	  echo "flexmask needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	@echo '$(CONSTRAINTS)' > $@

@@ -26,7 +26,7 @@ from flexmask import (
 from flexmask.model.exactness import check_exact
 from flexmask.model.state_branches import StateBranches
 from flexmask.model.state_layers import COVERED
-from flexmask.model.support import branching_layers, stateful_layers
+from flexmask.model.support import branching_layers, unbranched_layers
 
 BLOCK = 16
 LOSS, GRADIENT = 1e-12, 1e-10
@@ -123,7 +123,7 @@ def test_in_float32_one_pass_is_as_exact_as_per_turn(name):
 @pytest.mark.parametrize("name", BRANCHING)
 def test_all_stateful_layers_branch_and_the_check_before_training_passes(name):
     model = BRANCHING[name].build(torch.bfloat16)
-    assert branching_layers(model) == stateful_layers(model) != []
+    assert branching_layers(model) != [] and unbranched_layers(model) == []
     prepare_model(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # that it could be tried in bfloat16 only

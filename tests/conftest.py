@@ -31,6 +31,12 @@ def server(tmp_path_factory) -> Path:
     process.wait(timeout=60)
 
 
+# Before xdist deals items out: one of its workers has them all, so that one server is started.
+def pytest_itemcollected(item):
+    if "python" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.xdist_group("python"))
+
+
 @pytest.fixture(scope="session")
 def python(tmp_path_factory, server) -> forked.Python:
     return forked.Python(tmp_path_factory.mktemp("python"), server)

@@ -309,9 +309,11 @@ def test_a_function_may_take_more_but_nothing_by_token(monkeypatch):
         assert abs(loss_of(prepare_model(model), LAYOUTS["packed"]).item() / reference - 1) < LOSS
         (one,) = LAYOUTS["packed"]
         routed = getattr(home, CONVOLUTION)
-        monkeypatch.setattr(home, CONVOLUTION, lambda *given, **more: routed(*given, documents=one.input_ids, **more))
-        with pytest.raises(ValueError, match=r"takes_more takes documents of shape \[1, \d+\], one for each token"):
-            loss_of(model, [one])
+        for name in ("documents", "in_its_kwargs"):
+            by_token = {name: one.input_ids}
+            monkeypatch.setattr(home, CONVOLUTION, lambda *given, **more: routed(*given, **more, **by_token))  # noqa: B023
+            with pytest.raises(ValueError, match=rf"takes_more takes {name} of shape \[1, \d+\], one for each token"):
+                loss_of(model, [one])
 
 
 # Breaks if a layer whose code was replaced as a whole (a hub kernel) ignores the tree and nobody notices.

@@ -152,8 +152,9 @@ def _longest_window(model: nn.Module, block_size: int) -> int:
         return build_block_mask(one.visible_until, block_size, one.position_ids, **restriction)
 
     with masks_given(record):
-        ones = torch.ones_like(one.input_ids)
-        model(input_ids=one.input_ids, position_ids=one.position_ids, attention_mask=ones, use_cache=False)
+        ones, none = torch.ones_like(one.input_ids), one.input_ids.new_empty(0)  # as indices: see `_alone`
+        inputs = dict(input_ids=one.input_ids, position_ids=one.position_ids, attention_mask=ones)
+        model(**inputs, use_cache=False, logits_to_keep=none)
     return max(sizes)
 
 

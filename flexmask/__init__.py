@@ -1,6 +1,6 @@
 """flexmask: exact one-pass fine-tuning of reasoning models on multi-turn conversations.
 
-Conversation -> passes -> prefix tree -> row -> pack -> BlockMask -> model -> loss; one stage a module.
+Record -> Conversation -> passes -> prefix tree -> row -> pack -> BlockMask -> model -> loss; one stage a module.
 
 A module is imported when one of its names is first asked for, so that `import flexmask` costs nothing and a script that
 only prepares conversations or builds masks loads neither transformers nor its Trainer.
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flexmask.attention.masks import build_block_mask, dense_mask, visible_until_mask_mod, visible_until_score_mod
+    from flexmask.conversations.conversation import Conversation
+    from flexmask.conversations.reading import read_conversation
     from flexmask.errors import UnsupportedModelError
     from flexmask.model.end_of_turn import align_end_of_turn
     from flexmask.model.loss import TokenLosses, token_losses
     from flexmask.model.support import prepare_model
-    from flexmask.text.conversation import Conversation
     from flexmask.text.rendering import Pass, Role, render_passes
     from flexmask.training.arguments import OnePassConfig
     from flexmask.training.data import OnePassCollator, prepare_conversation
@@ -46,6 +47,7 @@ __all__ = [
     "per_turn",
     "prepare_conversation",
     "prepare_model",
+    "read_conversation",
     "render_passes",
     "token_losses",
     "visible_until_mask_mod",
@@ -55,7 +57,8 @@ __all__ = [
 # The module of each public name; type checkers read the same from the imports above.
 _HOMES = {
     "training.arguments": ["OnePassConfig"],
-    "text.conversation": ["Conversation"],
+    "conversations.conversation": ["Conversation"],
+    "conversations.reading": ["read_conversation"],
     "model.end_of_turn": ["align_end_of_turn"],
     "model.loss": ["TokenLosses", "token_losses"],
     "attention.masks": ["build_block_mask", "dense_mask", "visible_until_mask_mod", "visible_until_score_mod"],

@@ -86,9 +86,10 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
         _tried(refused, training_arguments, config, Path("unused"), True)
         _tried(refused, check_heldout, config.trainer, len(heldout.items))
     invalid = rows.invalid | heldout.invalid
+    left_out = data.dropped | invalid
     notes = [f"training is refused: {reason}" for reason in refused]
     notes += [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-    notes += [f"invalid, left out: {reason}" for reason in (*data.dropped, *invalid.values())]
+    notes += [f"invalid, left out: {reason}" for reason in left_out.values()]
 
     for heading, lines in (("model", of_model), ("data", map(escape, of_data))):
         console.rule(heading)

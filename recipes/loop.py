@@ -22,6 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Conversation, align_end_of_turn, pack, prepare_conversation, prepare_model, token_losses
+from flexmask.conversations.reading import read_conversation
 from flexmask.model.exactness import check_exact
 from recipes.models.tiny import build_model, build_tokenizer
 from recipes.sources import tutoring
@@ -31,7 +32,7 @@ def main(steps: int = 40) -> None:
     tokenizer = build_tokenizer()
     model = build_model(seed=0, vocab_size=len(tokenizer))
     records = tutoring.generate(3 * steps, seed=0, split="train")
-    conversations = [Conversation.from_record(record, f"record {i}") for i, record in enumerate(records)]
+    conversations = [read_conversation(record, f"record {i}") for i, record in enumerate(records)]
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for step, loss in enumerate(train(model, tokenizer, conversations, steps=steps), start=1):
         if step == 1 or step % 5 == 0:

@@ -6,7 +6,8 @@
     make train ARGS="resume=auto ..."                 the same for the newest run of these settings; none: a new run
 
 Leaves in the run folder: config.yaml, metrics.jsonl, model/ (what `from_pretrained` loads), checkpoints/,
-block_mask.png, chats.jsonl, result.json. Prints the run folder on its last line.
+block_mask.png, chats.jsonl, result.json, and left_out.jsonl where conversations were left out. Prints the run folder on
+its last line.
 """
 
 import os
@@ -63,7 +64,8 @@ def train(config: TrainConfig) -> dict:
     from recipes.run.destinations import Reporter
     from recipes.run.interrupts import StopAfterStep
     from recipes.run.reports import ReportingCallback, report_mask
-    from recipes.run.summary import adapter_lines, closing_lines
+    from recipes.run.summary import adapter_lines, closing_lines, left_out
+    from recipes.sources import invalid
 
     resumed = Path(config.resume) if config.resume else None
     if resumed is None:
@@ -78,6 +80,7 @@ def train(config: TrainConfig) -> dict:
         stop.message = go_on(folder)
         remember_data(folder, run.data.fingerprint)
         save_run_config(config, folder)
+        invalid.write(left_out(run.data, run.rows, run.heldout), folder)
         print(f"run folder  {folder}" + (f", going on behind step {done}" if resumed else ""))
         print("\n".join(run.opening_lines), flush=True)
         with Reporter(config, resumed_from=done) as reporter, ReportingCallback(reporter) as reporting:

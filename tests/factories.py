@@ -151,17 +151,18 @@ TINY_MODELS = {"qwen3": tiny_qwen3, "gemma3": tiny_gemma3}
 
 
 class Work:
-    """Counts the characters that a tokenizer renders and tokenizes."""
+    """Counts the characters that a tokenizer tokenizes, and the messages that it renders."""
 
     def __init__(self, tokenizer, monkeypatch):
-        self.characters = 0
-        for name in ("apply_chat_template", "__call__"):
-            monkeypatch.setattr(type(tokenizer), name, self.counting(getattr(type(tokenizer), name)))
+        self.characters = self.messages = 0
+        self.tokenize, self.render = type(tokenizer).__call__, type(tokenizer).apply_chat_template
+        monkeypatch.setattr(type(tokenizer), "__call__", lambda *args, **kwargs: self.tokenized(*args, **kwargs))
+        monkeypatch.setattr(type(tokenizer), "apply_chat_template", lambda *args, **more: self.rendered(*args, **more))
 
-    def counting(self, method):
-        def counted(tokenizer, text, *args, **kwargs):
-            result = method(tokenizer, text, *args, **kwargs)
-            self.characters += len(text if isinstance(text, str) else result)
-            return result
+    def tokenized(self, tokenizer, text, **kwargs):
+        self.characters += len(text)
+        return self.tokenize(tokenizer, text, **kwargs)
 
-        return counted
+    def rendered(self, tokenizer, messages, **kwargs):
+        self.messages += len(messages)
+        return self.render(tokenizer, messages, **kwargs)

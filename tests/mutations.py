@@ -300,6 +300,63 @@ FAULTS = [
         "dt, more = dt.float(), more | dict(dt_bias=dt_bias)\n",
         "equivalence/test_state_branches.py",
     ),
+    # ---- records ----
+    Fault(
+        "calls that follow each other are one message",
+        "conversations/messages.py",
+        'max(before) == min(now) != _PARTS.index("content")',
+        "False",
+        "flexmask/test_reading.py",
+    ),
+    Fault(
+        "thinking behind a call begins a new message",
+        "conversations/messages.py",
+        "max(before) < min(now) or",
+        "True or",
+        "flexmask/test_reading.py",
+    ),
+    Fault(
+        "what an assistant says in a prompt is not trained",
+        "conversations/formats/prompt_completion.py",
+        "[_context(message) for message in prompt]",
+        "prompt",
+        "flexmask/test_reading.py",
+    ),
+    Fault(
+        "delimiters that are the topic of a text stay in it",
+        "conversations/thinking.py",
+        "if (has_thinking or tags.word) and not begins:",
+        "if tags.word and not begins:",
+        "flexmask/test_reading.py",
+    ),
+    Fault(
+        "an empty system text is none",
+        "conversations/reading.py",
+        ' or message["content"].strip()]',
+        "]",
+        "flexmask/test_reading.py",
+    ),
+    Fault(
+        "nulls of a table that a trainer is given are gone",
+        "training/data.py",
+        "without_nulls(item) if of_table else item",
+        "item",
+        "flexmask/test_reading.py",
+    ),
+    Fault(
+        "a null argument that no schema declares is gone",
+        "conversations/calls.py",
+        "if inner is not None or key in properties",
+        "if True",
+        "flexmask/test_reading.py",
+    ),
+    Fault(
+        "numbers that JSON has not are refused",
+        "conversations/values.py",
+        "if not math.isfinite(value):",
+        "if False:",
+        "flexmask/test_reading_fuzz.py",
+    ),
     # ---- text ----
     Fault(
         "a token that straddles thinking and answer is of the answer",
@@ -309,10 +366,10 @@ FAULTS = [
         "flexmask/test_rendering.py",
     ),
     Fault(
-        "a message with train: false is not trained",
+        "a message's weight multiplies its loss",
         "text/rendering.py",
-        ' and conversation.messages[text.index].get("train", True)',
-        "",
+        'float(message.get("weight", 1)) for',
+        "1.0 for",
         "flexmask/test_rendering.py",
     ),
     Fault(

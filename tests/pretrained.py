@@ -3,7 +3,8 @@
 from journeys import assets
 from transformers import TrainingArguments
 
-from flexmask import Conversation, OnePassCollator, OnePassTrainer, prepare_conversation
+from flexmask import OnePassCollator, OnePassTrainer, prepare_conversation
+from flexmask.conversations.reading import read_conversation
 from recipes.configuration.schema import AdapterConfig, AdapterKind, MixedPrecision, ModelConfig, ModelKind, TrainConfig
 
 NONE = AdapterConfig(kind=AdapterKind.none)
@@ -17,7 +18,7 @@ def config_of(folder, adapter=NONE, mixed=MixedPrecision.auto, **settings) -> Tr
 
 def train(model, tokenizer, folder, steps=6):
     records = enumerate(assets.conversations(8))
-    conversations = [Conversation.from_record(record, f"{number}") for number, record in records]
+    conversations = [read_conversation(record, f"{number}") for number, record in records]
     rows = [prepare_conversation(one, tokenizer, pack_length=512).rows for one in conversations]
     arguments = TrainingArguments(
         str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=5e-3, logging_steps=1,

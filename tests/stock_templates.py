@@ -27,15 +27,15 @@ def _with_special_tokens(name: str, special: tuple[str, ...]) -> PreTrainedToken
 @dataclass(frozen=True)
 class Stock:
     """`turn` and `plain`: all that is trained of a turn with thinking and of one without; None: refused, and `refusal`
-    is part of the message. `declared`: the thinking comes from a declared format, which is `format` where the default
-    does not do. `tools`: None if tool calls are exact, else part of the message. `slow`: turns that cannot restart."""
+    is part of the message. `declared`: the template does not show the thinking of an answer, so its form comes from
+    elsewhere. `tools`: None if tool calls are exact, else part of the message. `slow`: turns that cannot restart."""
 
     tokenizer: str
     turn: str | None
     plain: str | None
     special: tuple[str, ...] = ()
     declared: bool = False
-    format: str = "auto"
+    format: str = "auto"  # the `thinking_format` to give
     kept: bool = False  # thinking stays in the history, so nothing is duplicated
     refusal: str | None = None
     tools: str | None = None
@@ -54,9 +54,9 @@ def declared(tokenizer: str, plain: str, **more) -> Stock:
     return Stock(tokenizer, THINK + plain, plain, declared=True, **more)
 
 
-ALTERNATE = "roles must alternate"
 DROPPED = "does not render each"
 PREFIX = "generation prompt is not a prefix"
+CLOSED = "the prompt has closed the thought"
 IM_END = "{answer}<|im_end|>"
 GEMMA_4 = (
     *("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool>", "<tool|>"),
@@ -79,7 +79,7 @@ def gemma_4(**more) -> Stock:
 
 
 def nemotron(close: str) -> Stock:
-    return Stock("qwen3", "{thinking}" + close + IM_END, None, refusal=PREFIX)
+    return Stock("qwen3", "{thinking}" + close + IM_END, "</think>" + IM_END)
 
 
 def lfm2_5() -> Stock:
@@ -91,22 +91,22 @@ def qwen3_5(**more) -> Stock:
 
 
 STOCK = {
-    "cohere": declared("command_r_plus", "{answer}<|END_OF_TURN_TOKEN|>", tools=ALTERNATE),
+    "cohere": declared("command_r_plus", "{answer}<|END_OF_TURN_TOKEN|>", tools=DROPPED),
     "cohere2": declared(
         "command_r_plus",
         "{answer}<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
         special=("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
-        tools=ALTERNATE,
+        tools=DROPPED,
     ),
     "deepseek_r1_distill": Stock("deepseek_v3", **DEEPSEEK, tools=DROPPED),
     "deepseekv3": Stock("deepseek_v3", **DEEPSEEK, tools=PREFIX),
     "diffusion_gemma": gemma_4(),
-    "gemma": declared("gemma3", "{answer}<end_of_turn>", tools=ALTERNATE, system=False),
-    "gemma3": declared("gemma3", "{answer}<end_of_turn>", tools=ALTERNATE),
-    "gemma4": gemma_4(declared=True, format=GEMMA_THOUGHT),
+    "gemma": declared("gemma3", "{answer}<end_of_turn>", tools=DROPPED, system=False),
+    "gemma3": declared("gemma3", "{answer}<end_of_turn>", tools=DROPPED),
+    "gemma4": gemma_4(declared=True),
     "gemma4_v2": gemma_4(declared=True, format=GEMMA_THOUGHT),
-    "gemma4_v3": gemma_4(declared=True, format=GEMMA_THOUGHT),
-    "gemma4_v4": gemma_4(declared=True, format=GEMMA_THOUGHT),
+    "gemma4_v3": gemma_4(declared=True),
+    "gemma4_v4": gemma_4(declared=True),
     "gemma4_v5": gemma_4(),
     "glm4moe": Stock(
         "qwen3", "\n<think>{thinking}</think>\n{answer}<|user|>", "\n<think></think>\n{answer}<|user|>", GLM_4
@@ -127,9 +127,7 @@ STOCK = {
     "llama3": declared("llama3_1", "{answer}<|eot_id|>", tools=DROPPED),
     "llama3_1": declared("llama3_1", "{answer}<|eot_id|>"),
     "llama3_2": declared("llama3_1", "{answer}<|eot_id|>"),
-    "llava_next": declared(
-        "qwen3", " {answer}</s>", special=("</s>",), tools="Only user and assistant roles", parts=True, slow=2
-    ),
+    "llava_next": declared("qwen3", " {answer}</s>", special=("</s>",), tools=DROPPED, parts=True, slow=2),
     "muse_glimmer": Stock(
         "qwen3",
         " to=self<|message|>{thinking}<|eom|><|start|>assistant to=user<|message|>{answer}<|eot|>",
@@ -146,7 +144,7 @@ STOCK = {
     "qwen2_5": declared("qwen3", IM_END),
     "qwen2_5_vl": declared("qwen3", IM_END, tools=DROPPED),
     "qwen3": Stock("qwen3", THINK + IM_END, "<think>\n\n</think>\n\n" + IM_END),
-    "qwen3_5_nothink": Stock("qwen3", None, IM_END, refusal=PREFIX),
+    "qwen3_5_nothink": Stock("qwen3", None, IM_END, refusal=CLOSED),
     "qwen3_5_think": qwen3_5(),
     "qwen3_6": qwen3_5(),
     "qwen3_8": qwen3_5(kept=True),

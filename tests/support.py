@@ -65,14 +65,26 @@ conversations is token for token what `apply_chat_template` gives at inference, 
 generate, up to the end-of-turn token.
 
 "With thinking" and "without" are assistant turns; "declared" means that the template does not render thinking, so that
-`data.thinking_format` says how it is generated (by default a `<think>` block, said aloud). "Copies" is the share of
+`data.thinking_format` says how it is generated (by default a `<think>` block, with a warning). "Copies" is the share of
 plain copies in the row of one conversation of 14 short turns, some without thinking: a template that keeps thinking may
-still drop the empty scaffold of a turn without, which duplicates that turn. "Work" is
-what is rendered and tokenized for 64 turns over that for 8, a token: 1.0 is linear, 8 would be quadratic.
+still drop the empty scaffold of a turn without, which duplicates that turn. "Work" is what is tokenized for 64 turns
+over that for 8, a token: 1.0 is linear, 8 would be quadratic; prompts are rendered whole, one a turn.
 
 | template | tokenizer | with thinking | without | tool calls | copies | work |
 |---|---|---|---|---|---|---|
 {templates}
+
+## More chat templates
+
+{surveyed} more, all that axolotl and llama.cpp ship, under tokenizers of bytes with the special tokens that each
+writes. Conversations of two turns: plain, with a system message, with thinking in both turns, in the first alone, and
+with a tool call and its result. Prompts are token for token those of inference; what is generated is what the template
+itself writes behind them, or stands written out in tests/survey.py. "Exact with" names the arguments of the template
+(`data.template_kwargs`) that the error without them advises.
+
+| template | plain | system | thinking | some thinking | calls |
+|---|---|---|---|---|---|
+{survey}
 """
 
 
@@ -98,7 +110,14 @@ def document(found: list[dict]) -> str:
     for one in found:
         if one["kind"] == "template":
             templates.setdefault(one["name"], {}).update(one)
+    survey: dict[str, dict[str, str]] = {}
+    for one in found:
+        if one["kind"] == "survey":
+            survey.setdefault(one["name"], {})[one["chat"]] = one["verdict"]
+    chats = ("plain", "system", "thinking", "some thinking", "calls")
     return HEAD.format(
+        surveyed=len(survey),
+        survey=_lines((f"`{name}`", *(verdicts[chat] for chat in chats)) for name, verdicts in sorted(survey.items())),
         exact=_lines(
             (m["family"], f"`{m['model_class']}`", m["attention"], *_differences(m))
             for m in models

@@ -1,1 +1,1 @@
-"""Records -> conversations -> passes: what is said, what the template makes of it, its tokens, roles and weights."""
+"""Conversations -> passes: what is said, what the template makes of it, its tokens, roles and weights."""

@@ -1,12 +1,13 @@
 """Conversation -> passes: the token ids, roles and loss weights that per-turn training feeds for each assistant turn.
 
 A pass is the prompt as inference shows it, then what the model must generate, both from the tokenizer's chat template
-(`flexmask.text.chat_template`). What a template does to history shows in the prompts, and the prefix tree finds it.
+(turns.py). What a template does to history shows in the prompts, and the prefix tree finds it.
 """
 
 from __future__ import annotations
 
 import datetime
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexmask.text.chat_template import AUTO, ChatTemplate, TurnText, render_turns
-from flexmask.text.conversation import Conversation
-from flexmask.text.tokenization import TextTokenizer, TokenizedText, guard_control_tokens, is_special
+from flexmask.conversations.conversation import Conversation
+from flexmask.text.control_tokens import guard_control_tokens, is_special
+from flexmask.text.shown import left_out
+from flexmask.text.template import ChatTemplate
+from flexmask.text.tokenization import TextTokenizer, TokenizedText
+from flexmask.text.turns import AUTO, TurnText, turn_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,11 +67,8 @@ class Pass:
 
 @dataclass(frozen=True)
 class RenderedConversation:
-    """The passes of a conversation, and how many of them could not be made in time linear in their new text.
-
-    `slow_turns` were rendered or tokenized from the first message on, because their template's history reaches far
-    back or has no special token to restart from; the passes are the same.
-    """
+    """The passes of a conversation. `slow_turns` of them were tokenized from the first message on, because the prompt
+    has no special token to restart from; the tokens are the same."""
 
     passes: list[Pass]
     slow_turns: int
@@ -88,34 +89,51 @@ def render_conversation(
     template_kwargs: dict[str, Any] | None = None,
     thinking_format: str | None = AUTO,
     control_tokens: str = "refuse",
+    not_shown: str = "error",
+    empty_thinking: str = "train",
     date: datetime.date | None = None,
+    untrained: bool = False,
 ) -> RenderedConversation:
-    """Render every assistant turn of a conversation to its pass; turns that are not trained get loss weights of 0.
+    """Render every trained assistant turn of a conversation to its pass. Other turns are context only.
 
     turns: which assistant turns are trained: "all", an index or slice in Python's notation ("-1", "1:"), or
-        several joined by commas ("0,2"). A message with `train: False` is never trained.
+        several joined by commas ("0,2"). The `weight` of a message multiplies its loss.
     template_kwargs: passed to the chat template, for instance `{"enable_thinking": False}`.
     thinking_format: how thinking is generated where the template does not render it; `{thinking}` stands for the text.
         "auto" is a `<think>` block in front of the answer for a template that never reads thinking, and refuses one
         that reads it but does not render it for a turn. None always refuses. Applied with a warning.
     control_tokens: what to do when message text or a tool schema contains a special token or a thinking tag: "refuse"
         raises, "escape" puts a zero-width space after its first character, so that it is tokenized as plain text.
+    not_shown: what to do when the template shows a message, the name of its speaker or a tool to no trained turn (see
+        shown.py): "error" raises, "warn" goes on without it.
+    empty_thinking: whether a turn without thinking is to learn the empty block that it generates: "train", or "context"
+        for a weight of 0.
     date: what a template that writes the current date shows; None is the day on which this process first asked.
+    untrained: render the other turns as well, with loss weights of 0.
 
-    Raises ValueError, naming the conversation and turn, when the template rejects the messages, the prompt is no
-    prefix of the whole render (with both texts where they part), the thinking, the answer or a tool call cannot be
-    found in the generated text, no end-of-turn token closes it or that is not one token, or message text contains
-    control tokens.
+    Raises ValueError, naming the conversation and turn, when the template rejects the messages, goes on behind the
+    prompt otherwise than it writes the turn (with both texts where they part), has closed the thought of a turn that
+    thinks, when the thinking, the answer or a tool call cannot be found in what it writes, no end-of-turn token closes
+    it or that is not one token, message text contains control tokens, or the template leaves out what `not_shown` is
+    about.
     """
+    for name, given, choices in (
+        ("not_shown", not_shown, ("error", "warn")),
+        ("empty_thinking", empty_thinking, ("train", "context")),
+    ):
+        if given not in choices:
+            raise ValueError(f'{name}="{given}": write {" or ".join(map(repr, choices))}')
     conversation = guard_control_tokens(conversation, tokenizer, control_tokens)
-    template = ChatTemplate(tokenizer, conversation, template_kwargs, thinking_format, date)
-    rendered = render_turns(conversation, template)
+    weight = [float(message.get("weight", 1)) for message in conversation.messages if message["role"] == "assistant"]
+    trained = {turn for turn in select_turns(turns, len(weight)) if weight[turn] and (thinking_weight or answer_weight)}
+    template = ChatTemplate(tokenizer, conversation, template_kwargs, date)
+    rendered = range(len(weight)) if untrained else trained
     text_tokenizer = TextTokenizer(tokenizer)
-    selected = select_turns(turns, len(rendered.texts))
     passes, known = [], None
-    for text in rendered.texts:
-        trained = text.turn in selected and conversation.messages[text.index].get("train", True)
-        weights = (thinking_weight, answer_weight) if trained else (0.0, 0.0)
+    for text in turn_texts(conversation, template, rendered, thinking_format):
+        scale = weight[text.turn] if text.turn in trained else 0.0
+        thinks = "reasoning_content" in conversation.messages[text.index] or empty_thinking == "train"
+        weights = (scale * thinking_weight * thinks, scale * answer_weight)
         where = f"{conversation.name}: assistant turn {text.turn} (message {text.index})"
         prompt, generated, known = text_tokenizer.continuation(text.prompt, text.generated, known, where)
         if not len(prompt):
@@ -127,7 +145,19 @@ def render_conversation(
             )
         copies = _copy_spans(conversation.messages[: text.index], text.prompt)
         passes.append(_pass(conversation.name, text, prompt, generated, copies, weights))
-    return RenderedConversation(passes, rendered.slow_turns + text_tokenizer.slow_texts)
+    _check_shown(conversation, template, trained, not_shown)
+    return RenderedConversation(passes, text_tokenizer.slow_texts)
+
+
+def _check_shown(conversation: Conversation, template: ChatTemplate, trained: set[int], not_shown: str) -> None:
+    for kind, where in left_out(conversation, template, trained):
+        if not_shown == "error":
+            name = template.tokenizer.name_or_path or "this tokenizer"
+            raise ValueError(
+                f"{conversation.name}: the chat template of {name} shows {kind} to no turn that is trained ({where}); "
+                'remove it, give a template that shows it, or go on without it by not_shown="warn"'
+            )
+        warnings.warn(f"the chat template shows {kind} to no turn that is trained", stacklevel=3)
 
 
 def _pass(

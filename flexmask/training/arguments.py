@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from flexmask.text.chat_template import AUTO
-from flexmask.text.conversation import check_template_kwargs
+from flexmask.conversations.conversation import check_template_kwargs
+from flexmask.conversations.thinking import tags_of
+from flexmask.text.turns import AUTO
 
 # What of the arguments `prepare_conversation` takes.
 _PREPARATION = (
@@ -20,6 +21,8 @@ _PREPARATION = (
     "template_kwargs",
     "thinking_format",
     "control_tokens",
+    "not_shown",
+    "empty_thinking",
 )
 
 
@@ -35,9 +38,12 @@ class OnePassConfig(TrainingArguments):
         longer is split without loss; a single turn that is longer with its history raises or is dropped, as `too_long`
         ("error", "drop") says.
     block_size: of the block mask.
-    layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens: as in
-        `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for layout
-        "keep_thinking".
+    layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens, not_shown,
+        empty_thinking: as in `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for
+        layout "keep_thinking".
+    thinking_tags: as in `flexmask.read_conversation`, for data given as records.
+    on_invalid: what becomes of a conversation that cannot be read or rendered: "error" names all of them, "drop" leaves
+        them out with a warning that does.
     date: what templates show as the current date, as a date or "2026-01-31"; None is today.
     model_init_kwargs: for `from_pretrained` where the model is given as a string, which is loaded in float32 unless
         `dtype` stands here.
@@ -69,7 +75,11 @@ class OnePassConfig(TrainingArguments):
     thinking_format: str | None = field(
         default=AUTO, metadata={"help": "How thinking is generated where the template does not render it."}
     )
+    thinking_tags: Any = field(default=AUTO, metadata={"help": "What delimits thinking inside the text of answers."})
+    on_invalid: str = field(default="error", metadata={"help": "A conversation that cannot be read: error or drop."})
     control_tokens: str = field(default="refuse", metadata={"help": "Control tokens in text: refuse or escape."})
+    not_shown: str = field(default="error", metadata={"help": "What the template leaves out: error or warn."})
+    empty_thinking: str = field(default="train", metadata={"help": "An empty thinking block: train or context."})
     date: str | None = field(default=None, metadata={"help": "The date that templates show, 2026-01-31."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "For from_pretrained, where the model is a string."}
@@ -79,6 +89,9 @@ class OnePassConfig(TrainingArguments):
         super().__post_init__()
         if self.pack_length <= 0:
             raise ValueError(f"pack_length={self.pack_length:,} must be positive")
+        if self.on_invalid not in ("error", "drop"):
+            raise ValueError(f'on_invalid={self.on_invalid!r}: write "error" or "drop"')
+        tags_of(self.thinking_tags)
         check_template_kwargs(self.template_kwargs, "template_kwargs")
         if isinstance(self.date, datetime.date):
             self.date = self.date.isoformat()  # as text, so that loggers can write the arguments down

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.reading import AUTO, read_conversation, unread_and_notes
+from flexmask.conversations.values import without_nulls
 from flexmask.text.rendering import render_conversation
 from flexmask.tree.layouts import LaidOut, Row, lay_out
 from flexmask.tree.packing import Pack, pack
@@ -19,6 +21,8 @@ from flexmask.tree.packing import Pack, pack
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Reasons that an error or a warning quotes.
+_SHOWN = 20
 # Conversations of a stream that are prepared to see where their turns end.
 _LOOKED_AT = 32
 
@@ -33,7 +37,8 @@ def prepare_conversation(
     **rendering: Any,
 ) -> LaidOut:
     """Conversation -> passes -> rows. `rendering` goes to `render_conversation`, the rest to `lay_out`."""
-    rendered = render_conversation(conversation, tokenizer, **rendering)
+    # This layout keeps what earlier turns generated in front of later ones, whether it is trained or not.
+    rendered = render_conversation(conversation, tokenizer, untrained=layout == "keep_thinking", **rendering)
     laid_out = lay_out(rendered.passes, layout, pack_length, too_long)
     return replace(laid_out, slow_turns=rendered.slow_turns)
 
@@ -69,18 +74,19 @@ class OnePassCollator:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How conversations become rows: the tokenizer, and the arguments of `prepare_conversation`.
+    """How records become conversations, and these rows: the tokenizer, and the arguments of `prepare_conversation`.
 
-    tokenizer: None refuses whatever is not rows already.
+    tokenizer: None refuses whatever is not rows already. thinking_tags: as in `read_conversation`. drop_invalid: leave
+    out conversations that cannot be read or rendered, with a warning that names them.
     """
 
     tokenizer: PreTrainedTokenizerBase | None
     settings: Mapping[str, Any]
+    thinking_tags: Any = AUTO
+    drop_invalid: bool = False
 
-    def rows_of(self, item: Any, name: str) -> LaidOut:
-        """The rows of a record, a conversation or rows; errors of a record begin with `name`."""
-        if is_rows(item):
-            return LaidOut(tuple(item), ())
+    def check(self, item: Any, name: str) -> None:
+        """Raise ValueError, beginning with `name`, for an item that cannot be prepared whatever it says."""
         if not isinstance(item, (Conversation, Mapping)):
             raise ValueError(
                 f"{name} is a {type(item).__name__}; give a record with 'messages', a Conversation, or the rows of one "
@@ -96,7 +102,17 @@ class Preparation:
                 "processing_class has no chat_template; set one (tokenizer.chat_template = ...), or give the tokenizer "
                 "of a chat model"
             )
-        conversation = item if isinstance(item, Conversation) else Conversation.from_record(item, name)
+
+    def read(self, item: Any, name: str, of_table: bool) -> Conversation:
+        """The conversation of a record, or the one that `item` is. of_table: its nulls are those of a table."""
+        if isinstance(item, Conversation):
+            return item
+        record = without_nulls(item) if of_table else item
+        return read_conversation(record, name, thinking_tags=self.thinking_tags)
+
+    def rows_of(self, conversation: Conversation) -> LaidOut:
+        """The rows of a conversation. Raises ValueError naming it."""
+        assert self.tokenizer is not None  # see `check`
         return prepare_conversation(conversation, self.tokenizer, **self.settings)
 
 
@@ -113,8 +129,8 @@ def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool 
         (`IterableDataset`). name: of the argument, with which every error begins. quiet: no progress bar.
 
     Conversations without a turn to train are left out, and turns that `too_long` drops, with one warning that counts
-    them. Raises ValueError for what is no data set of conversations, an empty one, and conversations or records that
-    cannot be prepared, naming them.
+    them; another names the keys of records that nothing reads. Raises ValueError for what is no data set of
+    conversations, an empty one, and conversations or records that cannot be prepared, naming all of them.
     """
     if isinstance(data, (str, bytes)):
         raise ValueError(f"{name} is the string {data!r}; give the data itself: datasets.load_dataset(...), or a list")
@@ -130,24 +146,58 @@ def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool 
         raise ValueError(f"{name} is a {type(data).__name__} without an item 0 ({error!r}); give a list") from error
     if is_rows(first):
         return data, ()
+    of_table = _is_table(data)
     rows: list[tuple[Row, ...]] = []
+    read: list[Conversation] = []
     ends: set[int] = set()
     dropped = 0
+    invalid: list[str] = []
     for i in tqdm(range(len(data)), desc=f"preparing {name}", disable=quiet):
-        laid_out = preparation.rows_of(data[i], f"{name}[{i}]")
+        item, item_name = data[i], f"{name}[{i}]"
+        if is_rows(item):
+            rows.append(tuple(item))
+            continue
+        preparation.check(item, item_name)
+        try:
+            conversation = preparation.read(item, item_name, of_table)
+            laid_out = preparation.rows_of(conversation)
+        except ValueError as error:
+            invalid.append(str(error))
+            continue
+        read.append(conversation)
         dropped += len(laid_out.dropped_turns)
         ends.update(laid_out.ends)
         if laid_out.rows:
             rows.append(laid_out.rows)
+    if invalid and not preparation.drop_invalid:
+        raise ValueError(_invalid(invalid, len(data)))
+    for said in unread_and_notes(read):
+        warnings.warn(f"{name}: {said}", stacklevel=4)
+    if invalid:
+        warnings.warn(f"{name}: left out: {_invalid(invalid, len(data))}", stacklevel=4)
     if not rows:
         raise ValueError(f"{name}: none of its {len(data):,} conversations has a turn to train")
-    if len(rows) < len(data) or dropped:
+    if len(rows) < len(data) - len(invalid) or dropped:
         warnings.warn(
-            f"{name}: {len(data) - len(rows):,} of {len(data):,} conversations have no turn to train and are left out"
-            + (f"; {dropped:,} turns are longer than a pack and were dropped" if dropped else ""),
+            f"{name}: {len(data) - len(invalid) - len(rows):,} of {len(data):,} conversations have no turn to train "
+            "and are left out" + (f"; {dropped:,} turns are longer than a pack and were dropped" if dropped else ""),
             stacklevel=4,
         )
     return rows, tuple(sorted(ends))
+
+
+def _invalid(reasons: Sequence[str], total: int) -> str:
+    """All that is wrong with some conversations of `total`, as one error."""
+    if len(reasons) == 1:
+        return reasons[0]
+    more = [f"... and {len(reasons) - _SHOWN:,} more"] if len(reasons) > _SHOWN else []
+    lines = "\n".join([*reasons[:_SHOWN], *more])
+    return f"{len(reasons):,} of {total:,} conversations cannot be prepared:\n{lines}"
+
+
+def _is_table(data: Any) -> bool:
+    """Whether records come from a table, in which each has the keys of all others: `datasets` calls them features."""
+    return hasattr(data, "features")
 
 
 def is_rows(item: Any) -> bool:
@@ -173,15 +223,38 @@ class _Stream(IterableDataset):
 
     def __init__(self, data: Iterable, name: str, preparation: Preparation) -> None:
         self.data, self.name, self.preparation = data, name, preparation
+        self._said: set[str] = set()
 
     def prepared(self) -> Iterator[LaidOut]:
+        of_table = _is_table(self.data)
         for i, item in enumerate(self.data):
-            yield self.preparation.rows_of(item, f"{self.name}[{i}]")
+            name = f"{self.name}[{i}]"
+            if is_rows(item):
+                yield LaidOut(tuple(item), ())
+                continue
+            self.preparation.check(item, name)
+            try:
+                conversation = self.preparation.read(item, name, of_table)
+                laid_out = self.preparation.rows_of(conversation)
+            except ValueError as error:
+                if not self.preparation.drop_invalid:
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=2)
+                continue
+            self._say_once(conversation)
+            yield laid_out
+
+    def _say_once(self, conversation: Conversation) -> None:
+        keys = [f"the key {key!r} of records is not read" for key in conversation.unread]
+        for said in [one for one in (*conversation.notes, *keys) if one not in self._said]:
+            self._said.add(said)
+            warnings.warn(f"{self.name}: {said}", stacklevel=2)
 
     def __iter__(self) -> Iterator[tuple[Row, ...]]:
-        said = False
+        said, trained = False, False
         for i, laid_out in enumerate(self.prepared()):
             if laid_out.rows:
+                trained = True
                 yield laid_out.rows
             if not said and (laid_out.dropped_turns or not laid_out.rows):
                 said = True
@@ -190,6 +263,8 @@ class _Stream(IterableDataset):
                     f"{self.name}[{i}] has {what}; nothing is said of others like it, because a stream is not counted",
                     stacklevel=2,
                 )
+        if not trained:  # else the Trainer would ask for the first batch of nothing
+            raise ValueError(f"{self.name}: none of its conversations has a turn to train")
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the stream, which may shuffle by it."""

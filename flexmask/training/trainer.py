@@ -53,7 +53,7 @@ class OnePassTrainer(Trainer):
     model: a causal language model, wrapped or not, or the name or folder of one; or `model_init`, which makes it.
     args: an `OnePassConfig`; or `TrainingArguments` with an `OnePassCollator` as `data_collator`. Neither is changed.
     train_dataset, eval_dataset: a list, `datasets.Dataset` or stream (`IterableDataset`, with `max_steps`) of records
-        (`Conversation.from_record`), of `Conversation` objects, or of the rows of a conversation each
+        (`read_conversation`), of `Conversation` objects, or of the rows of a conversation each
         (`prepare_conversation(...).rows`). `eval_dataset` may be a dict of them.
     processing_class: the tokenizer, which prepares what is not rows yet and is saved in every checkpoint; a model given
         by name brings its own. Where conversations are prepared, tokenizer and model are made to agree on the end of
@@ -155,9 +155,12 @@ class OnePassTrainer(Trainer):
             _compile_layers(inner, self.args)
 
     def _prepare_data(self, train_dataset: Any, eval_dataset: Any) -> None:
-        settings = self.args.preparation() if isinstance(self.args, OnePassConfig) else {}
+        settings, reading = {}, {}
+        if isinstance(self.args, OnePassConfig):
+            settings = self.args.preparation()
+            reading = {"thinking_tags": self.args.thinking_tags, "drop_invalid": self.args.on_invalid == "drop"}
         settings |= {"pack_length": self.data_collator.pack_length}
-        self._preparation = Preparation(self.processing_class, settings)
+        self._preparation = Preparation(self.processing_class, settings, **reading)
         self.train_dataset = None
         self._ends: tuple[int, ...] = ()
         if train_dataset is not None:

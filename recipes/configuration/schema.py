@@ -44,6 +44,16 @@ class ControlTokens(StrEnum):
     escape = "escape"
 
 
+class NotShown(StrEnum):
+    error = "error"
+    warn = "warn"
+
+
+class EmptyThinking(StrEnum):
+    train = "train"
+    context = "context"
+
+
 class OnInvalid(StrEnum):
     error = "error"
     drop = "drop"
@@ -150,9 +160,15 @@ class DataConfig:
     heldout_conversations: int | None = None  # never trained; null: 5 percent, at most 200
     seed: int = 0  # of generation and of the held-out choice; not of the run
     control_tokens: ControlTokens = ControlTokens.refuse  # special tokens inside message text
-    on_invalid: OnInvalid = OnInvalid.error  # a malformed conversation; drop counts what it leaves out
-    # How thinking is generated where the template does not render it, "{thinking}" standing for it. auto: a <think>
-    # block under a template that never reads thinking; null: such conversations are refused.
+    # A conversation that cannot be read or rendered; drop leaves it out, counts it and writes why into left_out.jsonl.
+    on_invalid: OnInvalid = OnInvalid.error
+    # What delimits thinking inside the text of answers: auto knows those of many models and data sets; others are
+    # [opening, closing]; null: no thinking is read from text.
+    thinking_tags: Any = "auto"
+    not_shown: NotShown = NotShown.error  # a message or tool that the template shows to no trained turn
+    empty_thinking: EmptyThinking = EmptyThinking.train  # the empty block that a turn without thinking generates
+    # How thinking is generated where the template does not render it, "{thinking}" standing for it. auto: as the
+    # template writes it beside calls, or in a <think> block if it never reads thinking; null: it is refused.
     thinking_format: str | None = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the chat template
     processes: int | None = None  # that render conversations; null: one a processor

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.thinking import THINK_CLOSE
 from flexmask.model.support import unbranched_layers, unwrapped
-from flexmask.text.chat_template import ChatTemplate
-from flexmask.text.conversation import THINK_CLOSE, Conversation
+from flexmask.text.template import ChatTemplate
 from recipes.configuration.schema import History
 from recipes.evaluation.matchers import Matcher, exact
 from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
@@ -47,7 +48,7 @@ def chat(
     """Chat through `conversations`, greedily; results stand in the same order.
 
     Turn k of up to `batch_size` conversations is one left-padded `generate` call, which stops at every token that ends
-    a turn (`end_tokens`). An assistant message with `train: false` is shown as it stands and not asked for.
+    a turn (`end_tokens`). An assistant message with `weight: 0` is shown as it stands and not asked for.
     `template_kwargs` goes to the chat template (for instance `{"enable_thinking": False}`), `date` is what a template
     that writes the date shows (None: today). `advance` is called with how many turns are done, asked or not. The
     model's attention implementation, mode and generation config are as before afterwards, also after an error.
@@ -98,7 +99,7 @@ def chat(
 def turns_to_ask(conversation: Conversation) -> dict[int, int]:
     """The messages that a model is asked for, each with its number among the assistant messages."""
     assistant = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-    return {index: n for n, index in enumerate(assistant) if conversation.messages[index].get("train", True)}
+    return {index: n for n, index in enumerate(assistant) if conversation.messages[index].get("weight", 1)}
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class _Chat:
         self._show_until_asked()
 
     def result(self) -> ChatResult:
-        messages = tuple({key: value for key, value in one.items() if key != "train"} for one in self.messages)
+        messages = tuple({key: value for key, value in one.items() if key != "weight"} for one in self.messages)
         return ChatResult(self.conversation.name, str(self.history), messages, tuple(self.turns), self.unasked)
 
 

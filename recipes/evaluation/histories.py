@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Conversation
-from flexmask.text.tokenization import guard_control_tokens
+from flexmask.text.control_tokens import guard_control_tokens
 from recipes.configuration.schema import DataConfig, EvaluationConfig, History
 from recipes.evaluation.chat import chat, turns_to_ask
 from recipes.evaluation.matchers import load_matcher

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from flexmask.text.conversation import THINK_CLOSE, THINK_OPEN
+from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
 
 # What a prompt may already hold of the reply's thinking: an opened block, or an empty one (enable_thinking=false).
 _BEGUN = re.compile(rf"{re.escape(THINK_OPEN)}\s*({re.escape(THINK_CLOSE)}\s*)?\Z")

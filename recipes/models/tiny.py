@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from flexmask.text.conversation import THINK_CLOSE, THINK_OPEN
+from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
 from recipes.sources import tutoring
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

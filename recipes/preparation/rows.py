@@ -27,7 +27,8 @@ from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, 
 from recipes.preparation import row_store
 from recipes.preparation.processes import available_processors, mapping
 from recipes.preparation.row_store import DamagedError, PreparedRows, invalid_record, to_record
-from recipes.sources.load import as_json, shown
+from recipes.sources.invalid import shown
+from recipes.sources.load import as_json
 from recipes.terminal.progress import progress
 
 # Fewer conversations than this are prepared before another process has started.
@@ -69,6 +70,8 @@ def settings_of(data: DataConfig, duplication: DuplicationConfig) -> dict[str, A
         template_kwargs=data.template_kwargs,
         thinking_format=data.thinking_format,
         control_tokens=str(data.control_tokens),
+        not_shown=str(data.not_shown),
+        empty_thinking=str(data.empty_thinking),
         date=datetime.date.fromisoformat(data.date),
     )
 
@@ -260,11 +263,6 @@ def _prepare_one(
         warnings.simplefilter("always")
         try:
             laid_out = prepare_conversation(conversation, tokenizer, **settings)
-        except RecursionError:
-            reason = (
-                f"{conversation.name}: brackets stand inside brackets too deep to be rendered; simplify or remove it"
-            )
-            return invalid_record(conversation.name, reason, too_long=False)
         except ValueError as error:
             return invalid_record(conversation.name, str(error), _is_too_long(conversation, tokenizer, settings))
     texts = sorted({str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)})

@@ -14,6 +14,8 @@ from recipes.models.precision import resolve_precision
 from recipes.preparation.rows import PreparedData
 from recipes.run.arguments import planned_steps
 from recipes.run.environment import device_name, git_commit, versions
+from recipes.sources.invalid import kinds
+from recipes.sources.invalid import lines as invalid_kinds
 from recipes.sources.load import LoadedData
 from recipes.terminal.command import typed
 
@@ -70,10 +72,13 @@ def _attention(model: PreTrainedModel, device: str) -> str:
 
 def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldout: PreparedData) -> list[str]:
     """What is trained, what it costs against one pass a turn, what is left out, and how long the run is."""
+    formats = ", ".join(name if len(data.formats) == 1 else f"{n:,} {name}" for name, n in data.formats.items())
     lines = [
         f"data        {counted(len(rows.items), 'conversation')}, {counted(rows.turns, 'trained turn')}, "
         f"{len(data.heldout):,} held out"
     ]
+    if config.data.kind is not DataKind.tutoring:
+        lines.append(f"            read as {formats}")
     if config.data.kind is DataKind.mix:
         lines += [f"            {name}: {count}" for name, count in data.sources.items()]
     layout = config.duplication.layout
@@ -88,15 +93,22 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
         )
     if rows.slow_turns:
         lines.append(f"            {rows.slow_turns:,} turns rendered the slow way: slow, not wrong")
-    left_out = {
-        "invalid conversations": len(data.dropped) + len(rows.invalid) + len(heldout.invalid),
+    invalid = left_out(data, rows, heldout)
+    counts = {
+        "invalid conversations": len(invalid),
         "turns longer than a pack": rows.dropped_turns,
         "held-out turns longer than a pack": heldout.dropped_turns,
         "conversations with nothing to train": rows.without_rows,
     }
-    counts = [f"{count:,} {what}" for what, count in left_out.items() if count]
-    lines.append(f"left out    {', '.join(counts) or 'nothing'}")
+    said = [f"{count:,} {what}" for what, count in counts.items() if count]
+    lines.append(f"left out    {', '.join(said) or 'nothing'}")
+    lines += [f"            {line}" for line in invalid_kinds(invalid)]
     return [*lines, f"steps       {_steps(config.trainer, rows)}"] if rows.items else lines
+
+
+def left_out(data: LoadedData, rows: PreparedData, heldout: PreparedData) -> dict[str, str]:
+    """Why each conversation that cannot be read or rendered is left out (`data.on_invalid=drop`), by name."""
+    return data.dropped | rows.invalid | heldout.invalid
 
 
 def _steps(trainer: TrainerConfig, rows: PreparedData) -> str:
@@ -153,7 +165,9 @@ def training_result(
         "loss_last": losses[-1],
         **{f"heldout_{name}": measured.get(f"eval_{name}") for name in ("loss", "thinking_loss", "answer_loss")},
         "best_step": int(best.rpartition("-")[2]) if best else None,
-        "dropped_conversations": len(data.dropped) + len(rows.invalid) + len(heldout.invalid),
+        "formats": data.formats,
+        "dropped_conversations": len(left_out(data, rows, heldout)),
+        "dropped_by_reason": dict(kinds(left_out(data, rows, heldout)).most_common()),
         "dropped_turns": rows.dropped_turns,
         "dropped_heldout_turns": heldout.dropped_turns,
         "conversations_without_turns": rows.without_rows,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flexmask.conversations.values import without_nulls
 from recipes.sources import Entry, Record
 from recipes.sources.json_text import BYTE_ORDER_MARK, decode, is_object
 from recipes.sources.kinds import (
@@ -253,16 +254,6 @@ def _read_saved(folder: Path, split: str, key: str) -> Iterator[Entry]:
         raise ValueError(f"{key}={folder}: holds no records; give data with at least one conversation")
     for index, record in enumerate(table):
         yield f"{name}[{index}]", without_nulls(record)
-
-
-def without_nulls(value: Any) -> Any:
-    """A value of a table without the keys whose value is null: a table fills in each key that another record has.
-
-    Left in, they would be shown to the model in tool schemas, and trained in the arguments of tool calls.
-    """
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _record(line: bytes, where: str) -> Record | ValueError:

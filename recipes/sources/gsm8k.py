@@ -23,7 +23,7 @@ HUB_ID, HUB_CONFIG = "openai/gsm8k", "socratic"
 
 
 def to_record(problem: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """`{"messages": [...], "result": "29"}` of one problem, for `Conversation.from_record`.
+    """`{"messages": [...], "result": "29"}` of one problem, for `read_conversation`.
 
     The result line is no sentence of the dialogue and stays out of the messages. Runs of white space in an
     answer become one space; questions keep theirs. A few sub-questions of the data have no answer sentence:

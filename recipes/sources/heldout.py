@@ -5,7 +5,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.conversation import Conversation
 
 # Where nobody says how many are held out: one in twenty, and no more than measure a loss well.
 ONE_IN, AT_MOST = 20, 200

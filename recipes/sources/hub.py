@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from flexmask.conversations.values import without_nulls
 from recipes.sources import Entry
-from recipes.sources.files import without_nulls
 
 SECONDS_TO_ANSWER = 20
 

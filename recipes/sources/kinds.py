@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from shlex import quote
 
-from recipes.sources.json_text import BYTE_ORDER_MARK, is_object, place
+from flexmask.conversations.values import place
+from recipes.sources.json_text import BYTE_ORDER_MARK, is_object
 
 JSON_LINES, JSON, PARQUET, ARROW = "JSON lines", "JSON", "Parquet", "Arrow"
 KINDS = {".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".json": JSON, ".parquet": PARQUET, ".arrow": ARROW}

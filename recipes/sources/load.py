@@ -8,22 +8,21 @@ for data of the hub, and in a mix `<source>/` and such a name.
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.reading import read_conversation, unread_and_notes
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.sources import Entry, Record
 from recipes.sources.files import read_path
 from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID, to_record
 from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
-
-ERRORS_SHOWN = 5
-# Brackets inside brackets in messages and tools. Deeper ones end in RecursionError somewhere on the way to text.
-MOST_NESTED = 100
+from recipes.sources.invalid import shown
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,16 @@ class SourceCounts:
 class LoadedData:
     """train: one epoch, in the order of the sources; a source of weight 2 stands there twice.
     heldout: each once, and no conversation of it is in `train`, whatever its thinking.
-    dropped: for each record left out as invalid, why, beginning with its name; empty with `data.on_invalid=error`.
+    dropped: why each record is left out as invalid, by its name; empty with `data.on_invalid=error`.
     sources: by name; of a mix its own, else one.
+    formats: how many conversations were read from which format.
     """
 
     train: list[Conversation]
     heldout: list[Conversation]
-    dropped: tuple[str, ...]
+    dropped: dict[str, str]
     sources: dict[str, SourceCounts]
+    formats: dict[str, int]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -83,13 +84,15 @@ def load_data(data: DataConfig) -> LoadedData:
         key, prefix = (f"data.sources.{name}", f"{name}/") if mix else ("data", "")
         entries = ((prefix + record_name, record) for record_name, record in _entries(source, data.seed, key))
         convert = to_record if source.kind is DataKind.gsm8k_socratic else None
-        conversations, invalid = parse(entries, convert, data.on_invalid)
+        conversations, invalid = parse(entries, convert, data.on_invalid, data.thinking_tags)
         if not conversations:
             raise ValueError(f"{key}: {_name(source)} has no valid conversation; {len(invalid):,} were left out")
         if mix and source.template_kwargs:
             conversations = [_with_template_kwargs(one, source.template_kwargs) for one in conversations]
         read.append(conversations)
         dropped.append(invalid)
+    for said in unread_and_notes(one for some in read for one in some):
+        warnings.warn(said, stacklevel=2)
     train, heldout, counts = [], [], {}
     split = split_heldout(read, data.heldout_conversations, data.seed)
     for (name, source), (rest, held), everything, invalid in zip(sources.items(), split, read, dropped, strict=True):
@@ -107,66 +110,40 @@ def load_data(data: DataConfig) -> LoadedData:
         train += epoch
         heldout += held
         counts[name] = SourceCounts(len(everything), len(epoch), len(held), len(invalid))
-    return LoadedData(train, heldout, tuple(reason for some in dropped for reason in some), counts)
+    return LoadedData(
+        train, heldout, {name: why for some in dropped for name, why in some.items()}, counts, _formats(read)
+    )
 
 
 def parse(
-    entries: Iterable[Entry], convert: Callable[[Record, str], Record] | None, on_invalid: str
-) -> tuple[list[Conversation], list[str]]:
-    """(conversations, reasons of those dropped); with `on_invalid="error"` a single error for all of them."""
-    conversations, invalid = [], []
+    entries: Iterable[Entry],
+    convert: Callable[[Record, str], Record] | None,
+    on_invalid: str,
+    thinking_tags: str | Sequence[str] | None = "auto",
+) -> tuple[list[Conversation], dict[str, str]]:
+    """(conversations, reasons by name of those dropped); with `on_invalid="error"` a single error for all of them."""
+    conversations, invalid = [], {}
     for name, record in entries:
         try:
             if isinstance(record, ValueError):
                 raise record
-            conversations.append(_conversation(convert(record, name) if convert else record, name))
+            record = convert(record, name) if convert else record
+            conversations.append(read_conversation(record, name, thinking_tags=thinking_tags))
         except ValueError as error:
-            invalid.append(str(error))
+            invalid[name] = str(error)
     if invalid and on_invalid == OnInvalid.error:
         total = len(invalid) + len(conversations)
         raise ValueError(
-            f"{len(invalid):,} of {total:,} conversations are invalid:\n{shown(invalid)}\n"
+            f"{len(invalid):,} of {total:,} conversations are invalid:\n{shown(list(invalid.values()))}\n"
             "Repair them, or leave them out, counted, with data.on_invalid=drop"
         )
     return conversations, invalid
 
 
-def shown(reasons: list[str]) -> str:
-    """The first few, a line each, and how many more there are."""
-    more = [f"... and {len(reasons) - ERRORS_SHOWN:,} more"] if len(reasons) > ERRORS_SHOWN else []
-    return "\n".join([*reasons[:ERRORS_SHOWN], *more])
-
-
 def as_json(conversation: Conversation) -> str:
-    """All of a conversation as JSON text, for hashes. Raises TypeError for what JSON cannot hold."""
-    return json.dumps([getattr(conversation, field.name) for field in fields(conversation)], ensure_ascii=False)
-
-
-def _conversation(record: Record, name: str) -> Conversation:
-    """Raises ValueError beginning with `name` also for what only a later stage would stumble over."""
-    too_deep = f"{name}: brackets stand inside brackets more than {MOST_NESTED} deep; simplify or remove it"
-    try:
-        conversation = Conversation.from_record(record, name)
-        if _depth((conversation.messages, conversation.tools)) > MOST_NESTED:
-            raise ValueError(too_deep)
-        as_json(conversation).encode()
-    except RecursionError as error:
-        raise ValueError(too_deep) from error
-    except TypeError as error:  # tables have dates and bytes
-        raise ValueError(f"{name}: holds a value that JSON has not ({error}); write it as text") from error
-    except UnicodeEncodeError as error:  # in tools and tool calls; messages are checked by Conversation
-        raise ValueError(
-            f"{name}: has half a surrogate pair ({error.object[error.start]!r}) in a text; repair it"
-        ) from error
-    return conversation
-
-
-def _depth(value: Any, above: int = 0) -> int:
-    """How deep lists and objects stand in each other; counting ends a level behind MOST_NESTED."""
-    if above > MOST_NESTED or not isinstance(value, (dict, list, tuple)):
-        return above
-    inner = value.values() if isinstance(value, dict) else value
-    return max((_depth(one, above + 1) for one in inner), default=above + 1)
+    """All that a conversation says, as JSON text, for hashes."""
+    values = [getattr(conversation, field.name) for field in fields(conversation) if field.compare]
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _entries(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[Entry]:
@@ -193,7 +170,11 @@ def _generated(data: DataConfig) -> LoadedData:
         for number, split in ((count, "train"), (heldout_count, "heldout"))
     )
     counts = SourceCounts(count + heldout_count, count, heldout_count, 0)
-    return LoadedData(train, heldout, (), {_name(data): counts})
+    return LoadedData(train, heldout, {}, {_name(data): counts}, _formats([train, heldout]))
+
+
+def _formats(read: Iterable[Iterable[Conversation]]) -> dict[str, int]:
+    return dict(Counter(one.format for some in read for one in some).most_common())
 
 
 def _tutoring(count: int, seed: int, split: str) -> Iterator[Entry]:

@@ -4,11 +4,11 @@ import copy
 from dataclasses import replace
 
 import pytest
-from factories import Work, chatml_tokenizer, random_conversation
+from factories import chatml_tokenizer, random_conversation
 
 from flexmask import Conversation
-from flexmask.text.chat_template import ChatTemplate, render_turns
-from flexmask.text.rendering import render_conversation
+from flexmask.text.template import ChatTemplate
+from flexmask.text.turns import turn_texts
 from recipes.models.tiny import CHAT_TEMPLATE
 
 ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -63,40 +63,17 @@ def rendered(source, seed, turns=24):
     tokenizer = with_template(source)
     conversation = (random_conversation if "think" in source else conversation_without_thinking)(seed, turns)
     messages = list(conversation.messages)
-    result = render_turns(conversation, ChatTemplate(tokenizer, conversation))
-    for text in result.texts:
+    for text in turn_texts(conversation, ChatTemplate(tokenizer, conversation), range(turns)):
         full = tokenizer.apply_chat_template(messages[: text.index], add_generation_prompt=True, tokenize=False)
-        assert text.prompt == full
-    return result
+        whole = tokenizer.apply_chat_template(messages[: text.index + 1], tokenize=False)
+        assert text.prompt == full and whole.startswith(text.prompt + text.generated)
 
 
-# Breaks if one turn that does not fit is rendered in full and the others are believed.
-@pytest.mark.parametrize("name", FAR_REACHING)
+# Breaks if a prompt is put together from renders of some of its messages.
+@pytest.mark.parametrize("name", FAR_REACHING | NEAR)
 @pytest.mark.parametrize("seed", range(4))
-def test_a_far_reaching_template_is_rendered_in_full_and_counted(name, seed):
-    assert rendered(FAR_REACHING[name], seed).slow_turns == 16
-
-
-@pytest.mark.parametrize("name", NEAR)
-@pytest.mark.parametrize("seed", range(4))
-def test_a_template_that_reaches_back_one_exchange_is_not(name, seed):
-    assert rendered(NEAR[name], seed).slow_turns == 0
-
-
-# Breaks if a turn costs more the more turns stand before it: work per token then grows with their number. Eight
-# times the turns, quadratic, is about five times the work.
-@pytest.mark.parametrize("name", NEAR)
-def test_preparation_is_linear_in_the_text(name, monkeypatch):
-    tokenizer = with_template(NEAR[name])
-    work = Work(tokenizer, monkeypatch)
-
-    def per_token(turns):
-        before = work.characters
-        conversation = conversation_without_thinking(turns, turns)
-        passes = render_conversation(conversation, tokenizer).passes
-        return (work.characters - before) / len(passes[-1])
-
-    assert per_token(64) <= 1.5 * per_token(8)
+def test_prompts_are_those_of_inference_however_far_back_a_template_looks(name, seed):
+    rendered((FAR_REACHING | NEAR)[name], seed)
 
 
 # Breaks if the arguments of a conversation are lost, or lose to those of the run.
@@ -113,5 +90,5 @@ def test_template_arguments_of_a_conversation_are_over_those_of_the_run(run, own
     tokenizer = copy.deepcopy(chatml_tokenizer())
     tokenizer.chat_template = "{{ style }}-{{ language }}" + CHAT_TEMPLATE
     conversation = replace(random_conversation(0, turns=1), template_kwargs=own)
-    (text,) = render_turns(conversation, ChatTemplate(tokenizer, conversation, run)).texts
+    (text,) = turn_texts(conversation, ChatTemplate(tokenizer, conversation, run), [0])
     assert text.prompt.startswith(shown + "<|im_start|>")

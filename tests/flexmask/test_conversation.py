@@ -1,12 +1,15 @@
 """Translation to one form, and an error for everything that cannot be translated."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexmask.text.conversation import ROLES, Conversation, split_inline_thinking
+from flexmask.conversations.conversation import ROLES, Conversation
+from flexmask.conversations.reading import read_conversation
+from flexmask.conversations.thinking import split_thinking
 
 NAME = "train.jsonl:12"
 # No "<": a tag would be inline thinking. No newlines at the ends of thinking: the inline split removes those.
@@ -18,7 +21,8 @@ answers = texts.map(lambda text: text.lstrip("\n"))
 @st.composite
 def dialogues(draw):
     """Messages in canonical form: optional system prompt, then 1 to 4 turns, some with thinking."""
-    messages = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
+    # An empty system text is none.
+    messages = [{"role": "system", "content": draw(texts.filter(str.strip))}] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 4))):
         reply = {"role": "assistant", "content": draw(answers)}
         if draw(st.booleans()):
@@ -38,7 +42,7 @@ def reply(content="a", **keys):
 
 
 def read(record):
-    return Conversation.from_record(record, NAME)
+    return read_conversation(record, NAME)
 
 
 def as_inline(message):
@@ -96,6 +100,8 @@ def test_input_records_are_left_as_they_were():
         ("<think>t</think>", "t", ""),
         ("<think>\n\n</think>\n\n56", None, "56"),  # the scaffold that templates write for no thinking
         ("<think> </think>56", None, "56"),
+        ("7*8=56\n</think>\n\n56", "7*8=56", "56"),  # the prompt has opened the thought
+        ("7*8=56</think>56", "7*8=56", "56"),
         ("56", None, "56"),
     ],
 )
@@ -109,6 +115,11 @@ def test_inline_thinking(content, thinking, answer):
 def test_empty_thinking_is_no_thinking(reasoning):
     # Breaks if an empty string is kept: a template would render an empty thinking block to be trained on.
     assert "reasoning_content" not in read(chat(reply(reasoning_content=reasoning))).messages[1]
+
+
+def test_tags_around_the_thinking_of_a_field_are_no_part_of_it():
+    # Breaks if they are trained inside of the tags that the template writes.
+    assert read(chat(reply(reasoning="<think>\nt\n</think>"))).messages[1]["reasoning_content"] == "t"
 
 
 def test_the_same_thinking_twice_is_one():
@@ -137,7 +148,7 @@ def test_tools_system_train_and_text_parts():
     assert calling == {
         "role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "use add",
     }  # fmt: skip
-    assert last == {"role": "assistant", "content": "2", "train": False}
+    assert last == {"role": "assistant", "content": "2", "weight": 0}
     assert read({**record, "tools": []}).tools is None
 
 
@@ -156,7 +167,7 @@ USER = {"role": "user", "content": "q"}
 # (record, index of the message at fault or None, what the error must say)
 INVALID = {
     "no object": ([1], None, "is a JSON object"),
-    "no messages": ({"prompt": "q", "completion": "a"}, None, "'completion', 'prompt'"),
+    "no messages": ({"text": "q", "answers": "a"}, None, "'answers'"),
     "both lists": ({"messages": [], "conversations": []}, None, "both 'messages' and 'conversations'"),
     "messages no list": ({"messages": "hi"}, None, "'hi' (str), not a list"),
     "empty": ({"messages": []}, None, "is empty"),
@@ -178,38 +189,51 @@ INVALID = {
     "number as content": (chat(reply(56)), 1, "'content' is 56 (int), not a string"),
     "image": (chat(reply([{"type": "image"}])), 1, "{'type': 'image'} (dict) is not text"),
     "lone surrogate": (chat(reply("ab\ud83d")), 1, "half a surrogate pair ('\\ud83d') at character 2"),
-    "unknown key": (chat(reply(weight=0)), 1, "unknown key 'weight' with value 0 (int)"),
+    "unknown key": (chat(reply(prefix=True)), 1, "unknown key 'prefix' with value True (bool)"),
     "thinking of a user": ({"messages": [{**USER, "thinking": "t"}]}, 0, "unknown key 'thinking'"),
     "train no boolean": (chat(reply(train=0)), 1, "'train' is 0 (int); give true or false"),
     "number as thinking": (chat(reply(reasoning=3)), 1, "'reasoning' is 3 (int), not a string"),
     "unclosed think": (chat(reply(), reply("<think>cut of")), 3, "<think> is not closed"),
-    "lone closing tag": (chat(reply("t</think>a")), 1, "</think> without <think> before it"),
     "text before think": (chat(reply("Well. <think>t</think>a")), 1, "text 'Well. ' (str) before <think>"),
     "think twice": (chat(reply("<think>t</think>a<think>u</think>b")), 1, "2 pairs of <think> tags"),
+    # The cause is not that the text was cut off.
+    "opened twice": (chat(reply("<think>\n<think>t</think>a")), 1, "<think> stands twice"),
+    "closed twice": (chat(reply("<think>t</think>\n</think>a")), 1, "</think> stands twice"),
+    "closed three times": (chat(reply("<think>t</think></think></think>a")), 1, "</think> stands 3 times"),
     "nested think": (chat(reply("<think>t<think>u</think></think>b")), 1, "2 pairs of <think> tags"),
     "tags in reverse": (chat(reply("</think>t<think>")), 1, "</think> stands before <think>"),
     "contradicting": (
         chat(reply("<think>t</think>a", reasoning="u")),
         1,
-        "in 'reasoning' and '<think> in content'",
+        "in 'reasoning' and 'the content'",
     ),
-    "tags in the field": (chat(reply(reasoning="<think>t</think>")), 1, "<think> inside 'reasoning_content'"),
-    "calls no list": (chat(reply(tool_calls="add")), 1, "'tool_calls' is 'add' (str), not a list"),
+    "calls no list": (chat(reply(tool_calls="add")), 1, "'tool_calls': malformed JSON at column 1"),
+    "call no object": (chat(reply(tool_calls=[3])), 1, "not 3 (int)"),
+    "call without a name": (chat(reply(tool_calls=[{"function": {"arguments": {}}}])), 1, "call without a name"),
+    "arguments of another kind": (chat(reply(tool_calls=[{"name": "f", "arguments": [1]}])), 1, "are [1] (list)"),
+    "arguments that are no number": (
+        chat(reply(tool_calls=[{"name": "f", "arguments": {"a": math.nan}}])),
+        1,
+        "function.arguments.a is nan, which JSON has not",
+    ),
+    "weight below 0": (chat(reply(weight=-1)), 1, "'weight' is -1 (int); give 0 (context only)"),
+    "weight no number": (chat(reply(weight="1")), 1, "'weight' is '1' (str)"),
+    "weight without end": (chat(reply(weight=math.inf)), 1, "'weight' is inf (float)"),
+    "two weights": (chat(reply(weight=1, train=False)), 1, "contradicting weights"),
+    "an object as content": (chat({"role": "tool", "content": {"a": 1}}), 1, "'content' is {'a': 1} (dict)"),
     "tools no list": (chat(reply(), tools={"a": 1}), None, "'tools' is {'a': 1} (dict), not a list"),
     "tools no JSON": (chat(reply(), tools="add"), None, "'tools' is a string that is not JSON"),
     "images beside": (chat(reply(), images=["x.png"]), None, "'images' beside the messages is not supported"),
-    "two systems": ({"system": "s", "messages": [{"role": "system", "content": "s"}]}, None, "both 'system'"),
-    "system no text": (chat(reply(), system=3), 0, "'content' is 3 (int)"),
+    "two systems": ({"system": "t", "messages": [{"role": "system", "content": "s"}]}, None, "both 'system'"),
+    "system no text": (chat(reply(), system=3), None, "'system' is 3 (int)"),
+    "token ids": ({"input_ids": [1, 2], "labels": [1, 2]}, None, "'input_ids' are token ids, which are not read"),
+    "completion of token ids": ({"prompt": [1], "completion": [2]}, None, "'prompt' holds token ids"),
     "unknown speaker": (
         {"conversations": [{"from": "bing", "value": "a"}]},
         0,
         "unknown 'from' 'bing' (str); known: human",
     ),
-    "function_call": (
-        {"conversations": [{"from": "function_call", "value": "{}"}]},
-        0,
-        "assistant message with 'tool_calls'",
-    ),
+    "function_call": ({"conversations": [{"from": "function_call", "value": "{}"}]}, 0, "a tool call without a name"),
     "no value": ({"conversations": [{"from": "gpt"}]}, 0, "'content' is missing"),
     "mixed keys": ({"conversations": [{"from": "gpt", "content": "a"}]}, 0, "'from'/'value' and 'content'"),
 }
@@ -234,7 +258,7 @@ def test_invalid_records_are_refused_by_name(record, index, text):
     ],
 )
 def test_a_conversation_made_directly_must_be_in_canonical_form(message):
-    # Breaks if only from_record validates: later stages rely on the form whoever made the conversation.
+    # Breaks if only read_conversation validates: later stages rely on the form whoever made the conversation.
     with pytest.raises(ValueError, match="^x: message 1: "):
         Conversation("x", (USER, message))
 
@@ -249,10 +273,11 @@ def test_a_user_may_write_think_tags():
 def test_inline_split_never_leaves_a_tag_and_never_loses_a_letter(content):
     # Breaks if some arrangement of tags slips through, or if text is dropped as Qwen3's template would do.
     try:
-        thinking, answer = split_inline_thinking(content, "x")
+        split = split_thinking(content, "x")
     except ValueError as error:
         assert str(error).startswith("x: ")
         return
+    thinking, answer = split.thinking, split.answer
     assert "think>" not in thinking + answer
     bare = content.replace("<think>", "").replace("</think>", "")
     assert (thinking + answer).replace("\n", "").replace(" ", "") == bare.replace("\n", "").replace(" ", "")

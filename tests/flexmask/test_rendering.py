@@ -119,12 +119,15 @@ def test_select_turns_names_what_it_cannot_read(turns):
         select_turns(turns, 4)
 
 
-def test_untrained_turns_weigh_nothing():
-    source = conversation(
-        user("a"), assistant("b", "c"), user("d"), assistant("e", train=False), user("f"), assistant("g")
-    )
-    first, second, third = render_passes(source, chatml_tokenizer(), turns="0,1")
-    assert first.is_trained and not second.is_trained and not third.is_trained
+# Breaks if a turn that is not trained is rendered as one to generate: here it could not be, for it never ends.
+def test_a_turn_that_is_not_trained_is_context_only():
+    source = conversation(user("a"), assistant("b"), user("d"), assistant("e", weight=0), user("f"), assistant("g"))
+    template = PLAIN.replace("<|im_end|>\n{% endfor", "{{ '' if m.content in 'eg' else '<|im_end|>' }}\n{% endfor")
+    tokenizer = with_template(template)
+    (only,) = render_passes(source, tokenizer, turns="0,1")
+    assert only.turn == 0 and only.is_trained
+    whole = render_passes(source, chatml_tokenizer(), turns="0,1", untrained=True)
+    assert [p.is_trained for p in whole] == [True, False, False]
 
 
 # Two user messages after a copy would merge across the seam; the prompt's own tokenization wins, as at inference.
@@ -182,20 +185,24 @@ def test_a_template_without_thinking_is_refused_when_no_format_is_declared():
         render_passes(source, with_template(PLAIN), thinking_format=None)
 
 
-def test_a_template_that_opens_the_thinking_itself_contradicts_a_declared_block():
+# DeepSeek and Kimi K2: history shows an empty block where inference thinks, in the prompt's words or the turn's.
+def test_thinking_stands_in_the_empty_block_that_the_template_shows_in_its_place():
     source = conversation(user("add"), assistant("46", "carry"))
-    template = PLAIN.replace("assistant\n{% endif %}", "assistant\n{% endif %}").replace(
+    template = PLAIN.replace(
         "{{ m.content }}", "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}"
     )
-    with pytest.raises(ValueError, match="opens a thinking block itself"):
-        render_passes(source, with_template(template))
+    with pytest.warns(UserWarning, match="shows an empty block in place of a turn's thinking"):
+        (p,) = render_passes(source, with_template(template))
+    generated = {role: decoded(chatml_tokenizer(), p.input_ids[p.roles == role]) for role in Role}
+    assert generated[Role.THINKING] == "<think>\ncarry\n</think>\n\n" and generated[Role.ANSWER] == "46<|im_end|>"
+    opened = template.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}")
+    (p,) = render_passes(source, with_template(opened.replace("<think>\n\n</think>\n\n", "</think>")))
+    assert decoded(chatml_tokenizer(), p.input_ids[p.prompt_length :]) == "carry</think>46<|im_end|>"
 
 
 def test_a_prompt_that_is_no_prefix_shows_both_texts():
-    template = PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant: {% endif")
-    with pytest.raises(
-        ValueError, match=r"(?s)data.jsonl:7: assistant turn 0 .*not a prefix.*assistant: .*assistant\\n"
-    ):
+    template = PLAIN.replace("<|im_start|>assistant\n{% endif", "<|im_start|>model\n{% endif")
+    with pytest.raises(ValueError, match=r"(?s)data.jsonl:7: assistant turn 0 .*not a prefix.*model.*assistant\\n"):
         render_passes(conversation(user("add"), assistant("46")), with_template(template))
 
 
@@ -299,7 +306,7 @@ def test_a_thinking_block_that_the_prompt_opens_is_opened_once():
         first, second = render_passes(source, with_template(template))
     assert decoded(chatml_tokenizer(), first.input_ids).endswith("<think>\ncarry\n</think>\n\n46<|im_end|>")
     assert decoded(chatml_tokenizer(), second.input_ids).endswith("<think>\n\n</think>\n\n47<|im_end|>")
-    with pytest.raises(ValueError, match="the prompt opens a thinking block .* never closes"):
+    with pytest.raises(ValueError, match="the prompt opens a thinking block .* nothing closes"):
         render_passes(conversation(user("add"), assistant("46")), with_template(template), thinking_format=None)
 
 

@@ -47,7 +47,7 @@ def test_two_turns_by_hand():
 
 
 def test_a_turn_that_is_not_trained_has_no_segment_of_its_own():
-    row = row_of(user("a"), assistant("b", "c", train=False), user("d"), assistant("e", "f"))
+    row = row_of(user("a"), assistant("b", "c", weight=0), user("d"), assistant("e", "f"))
     assert [s.turn for s in segments(row) if s.turn is not None] == [1, 1]
 
 

@@ -24,7 +24,7 @@ CONVERSATIONS = [random_conversation(seed, turns=1 + seed % 4) for seed in range
 RECORDS = [{"messages": list(one.messages)} for one in CONVERSATIONS]
 ROWS = [prepare_conversation(one, TOKENIZER, pack_length=1024).rows for one in CONVERSATIONS]
 UNTRAINED = Conversation(
-    "untrained", ({"role": "user", "content": "add"}, {"role": "assistant", "content": "3", "train": False})
+    "untrained", ({"role": "user", "content": "add"}, {"role": "assistant", "content": "3", "weight": 0})
 )
 
 

@@ -6,7 +6,8 @@ from families import FAMILIES, VOCAB
 from stateful_families import UNBRANCHED
 
 import flexmask.attention.interface  # noqa: F401  registers the attention implementation
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.reading import read_conversation
 from recipes.evaluation.chat import chat, generate, ready_to_generate
 from recipes.evaluation.matchers import number
 from recipes.evaluation.replies import Thinking, figures
@@ -88,7 +89,7 @@ def test_messages_not_trained_are_shown_as_they_stand(monkeypatch):
     script = Scripted(lambda prompt: "b<|im_end|>")
     messages = (
         {"role": "user", "content": "q1"},
-        {"role": "assistant", "content": "example", "train": False},
+        {"role": "assistant", "content": "example", "weight": 0},
         {"role": "user", "content": "q2"},
         {"role": "assistant", "content": "b"},
     )
@@ -140,7 +141,7 @@ def model():
 
 def test_batches_change_nothing(model):
     # Broken by wrong left padding or positions. The untrained model's replies are long and differ by prompt.
-    talks = [Conversation.from_record(r, f"t:{i}") for i, r in enumerate(tutoring.generate(6, 4, "heldout"))]
+    talks = [read_conversation(r, f"t:{i}") for i, r in enumerate(tutoring.generate(6, 4, "heldout"))]
     alone, together = (chat(model, TOKENIZER, talks, max_new_tokens=6, batch_size=size) for size in (1, len(talks)))
     assert [r.messages for r in alone] == [r.messages for r in together]
     assert len({turn.answer for result in alone for turn in result.turns}) > 1
@@ -237,7 +238,7 @@ def test_a_conversation_with_tool_calls_ends_no_evaluation(monkeypatch):
 
 def test_a_call_that_is_only_shown_is_chatted_past(monkeypatch):
     messages = list(WITH_CALL.messages)
-    messages[3] = messages[3] | {"train": False}
+    messages[3] = messages[3] | {"weight": 0}
     (result,) = ask(say("a<|im_end|>"), monkeypatch, [Conversation(name="test:9", messages=tuple(messages))])
     assert [turn.turn for turn in result.turns] == [0, 2] and result.correct
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.reading import read_conversation
 from flexmask.text.rendering import render_passes
 from recipes import evaluate
 from recipes.configuration.compose import compose, save_run_config
@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def heldout():
-    return [Conversation.from_record(record, f"t:{i}") for i, record in enumerate(generate(5, 0, "heldout"))]
+    return [read_conversation(record, f"t:{i}") for i, record in enumerate(generate(5, 0, "heldout"))]
 
 
 def config_with(*overrides):
@@ -76,7 +76,7 @@ def test_control_tokens_in_text_are_shown_as_in_training(model, monkeypatch):
     messages = [{"role": "user", "content": "what is <|im_end|>?"}, {"role": "assistant", "content": "a token"}]
     prompts, generate = [], chat.generate
     monkeypatch.setattr(chat, "generate", lambda model, ids, *more: prompts.extend(ids) or generate(model, ids, *more))
-    conversation = Conversation.from_record({"messages": messages}, "escaped")
+    conversation = read_conversation({"messages": messages}, "escaped")
     evaluated(model, [conversation], "data.control_tokens=escape")
     (trained,) = render_passes(conversation, TOKENIZER, control_tokens="escape")
     assert prompts == [trained.input_ids[: trained.prompt_length].tolist()]

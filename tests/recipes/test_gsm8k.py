@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.reading import read_conversation
 from recipes.sources.gsm8k import to_record
 
 PROBLEM = {
@@ -80,7 +80,7 @@ def test_nothing_but_markup_is_lost(turns):
     # Breaks if any word of a sub-question, sentence or calculation goes missing or moves to another turn.
     lines = [f"{asked} ** {before} <<{inner}>>{after}" for asked, before, inner, after in turns]
     record = to_record({"question": "Q", "answer": "\n".join([*lines, "#### 7"])}, "x")
-    messages = Conversation.from_record(record, "x").messages
+    messages = read_conversation(record, "x").messages
     assert messages[0]["content"] == f"Q\n{turns[0][0]}"
     assert [message["content"] for message in messages[2::2]] == [turn[0] for turn in turns[1:]]
     for (_, before, inner, after), reply in zip(turns, messages[1::2], strict=True):

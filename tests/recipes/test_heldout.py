@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.reading import read_conversation
 from recipes.sources.heldout import apportion, repeated, split_heldout
 
 
@@ -26,7 +26,7 @@ def conversations(draw):
         entry = record(number, draw(st.sampled_from([None, "t", "u"])), draw(st.sampled_from([None, "s"])))
         if draw(st.booleans()):
             entry["messages"][-1]["content"] += " \n"
-        found.append(Conversation.from_record(entry, f"{index}"))
+        found.append(read_conversation(entry, f"{index}"))
     return found
 
 
@@ -54,7 +54,7 @@ def test_heldout_is_exact_disjoint_and_free_of_duplicates(sources, count, seed):
 
 
 def numbered(count):
-    return [Conversation.from_record(record(number), f"{number}") for number in range(count)]
+    return [read_conversation(record(number), f"{number}") for number in range(count)]
 
 
 def heldout_names(conversations, count, seed):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flexmask import Conversation
+from flexmask.conversations.reading import read_conversation
 from recipes import loop
 from recipes.configuration.compose import compose
 from recipes.models.tiny import build_model, build_tokenizer
@@ -49,7 +49,7 @@ def test_losses_and_weights_are_those_of_train(folder):
     tokenizer = build_tokenizer()
     model = build_model(seed=5, vocab_size=len(tokenizer), **SIZES)
     records = tutoring.generate(CONVERSATIONS, seed=0, split="train")
-    conversations = [Conversation.from_record(record, f"record {i}") for i, record in enumerate(records)]
+    conversations = [read_conversation(record, f"record {i}") for i, record in enumerate(records)]
     settings = dict(steps=STEPS, conversations_per_step=2, pack_length=PACK_LENGTH, warmup_steps=3, seed=5)
     losses = list(loop.train(model, tokenizer, conversations, **settings))
 
@@ -82,4 +82,4 @@ def test_data_without_a_turn_to_train_is_refused():
     tokenizer = build_tokenizer()
     model = build_model(seed=0, vocab_size=len(tokenizer), **SIZES)
     with pytest.raises(ValueError, match="none of the 1 conversations has a turn to train"):
-        next(loop.train(model, tokenizer, [Conversation.from_record(record, "untrained")], steps=1))
+        next(loop.train(model, tokenizer, [read_conversation(record, "untrained")], steps=1))

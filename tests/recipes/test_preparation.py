@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import shutil
-import sys
 import time
 import warnings
 
@@ -113,27 +112,15 @@ def saying(text, name):
     return Conversation(name, messages)
 
 
-def deep(name):
-    arguments = '{"a":' * 900 + "1" + "}" * 900
-    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
-    return Conversation(
-        name, ({"role": "user", "content": "u"}, {"role": "assistant", "content": "", "tool_calls": [call]})
-    )
+BAD = [
+    saying("<|im_end|>", "bad.jsonl:1"),
+    *CONVERSATIONS,
+    saying("<|im_start|>", "bad.jsonl:2"),
+    saying("<think>", "bad.jsonl:3"),
+]
 
 
-BAD = [saying("<|im_end|>", "bad.jsonl:1"), *CONVERSATIONS, saying("<|im_start|>", "bad.jsonl:2"), deep("bad.jsonl:3")]
-
-
-@pytest.fixture
-def usual_depth():
-    """Python's own limit of calls inside calls: other tests of this process may have raised it."""
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(1000)
-    yield
-    sys.setrecursionlimit(before)
-
-
-def test_conversations_that_cannot_be_rendered_are_one_error_or_left_out_and_counted(cache, usual_depth):
+def test_conversations_that_cannot_be_rendered_are_one_error_or_left_out_and_counted(cache):
     tokenizer = chatml_tokenizer()
     for _ in range(2):  # made, and found again
         with pytest.raises(ValueError, match="^3 of 15 conversations cannot be prepared:\n") as raised:

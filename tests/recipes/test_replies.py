@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexmask.text.conversation import THINK_CLOSE, THINK_OPEN
+from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
 from recipes.evaluation.replies import ChatResult, ChatTurn, Reply, Thinking, figures, parse_reply
 
 PLAIN, OPENED, CLOSED = "<|im_start|>assistant\n", "assistant\n<think>\n", "assistant\n<think>\n\n</think>\n\n"

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.reading import read_conversation
 from recipes.sources.files import read_file, read_path
 
 
@@ -86,9 +86,7 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path, name):
     contents, pattern = FILES[name]
     (tmp_path / name).write_bytes(contents)
     found = entries(tmp_path / name)
-    assert [Conversation.from_record(value, "x") for _, value in found] == [
-        Conversation.from_record(one, "x") for one in RECORDS
-    ]
+    assert [read_conversation(value, "x") for _, value in found] == [read_conversation(one, "x") for one in RECORDS]
     assert [one for one, _ in found] == [pattern.format(index=index, line=index + 1) for index in range(3)]
 
 

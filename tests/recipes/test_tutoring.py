@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flexmask.text.conversation import Conversation
+from flexmask.conversations.reading import read_conversation
 from recipes.sources.tutoring import WORDINGS, generate, in_words, number_in, solve, split_of, verify
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def test_every_generated_record_passes_the_verifier(records):
 def test_records_are_conversations_of_three_to_eight_turns(records):
     lengths = set()
     for i, record in enumerate(records):
-        conversation = Conversation.from_record(record, f"generated:{i}")
+        conversation = read_conversation(record, f"generated:{i}")
         roles = [message["role"] for message in conversation.messages if message["role"] != "system"]
         assert roles == ["user", "assistant"] * len(record["turns"])
         lengths.add(len(record["turns"]))

@@ -1,0 +1,101 @@
+"""What stands beside the messages of a record: system text, tools, arguments of the template, switches; and what of the
+keys only describes the conversation. Each function takes out of `left`, the keys that nothing has read so far, what it
+reads; errors begin with `name`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from flexmask.conversations.calls import read_tools
+from flexmask.conversations.messages import joined_text
+from flexmask.conversations.values import parse_json, shown
+
+Left = dict[Any, Any]
+SYSTEM_KEYS = ("system", "system_prompt", "instructions")
+TOOL_KEYS = ("tools", "tool_defs", "functions")
+TEMPLATE_KEYS = {"enable_thinking": bool, "reasoning_effort": str}
+SWITCHES = {"on": True, "off": False, "true": True, "false": False}
+# Keys that change what the template renders and that are not read from records.
+UNSUPPORTED_KEYS = ("documents", "images", "videos", "audios")
+# Keys beside the messages that only describe the conversation, by their names or by a part of them.
+DESCRIBING_KEYS = frozenset(
+    "id uuid idx index source sources dataset data_source subset split category categories domain topic topics subject "
+    "task type tags label labels language lang locale license url title author user user_id model generator "
+    "version date time timestamp created modified metadata meta info extra extra_info score scores rating "
+    "quality difficulty level reward result results answer expected_answer ground_truth verified correct length hash "
+    "num_turns turns token_count usage temperature seed".split()
+)
+_DESCRIBING_PART = re.compile(
+    r"^_|_(?:id|ids|idx|index|uuid|hash|source|count|score|scores|rating|tokens|length|time|date|at|url|metadata|meta|lang|"
+    r"language|category|type|version|name|model|license)$|^(?:num|n|is|has)_"
+)
+
+
+def refuse_unsupported(left: Left, name: str) -> None:
+    """Raise ValueError for a key that holds something which is not read but would be shown."""
+    for key in UNSUPPORTED_KEYS:
+        if left.pop(key, None):
+            raise ValueError(f"{name}: {key!r} beside the messages is not supported; remove it")
+
+
+def system_text(left: Left, name: str) -> str:
+    """The system text, "" where there is none."""
+    found = {key: joined_text(left.pop(key), name) for key in SYSTEM_KEYS if key in left}
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name}: {key!r} is {shown(text)}; give text")
+    texts = {text: key for key, text in found.items() if text.strip()}
+    if len(texts) > 1:
+        raise ValueError(f"{name}: different texts in {' and '.join(map(repr, texts.values()))}; keep one")
+    return next(iter(texts), "")
+
+
+def tool_schemas(left: Left, name: str) -> tuple[dict[str, Any], ...] | None:
+    """The schemas of `read_tools`, under whichever key they stand."""
+    found = {key: read_tools(left.pop(key), key, name) for key in TOOL_KEYS if key in left}
+    given = [(key, tools) for key, tools in found.items() if tools]
+    if len(given) > 1 and given[0][1] != given[1][1]:
+        raise ValueError(f"{name}: different tools in {given[0][0]!r} and {given[1][0]!r}; keep one")
+    return given[0][1] if given else None
+
+
+def template_kwargs(left: Left, name: str) -> dict[str, Any] | None:
+    """The arguments of the chat template for this conversation."""
+    kwargs = left.pop("chat_template_kwargs", None)
+    if isinstance(kwargs, str):
+        kwargs = parse_json(kwargs, f"{name}: 'chat_template_kwargs'") if kwargs.strip() else None
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise ValueError(f"{name}: 'chat_template_kwargs' is {shown(kwargs)}, not names with values")
+    found = {} if kwargs is None else dict(kwargs)
+    for key, kind in TEMPLATE_KEYS.items():
+        if key not in left:
+            continue
+        value = left.pop(key)
+        if not isinstance(value, kind) or found.get(key, value) != value:
+            expected = "true or false" if kind is bool else "text"
+            raise ValueError(f"{name}: {key!r} is {shown(value)}; give {expected}, once")
+        found[key] = value
+    return found or None
+
+
+def thinks(left: Left, name: str) -> bool | None:
+    """Whether the record says that its answers are given with thinking or without; None where it says nothing."""
+    found = {key: switch for key in ("reasoning", "thinking") if (switch := as_switch(left.get(key))) is not None}
+    for key in found:
+        del left[key]
+    if len(set(found.values())) > 1:
+        raise ValueError(f"{name}: 'reasoning' and 'thinking' say different things; keep one")
+    return next(iter(found.values()), None)
+
+
+def as_switch(value: Any) -> bool | None:
+    """What "on" and "off" stand for; None for anything else."""
+    return SWITCHES.get(str(value).lower()) if isinstance(value, (str, bool)) else None
+
+
+def describes(key: Any, value: Any) -> bool:
+    """Whether a key is known to describe the conversation, or holds nothing."""
+    if not isinstance(key, str):
+        return False
+    return key in DESCRIBING_KEYS or bool(_DESCRIBING_PART.search(key)) or value in ("", [], {})

@@ -1,0 +1,112 @@
+"""Messages whose content is a list of blocks, as the API of Anthropic has them, and Mistral's thinking parts.
+
+    {"system": "Be brief.", "tools": [{"name": "temperature", "input_schema": {"type": "object", "properties": {}}}],
+     "messages": [{"role": "user", "content": "Warm in Lund?"},
+                  {"role": "assistant", "content": [{"type": "thinking", "thinking": "Look it up.", "signature": "x"},
+                                                    {"type": "text", "text": "Let me see."},
+                                                    {"type": "tool_use", "id": "t1", "name": "temperature",
+                                                     "input": {}}]},
+                  {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "7"}]},
+                  {"role": "assistant", "content": [{"type": "text", "text": "Seven."}]}]}
+
+A message is thinking, then text, then calls; thinking behind text or text behind a call is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flexmask.conversations.calls import read_call
+from flexmask.conversations.messages import ENCRYPTED, joined_text, text_of
+from flexmask.conversations.values import shown
+
+NAME = "content blocks"
+_BLOCKS = {"thinking", "reasoning", "redacted_thinking", "tool_use", "tool_result"}
+_ORDER = ("reasoning_content", "content", "tool_calls")
+
+
+def fits(message: Mapping[str, Any]) -> bool:
+    """Whether some part of the content is a block that no other format has."""
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(one, Mapping) and _kind(one) in _BLOCKS for one in content)
+
+
+def _kind(block: Mapping[str, Any]) -> str:
+    kind = block.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
+def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
+    """Thinking, text, calls and results of a message, a piece each; texts that follow each other are one."""
+    blocks = message.pop("content")
+    message.pop("type", None)
+    if message.get("role") == "assistant":
+        readable = [one for one in blocks if not (isinstance(one, Mapping) and _kind(one) == "redacted_thinking")]
+        if len(readable) < len(blocks):
+            yield ENCRYPTED
+        yield _assistant(readable, message, where)
+        return
+    texts: list[str] = []
+    for block in blocks:
+        if isinstance(block, Mapping) and _kind(block) == "tool_result":
+            if texts:
+                yield {**message, "content": "".join(texts)}
+                texts = []
+            if block.get("is_error"):
+                yield "'is_error' of tool results is not shown; their text says it"
+            yield _result(block, where)
+        else:
+            texts.append(text_of(block, where))
+    if texts:
+        yield {**message, "content": "".join(texts)}
+
+
+def _assistant(blocks: list[Any], message: dict[str, Any], where: str) -> dict[str, Any]:
+    found: dict[str, list[Any]] = {}
+    for block in blocks:
+        kind = _kind(block) if isinstance(block, Mapping) else ""
+        value: Any
+        if kind in ("thinking", "reasoning"):
+            key, value = "reasoning_content", _thinking(block, kind, where)
+        elif kind == "tool_use":
+            key, value = "tool_calls", read_call({k: v for k, v in block.items() if k != "cache_control"}, where)
+        else:
+            key, value = "content", text_of(block, where)
+            if not value and key not in found:
+                continue
+        later = _ORDER[_ORDER.index(key) + 1 :]
+        if behind := [one for one in later if one in found]:
+            raise ValueError(
+                f"{where}: a block {kind or 'text'!r} stands behind {behind[-1]!r}; a message is thinking, then text, "
+                "then calls. Split it where the model began anew, or remove the conversation"
+            )
+        found.setdefault(key, []).append(value)
+    if twice := [key for key in found if key in message]:
+        raise ValueError(f"{where}: {twice[0]!r} beside blocks of the same; keep one")
+    piece = dict(message)
+    if "reasoning_content" in found:
+        piece["reasoning_content"] = "\n\n".join(found["reasoning_content"])
+    if "content" in found:
+        piece["content"] = "".join(found["content"])
+    if "tool_calls" in found:
+        piece["tool_calls"] = found["tool_calls"]
+    return piece
+
+
+def _thinking(block: Mapping[str, Any], kind: str, where: str) -> str:
+    value = next((block[key] for key in (kind, "text", "content") if block.get(key) is not None), None)
+    text = joined_text(value, where)
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: thinking is {shown(value)}, not text")
+    return text
+
+
+def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    content = joined_text(block.get("content"), where)
+    identity = block.get("tool_use_id")
+    return {
+        "role": "tool",
+        "content": "" if content is None else content,
+        **({} if identity is None else {"tool_call_id": identity}),
+    }

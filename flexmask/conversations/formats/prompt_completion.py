@@ -1,0 +1,60 @@
+r"""A prompt and what completes it, as TRL has them: texts, or messages of any format.
+
+    {"prompt": [{"role": "user", "content": "2+2?"}], "completion": [{"role": "assistant", "content": "4"}]}
+    {"prompt": "2+2?", "completion": "<think>\ntwo and two\n</think>\n\n4"}
+
+`input` with `output` is read likewise, as are `prompt` and `response`. What of an assistant stands in the prompt is
+context and not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flexmask.conversations.values import shown
+
+NAME = "prompt and completion"
+_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("input", "output"))
+KEYS = frozenset(key for pair in _PAIRS for key in pair)
+
+
+def fits(record: Mapping[str, Any]) -> bool:
+    """Whether a record has a prompt with its completion; `input` alone is a list of items that holds both."""
+    if "instruction" in record:
+        return False
+    return any(first in record and second in record for first, second in _PAIRS) or isinstance(
+        record.get("input"), (list, tuple)
+    )
+
+
+def turns(record: Mapping[str, Any], name: str) -> list[Any]:
+    """The messages of the prompt, its answers with weight 0, and those of the completion."""
+    first, second = next(((a, b) for a, b in _PAIRS if a in record and b in record), ("input", "output"))
+    if second not in record:
+        return list(record[first])
+    prompt = _messages(record[first], "user", f"{name}: {first!r}")
+    completion = _messages(record[second], "assistant", f"{name}: {second!r}")
+    return [_context(message) for message in prompt] + completion
+
+
+def _messages(given: Any, role: str, where: str) -> list[Any]:
+    if isinstance(given, str):
+        return [{"role": role, "content": given}]
+    if isinstance(given, Mapping):
+        return [given]
+    if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)):
+        raise ValueError(f"{where} is {shown(given)}, neither text nor a list of messages")
+    if any(isinstance(one, int) for one in given):
+        raise ValueError(f"{where} holds token ids, which are not read; give text or messages")
+    return list(given)
+
+
+def _context(message: Any) -> Any:
+    """The message, with weight 0 where a model has generated it."""
+    if not isinstance(message, Mapping):
+        return message
+    speaker = message.get("role", message.get("from", message.get("type")))
+    return message if speaker in ("user", "system", "developer", "tool", "human", "observation") else {
+        **{key: value for key, value in message.items() if key not in ("train", "loss")}, "weight": 0
+    }  # fmt: skip

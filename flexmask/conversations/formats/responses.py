@@ -1,0 +1,70 @@
+r"""Items of OpenAI's Responses API: messages, reasoning, calls and their outputs stand side by side.
+
+    {"instructions": "Be brief.",
+     "input": [{"role": "user", "content": [{"type": "input_text", "text": "Warm in Lund?"}]}],
+     "output": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "Look it up."}]},
+                {"type": "function_call", "call_id": "c1", "name": "temperature", "arguments": "{\"town\": \"Lund\"}"},
+                {"type": "function_call_output", "call_id": "c1", "output": "7"},
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Seven."}]}]}
+
+What of an assistant stands in `input` beside an `output` is context and not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flexmask.conversations.calls import read_call
+from flexmask.conversations.messages import ENCRYPTED, joined_text
+from flexmask.conversations.values import shown
+
+NAME = "Responses items"
+_CALLS = {"function_call", "custom_tool_call"}
+_OUTPUTS = {"function_call_output", "custom_tool_call_output"}
+
+
+def fits(message: Mapping[str, Any]) -> bool:
+    """Whether a message is an item that no other format has, or its content holds parts of this one."""
+    kind = message.get("type")
+    if isinstance(kind, str) and (kind in _CALLS | _OUTPUTS or (kind in ("reasoning", "message"))):
+        return True
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, Mapping) and part.get("type") in ("input_text", "output_text") for part in parts)
+
+
+def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
+    """The item as a piece of a message."""
+    kind = message.pop("type", "message")
+    identity = message.pop("call_id", None)
+    if kind == "reasoning":
+        thinking = _reasoning(message.pop("content", None) or message.pop("summary", None) or "", where)
+        message.pop("summary", None)  # of thinking that stands there in full
+        encrypted = message.pop("encrypted_content", None)
+        if thinking:
+            yield {"role": "assistant", "reasoning_content": thinking, **message}
+        elif encrypted:
+            yield ENCRYPTED
+    elif isinstance(kind, str) and kind in _CALLS:
+        weight = {"weight": message.pop("weight")} if "weight" in message else {}
+        yield {"role": "assistant", "tool_calls": [read_call(message, where, identity)], **weight}
+    elif isinstance(kind, str) and kind in _OUTPUTS:
+        answered = {} if identity is None else {"tool_call_id": identity}
+        yield {"role": "tool", "content": joined_text(message.pop("output", ""), where), **answered, **message}
+    elif kind == "message":
+        yield {**message, "content": joined_text(message.get("content"), where)}
+    else:
+        raise ValueError(f"{where}: items of the type {shown(kind)} cannot be trained on; remove the conversation")
+
+
+def _reasoning(parts: Any, where: str) -> str:
+    """The thinking itself where it is given, else its summary."""
+    if isinstance(parts, str):
+        return parts
+    if not isinstance(parts, list):
+        raise ValueError(f"{where}: the reasoning is {shown(parts)}, not a list of texts")
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: the reasoning is {shown(parts)}, not a list of texts")
+    return "\n\n".join(map(str, texts))

@@ -1,0 +1,105 @@
+"""What the readers of all formats share: a message without what says nothing, its text, its weight, and how the pieces
+of one assistant message that stand apart in a format become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flexmask.conversations.conversation import check_weight
+from flexmask.conversations.values import shown
+
+# Keys of a message that describe it: what it says is the same without them.
+DESCRIBING = frozenset(
+    "id uuid message_id parent_id index idx turn turn_id timestamp time date created created_at updated_at object "
+    "model status finish_reason stop_reason stop_sequence usage logprobs token_count num_tokens annotations citations "
+    "metadata meta lang language score rating".split()
+)
+_ORDER = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
+ENCRYPTED = "thinking that is encrypted cannot be trained and is left out"
+# The parts of an assistant message in the order in which a model generates them.
+_PARTS = ("reasoning_content", "content", "tool_calls")
+_EMPTY: tuple[Any, ...] = (None, "", [], {}, ())
+
+
+def plain(message: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    """A copy of a message without keys that describe it or hold nothing, and with one `weight`, absent where it is 1.
+
+    `train: false` is a weight of 0, as is `loss: false`. Content is kept though it is empty.
+    Raises ValueError beginning with `where`.
+    """
+    kept = {
+        key: value
+        for key, value in message.items()
+        if key in ("role", "from", "content", "value")
+        or not (key in DESCRIBING or any(type(value) is type(empty) and value == empty for empty in _EMPTY))
+    }
+    kept = {key: value for key, value in kept.items() if value is not None}
+    weights = []
+    for key in ("train", "loss", "weight"):
+        if key not in kept:
+            continue
+        weight = kept.pop(key)
+        if key != "weight":
+            if not isinstance(weight, bool):
+                raise ValueError(f"{where}: {key!r} is {shown(weight)}; give true or false, or a factor as 'weight'")
+            weight = int(weight)
+        check_weight(weight, f"{where}: {key!r}")
+        weights.append(weight)
+    if len(set(weights)) > 1:
+        raise ValueError(f"{where}: contradicting weights {shown(weights)}; keep one of 'weight', 'train' and 'loss'")
+    if weights and weights[0] != 1:
+        kept["weight"] = weights[0]
+    return kept
+
+
+def joined_text(content: Any, where: str) -> Any:
+    """Content as one string: a list of text parts is joined without separator, anything else is left as it is."""
+    if not isinstance(content, list):
+        return content
+    return "".join(text_of(part, where) for part in content)
+
+
+def text_of(part: Any, where: str) -> str:
+    """The text of a part of a content. Raises ValueError for anything that is not text."""
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text"):
+        text = part.get("text")
+        if isinstance(text, str):
+            return text
+    raise ValueError(f"{where}: content part {shown(part)} is not text; only text can be trained on")
+
+
+def join_pieces(pieces: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of pieces: thinking, an answer and calls that follow each other are one assistant message as long as
+    they stand in this order, which is that of generation. A piece has the keys of a message, without `content` where it
+    has none."""
+    messages: list[dict[str, Any]] = []
+    for piece in pieces:
+        if messages and _continues(messages[-1], piece):
+            last = messages[-1]
+            for key, value in piece.items():
+                if key == "tool_calls":
+                    last[key] = [*last.get(key, []), *value]
+                elif key == "reasoning_content" and key in last:
+                    last[key] += f"\n\n{value}"
+                else:
+                    last[key] = value
+        else:
+            messages.append(dict(piece))
+    complete = [{"content": "", **message} for message in messages]
+    return [{key: message[key] for key in _ORDER if key in message} for message in complete]
+
+
+def _continues(last: dict[str, Any], piece: dict[str, Any]) -> bool:
+    if not last.get("role") == piece.get("role") == "assistant":
+        return False
+    before, now = ([i for i, key in enumerate(_PARTS) if key in one] for one in (last, piece))
+    if not before or not now:
+        return False
+    beside = (("weight", 1), ("name", None))
+    same = all(last.get(key, default) == piece.get(key, default) for key, default in beside)
+    takes_over = before == [0] and not any(key in last for key, _ in beside)  # thinking says no more than it is
+    in_order = max(before) < min(now) or max(before) == min(now) != _PARTS.index("content")
+    return in_order and (same or takes_over)

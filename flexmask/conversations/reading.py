@@ -1,0 +1,293 @@
+"""A record in any of the formats that people have -> a conversation, or an error that names what cannot be read.
+
+The format is seen from the shape of the record, message by message (`flexmask.conversations.formats`). No text is
+altered except where thinking, calls and results are taken out of it; whatever is not understood is an error, and what
+is left out stands in the conversation's `unread` and `notes`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flexmask.conversations import beside
+from flexmask.conversations.calls import (
+    calls_in_text,
+    drop_undeclared_nulls,
+    filled_by_table,
+    holds_null,
+    read_calls,
+)
+from flexmask.conversations.conversation import (
+    REASONING_KEYS,
+    Conversation,
+    check_message,
+    check_weight,
+)
+from flexmask.conversations.formats import (
+    agentic,
+    alpaca,
+    anthropic,
+    harmony,
+    hermes,
+    openai_chat,
+    prompt_completion,
+    responses,
+    sharegpt,
+)
+from flexmask.conversations.messages import join_pieces, joined_text, plain
+from flexmask.conversations.thinking import AUTO as AUTO
+from flexmask.conversations.thinking import KNOWN, Tags, split_thinking, tags_of
+from flexmask.conversations.values import MOST_NESTED, brief, parse_json, shown, without_nulls
+
+LISTS = ("messages", "conversations", "conversation")
+TOKEN_KEYS = ("input_ids", "prompt_ids", "completion_ids", "token_ids", "prompt_token_ids")
+FORMATS = (sharegpt, anthropic, responses, agentic, openai_chat)
+RECORD_FORMATS = (alpaca, prompt_completion)
+
+
+def read_conversation(
+    record: Mapping[str, Any], name: str, *, thinking_tags: str | Sequence[str] | None = AUTO
+) -> Conversation:
+    """The conversation in one record, which is left as it is.
+
+    record: its messages stand in `messages` or `conversations`, as chat messages, ShareGPT turns, content blocks,
+        Responses items or an agent's steps; or it is a prompt with its completion, or an instruction with its output.
+        Beside them it may have a system text (`system`, `system_prompt`, `instructions`), tool schemas (`tools`,
+        `tool_defs`, `functions`; a list or its JSON text), arguments of the template (`chat_template_kwargs`,
+        `enable_thinking`, `reasoning_effort`), `reasoning` or `thinking` ("on", "off"), and a `weight` for all of its
+        messages. A key whose value is null or empty counts as absent.
+    name: with which errors about it begin.
+    thinking_tags: the delimiters of thinking inside the text of answers: "auto" knows those of many models and data
+        sets, [opening, closing] are others, None reads no thinking from text. Thinking that is empty or white space is
+        no thinking.
+
+    Raises ValueError naming the conversation, the message (from 0, as the record has them), the value found and what
+    to do.
+    """
+    try:
+        return _Reading(record, name, tags_of(thinking_tags)).conversation()
+    except RecursionError:
+        raise ValueError(
+            f"{name}: brackets stand inside brackets more than {MOST_NESTED} deep; simplify or remove it"
+        ) from None
+
+
+def unread_and_notes(conversations: Iterable[Conversation]) -> list[str]:
+    """What reading `conversations` has left out or done, a sentence a kind, with the number of conversations."""
+    unread: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    total = 0
+    for conversation in conversations:
+        total += 1
+        unread.update(conversation.unread)
+        notes.update(conversation.notes)
+    said = [f"{note} ({count:,} of {total:,} conversations)" for note, count in notes.items()]
+    if unread:
+        keys = ", ".join(f"{brief(key)} ({count:,})" for key, count in unread.most_common())
+        said.append(
+            f"keys of records that are not read, with the number of conversations: {keys}; rename those that should "
+            "be, and remove the others"
+        )
+    return said
+
+
+class _Reading:
+    """One record under way: `left` are its keys that nothing has read so far."""
+
+    def __init__(self, record: Mapping[str, Any], name: str, tags: Sequence[Tags]) -> None:
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{name}: a conversation is a JSON object, not {shown(record)}")
+        self.name, self.tags = name, tags
+        self.left = {key: value for key, value in record.items() if value is not None}
+        self.notes: dict[str, None] = {}
+        self.formats: dict[str, None] = {}
+
+    def conversation(self) -> Conversation:
+        """All of it. Raises ValueError as `read_conversation` says."""
+        beside.refuse_unsupported(self.left, self.name)
+        tools = beside.tool_schemas(self.left, self.name)
+        raw = self._turns()
+        if filled_by_table(tools):
+            tools, raw = tuple(without_nulls(list(tools or ()))), without_nulls(list(raw))
+        messages = join_pieces(piece for index, one in enumerate(raw) for piece in self._pieces(one, index))
+        messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
+        if system := beside.system_text(self.left, self.name):
+            if messages and messages[0]["role"] == "system" and messages[0]["content"] != system:
+                raise ValueError(f"{self.name}: both 'system' and a first system message; keep one")
+            if not messages or messages[0]["role"] != "system":
+                messages.insert(0, {"role": "system", "content": system})
+        tools = self._declared_tools(messages, tools)
+        self._weigh(messages)
+        for message in messages:
+            for call in message.get("tool_calls", ()):
+                drop_undeclared_nulls(call, tools or ())
+                if holds_null(call["function"]["arguments"]):
+                    self._note(
+                        "tool calls have arguments that are null, and are trained so; if a table has filled them in, "
+                        "remove them"
+                    )
+        if messages and messages[-1]["role"] != "assistant":
+            self._note("what stands behind the last assistant message is shown to no turn")
+        template_kwargs = beside.template_kwargs(self.left, self.name)
+        thinks = beside.thinks(self.left, self.name)
+        return Conversation(
+            name=self.name,
+            messages=tuple(messages),
+            tools=tools,
+            template_kwargs=template_kwargs,
+            thinks=thinks,
+            format=" with ".join(self.formats),
+            unread=tuple(key for key, value in self.left.items() if not beside.describes(key, value)),
+            notes=tuple(self.notes),
+        )
+
+    def _note(self, text: str) -> None:
+        self.notes[text] = None
+
+    # ---- the messages ----
+
+    def _turns(self) -> Sequence[Any]:
+        """The messages as they stand in the record, whatever their format."""
+        present = [key for key in LISTS if key in self.left]
+        if len(present) > 1:
+            raise ValueError(f"{self.name}: found both {present[0]!r} and {present[1]!r}; keep one")
+        if present:
+            messages = self.left.pop(present[0])
+            if isinstance(messages, str) and messages.lstrip().startswith("["):
+                messages = parse_json(messages, f"{self.name}: {present[0]!r}")
+            if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+                raise ValueError(f"{self.name}: {present[0]!r} is {shown(messages)}, not a list of messages")
+            return messages
+        if ids := [key for key in TOKEN_KEYS if key in self.left]:
+            raise ValueError(f"{self.name}: {ids[0]!r} are token ids, which are not read; give text or messages")
+        found = next((one for one in RECORD_FORMATS if one.fits(self.left)), None)
+        if found is None:
+            raise ValueError(
+                f"{self.name}: found keys {sorted(map(str, self.left))!s:.200}; a conversation has 'messages' or "
+                "'conversations', or 'prompt' and 'completion', or 'instruction' and 'output'"
+            )
+        self.formats[found.NAME] = None
+        turns = list(found.turns(self.left, self.name))
+        self.left = {key: value for key, value in self.left.items() if key not in found.KEYS}
+        if turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
+            for key in REASONING_KEYS:  # of the one answer that there is
+                if isinstance(self.left.get(key), str) and beside.as_switch(self.left[key]) is None:
+                    turns[-1] = {**turns[-1], key: self.left.pop(key)}
+        return turns
+
+    def _pieces(self, raw: Any, index: int) -> Iterator[dict[str, Any]]:
+        """The pieces of a message, checked, with thinking and calls in keys of their own."""
+        where = f"{self.name}: message {index}"
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"{where}: a message is a JSON object, not {shown(raw)}")
+        message = plain(raw, where)
+        if "tool_calls" in message:
+            message["tool_calls"] = read_calls(message["tool_calls"], where)
+        reader = next((one for one in FORMATS if one.fits(message)), openai_chat)
+        if reader is not openai_chat or not self.formats:
+            self.formats.pop(openai_chat.NAME, None)
+            self.formats[reader.NAME] = None
+        for piece in reader.pieces(message, where):
+            if isinstance(piece, str):
+                self._note(piece)
+                continue
+            results = hermes.results(piece) if piece.get("role") in ("tool", "user") else [piece]
+            if results != [piece]:
+                self.formats[hermes.NAME] = None
+            for one in results:
+                if one.get("role") == "assistant":
+                    self._read_answer(one, where)
+                elif "weight" in one:
+                    if one.pop("weight"):
+                        self._note("'weight' of a message that is not the assistant's changes nothing")
+                if one.get("role") in ("system", "developer") and one.get("content") in (None, ""):
+                    continue
+                partial = any(key in one for key in ("reasoning_content", "tool_calls"))
+                check_message({"content": "", **one} if partial else one, where)
+                yield one
+
+    def _read_answer(self, piece: dict[str, Any], where: str) -> None:
+        """Move all forms of thinking into `reasoning_content` and calls into `tool_calls`, in place."""
+        found: dict[str, str] = {}
+        for key in REASONING_KEYS:
+            if key not in piece:
+                continue
+            thinking = joined_text(piece.pop(key), where)
+            if not isinstance(thinking, str):
+                raise ValueError(f"{where}: {key!r} is {shown(thinking)}, not a string")
+            if thinking.strip():
+                found[key] = self._bare(thinking)
+        key = agentic.CALL if agentic.CALL in piece else "content"
+        text = piece.get(key)
+        if isinstance(text, str):
+            if self.tags == KNOWN and harmony.fits(text):
+                self.formats[harmony.NAME] = None
+                channels = harmony.piece(text, where)
+                if thinking := channels.pop("reasoning_content", ""):
+                    found["the analysis channel"] = thinking
+                calls = channels.pop("tool_calls", [])
+                piece |= channels
+                piece.pop(agentic.CALL, None)
+            else:
+                split = split_thinking(text, where, self.tags, has_thinking=bool(found))
+                if split.note:
+                    self._note(split.note)
+                if split.thinking.strip():
+                    found[f"the {key}"] = split.thinking
+                calls = self._calls(piece, key, split.answer, where)
+            if calls:
+                piece["tool_calls"] = [*piece.get("tool_calls", []), *calls]
+        if len({thinking.strip("\n") for thinking in found.values()}) > 1:
+            raise ValueError(f"{where}: contradicting thinking in {' and '.join(map(repr, found))}; keep one")
+        if found:
+            piece["reasoning_content"] = next(iter(found.values()))
+
+    def _bare(self, thinking: str) -> str:
+        """Thinking that is given beside the answer, without delimiters that stand around all of it."""
+        for tags in self.tags:
+            inside = thinking.strip()
+            if inside.startswith(tags.open) and inside.endswith(tags.close):
+                return inside.removeprefix(tags.open).removesuffix(tags.close).strip("\n")
+        return thinking
+
+    def _calls(self, piece: dict[str, Any], key: str, text: str, where: str) -> list[dict[str, Any]]:
+        """The calls in the text of an answer, which is left with what stands before them."""
+        before, calls = hermes.calls(text, where)
+        if calls:
+            self.formats[hermes.NAME] = None
+        if key == agentic.CALL:
+            del piece[agentic.CALL]
+            calls = calls or calls_in_text(text, where)
+            if before and before != text:
+                piece["content"] = before
+        else:
+            piece["content"] = before
+        return calls
+
+    def _declared_tools(
+        self, messages: list[dict[str, Any]], tools: tuple[dict[str, Any], ...] | None
+    ) -> tuple[dict[str, Any], ...] | None:
+        """The tools, with those of the system texts' `<tools>`, whose explanations go; so do texts that say no more."""
+        for message in [one for one in messages if one["role"] == "system"]:
+            text, declared = hermes.declared_tools(message["content"], self.name)
+            if declared is None:
+                continue
+            names = [{one["function"]["name"] for one in some} for some in (declared, tools or declared)]
+            if names[0] != names[1]:
+                raise ValueError(f"{self.name}: other tools beside the messages than in <tools>; keep one of the two")
+            tools = tools or declared
+            self.formats[hermes.NAME] = None
+            self._note(hermes.NOTE)
+            message["content"] = text
+            if not text:
+                messages.remove(message)
+        return tools
+
+    def _weigh(self, messages: list[dict[str, Any]]) -> None:
+        weight = self.left.pop("weight", 1)
+        check_weight(weight, f"{self.name}: 'weight'")
+        for message in messages if weight != 1 else ():
+            if message["role"] == "assistant":
+                message["weight"] = message.get("weight", 1) * weight

@@ -1,0 +1,191 @@
+"""How a chat template writes a turn: found by rendering it with probes in place of its texts.
+
+In: the messages before a turn and the turn. Out: a `Form`, the texts around the turn's own, from behind the message
+before it on. A form holds no text of the conversation but what stands in the arguments of calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flexmask.text.template import ChatTemplate, RejectedError
+
+# Texts and names to find out where a template puts what. A turn that holds one itself is refused as rewritten.
+BEFORE, THINKING, ANSWER, NEXT = (f"flexmask {what}" for what in ("before", "thinking", "answer", "next"))
+TOOL = "flexmask_tool_{}_"
+_PROBES = re.compile(rf"({THINKING}|{ANSWER}|flexmask_tool_\d+_)")
+PLAIN = {"role": "assistant", "content": ANSWER}
+THOUGHTFUL = PLAIN | {"reasoning_content": THINKING}
+CALLING = THOUGHTFUL | {
+    "content": "",
+    "tool_calls": [{"id": "000000000", "type": "function", "function": {"name": TOOL.format(0), "arguments": {}}}],
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Texts that begin behind the message before a turn.
+
+    opening: of the prompt, all of it. pieces: of the turn, texts and probes as they follow each other. followed: what
+    stands between its last probe and another message behind it; empty where the template takes none.
+    """
+
+    opening: str
+    pieces: tuple[str, ...]
+    followed: str
+
+    @property
+    def lead(self) -> str:
+        """What stands in front of the first text of the turn."""
+        return self.pieces[0] if self.pieces and not is_probe(self.pieces[0]) else ""
+
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether the thinking of the turn is in it."""
+        return THINKING in self.pieces
+
+    @property
+    def body(self) -> int:
+        """The index of the first piece that is the answer or the name in a call."""
+        return next((i for i, one in enumerate(self.pieces) if is_probe(one) and one != THINKING), len(self.pieces))
+
+    @property
+    def behind_thinking(self) -> str:
+        """What stands between the thinking and the answer, or the first call."""
+        return "".join(self.pieces[self.pieces.index(THINKING) + 1 : self.body]) if self.shows_thinking else ""
+
+
+class Forms:
+    """The forms of turns behind `history`, messages as the template reads them.
+
+    whole: learn from all of the history, with its last message as it is; else from the exchange that the turn belongs
+        to, with a probe for that message, which is faster and mostly enough.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, history: list[dict[str, Any]], where: str, whole: bool, known: dict[Any, Form]
+    ) -> None:
+        self.template, self.where, self.whole, self._known = template, where, whole, known
+        self.history = history if whole else _exchange(history)
+        last = self.history[-1]
+        content = last["content"][-1]["text"] if isinstance(last["content"], list) else last["content"]
+        probed = template.read({"role": last["role"], "content": content + BEFORE if whole else BEFORE})
+        self.context = [*self.history[:-1], last | {"content": probed["content"]}]
+
+    def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False, **settings: Any) -> str:
+        """A render of messages; raises RejectedError."""
+        return self.template.render(messages, self.where, add_generation_prompt=add_generation_prompt, **settings)
+
+    def opening(self, **settings: Any) -> str:
+        """The prompt behind the message before the turn; `settings` are over the template's arguments."""
+        return behind(self.render(self.context, add_generation_prompt=True, **settings), BEFORE)
+
+    def of(self, message: Mapping[str, Any], **settings: Any) -> Form:
+        """The form of a turn whose texts are probes. Raises RejectedError where the template does not take it."""
+        # Calls come with arguments, so their form is good for one turn only.
+        if self.whole or settings or (message.get("tool_calls") and message is not CALLING):
+            return self._learned(message, **settings)
+        key = (tuple(one["role"] for one in self.history), message.get("reasoning_content"), message["content"])
+        if key not in self._known:
+            self._known[key] = self._learned(message)
+        return self._known[key]
+
+    def _learned(self, message: Mapping[str, Any], **settings: Any) -> Form:
+        turn = [*self.context, self.template.read(message)]
+        pieces = _PROBES.split(behind(self.render(turn, **settings), BEFORE))
+        return Form(self.opening(**settings), tuple(filter(None, pieces)), self._followed(turn, pieces, message))
+
+    def _followed(self, turn: list[dict[str, Any]], pieces: Sequence[str], message: Mapping[str, Any]) -> str:
+        following = {"role": "user", "content": NEXT}
+        if calls := message.get("tool_calls"):
+            call = calls[0].get("function") or calls[0]
+            following = {"role": "tool", "name": call["name"], "tool_call_id": calls[0].get("id"), "content": NEXT}
+        try:
+            text = self.render([*turn, self.template.read(following)], add_generation_prompt=True)
+        except RejectedError:
+            return ""
+        last = next((piece for piece in reversed(pieces) if is_probe(piece)), None)
+        if last is None:
+            return ""
+        rest = last.join(text.split(last)[pieces.count(last) :])  # a result may name the call that it answers once more
+        return rest.partition(NEXT)[0] if NEXT in rest else ""
+
+    def header(self) -> str:
+        """What opens the turn where the prompt does not, so that a user could go on behind it as well."""
+        try:
+            other = self.render([*self.context, self.template.read({"role": "user", "content": NEXT})])
+        except RejectedError:
+            return ""
+        form = self.of(PLAIN)
+        goes_on = behind(other, BEFORE).startswith(form.opening) and form.lead.startswith(form.opening)
+        return form.lead.removeprefix(form.opening) if goes_on else ""
+
+    def generation_prompt(self) -> str:
+        """What a generation prompt adds behind a question."""
+        question = [self.template.read({"role": "user", "content": BEFORE})]
+        return self.render(question, add_generation_prompt=True).removeprefix(self.render(question))
+
+
+def probed(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A message with probes for its texts; where the answer is empty, first with one for that as well."""
+    calls = message.get("tool_calls", [])
+    named = [_renamed(call, TOOL.format(i)) for i, call in enumerate(calls)]
+    one = {"role": "assistant", "content": message["content"]}
+    one |= {"reasoning_content": THINKING} if "reasoning_content" in message else {}
+    one |= {"tool_calls": named} if calls else {}
+    if message["content"].strip() or not calls:
+        yield one | {"content": ANSWER}
+    if not message["content"].strip():
+        yield one
+
+
+def filled(form: Form, texts: Mapping[str, str], whole: str) -> list[str] | None:
+    """The pieces with `texts` in place of their probes, if that is how `whole` ends: as they are or, as templates do,
+    without white space or newlines at an end. None if it ends otherwise."""
+    found: list[str] = []
+    end = len(whole)
+    for i in reversed(range(len(form.pieces))):
+        piece = form.pieces[i]
+        before = form.pieces[i - 1] if i and not is_probe(form.pieces[i - 1]) else ""
+        choices = _trimmed(texts[piece]) if is_probe(piece) else [piece]
+        text = next((one for one in choices if whole.endswith(before + one, 0, end)), None)
+        if text is None:
+            return None
+        found.append(text)
+        end -= len(text)
+    return found[::-1]
+
+
+def is_probe(piece: str) -> bool:
+    """Whether a piece of a form stands for a text of the turn."""
+    return bool(_PROBES.fullmatch(piece))
+
+
+def behind(text: str, probe: str) -> str:
+    """What follows the last place of a probe; all of the text where there is none."""
+    return text[text.rfind(probe) + len(probe) :] if probe in text else text
+
+
+def _exchange(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What stands in front of the first user message, the last one, and the last assistant message behind it with what
+    answers it; all of the history where nobody asks."""
+    users = [i for i, message in enumerate(history) if message["role"] == "user"]
+    if not users:
+        return history
+    said = [i for i in range(users[-1] + 1, len(history)) if history[i]["role"] == "assistant"]
+    begin = [message for message in history[: users[0]] if message["role"] != "assistant"]
+    return [*begin, history[users[-1]], *history[said[-1] if said else users[-1] + 1 :]]
+
+
+def _trimmed(text: str) -> list[str]:
+    left = (text, text.lstrip("\n"), text.lstrip())
+    return list(dict.fromkeys(one for start in left for one in (start, start.rstrip("\n"), start.rstrip())))
+
+
+def _renamed(call: dict[str, Any], name: str) -> dict[str, Any]:
+    if call.get("function"):
+        return call | {"function": call["function"] | {"name": name}}
+    return call | {"name": name}

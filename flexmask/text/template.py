@@ -1,0 +1,212 @@
+"""A tokenizer's chat template, with everything that decides what it writes for one conversation.
+
+In: a conversation. Out: its messages as the template reads them, and renders of them. Nothing here knows a model
+family: what a template takes is found by giving it to the template.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import jinja2
+from jinja2 import nodes
+
+from flexmask.conversations.conversation import REASONING_KEYS, Conversation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a chat template raises on messages that it does not take.
+_REJECTIONS = (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError)
+_CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_PROBE, _PART = "flexmask probe", "a part"
+
+
+class RejectedError(ValueError):
+    """A chat template does not take the messages."""
+
+
+@functools.cache
+def today() -> datetime.date:
+    """One date for all renders of a process, however long it runs."""
+    return datetime.date.today()
+
+
+class ChatTemplate:
+    """The template, its arguments and the messages of a conversation as it reads them, `messages`.
+
+    template_kwargs: arguments of the template; the conversation's own win. date: what the template reads as the current
+    date; None is `today()`.
+    Raises ValueError for a tokenizer without a template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        conversation: Conversation,
+        template_kwargs: Mapping[str, Any] | None = None,
+        date: datetime.date | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tools = list(conversation.tools) if conversation.tools else None
+        self.source = _dated(tokenizer.get_chat_template(None, tools=self.tools), date or today())
+        self.kwargs = {**(template_kwargs or {}), **(conversation.template_kwargs or {})}
+        self.thinking = _thinking_of(tokenizer, self.source)
+        self.content_in_parts = _content_in_parts(tokenizer, self.source)
+        self._text_arguments = any("tool_calls" in message for message in conversation.messages) and _arguments_as_text(
+            tokenizer, self.source
+        )
+        self.messages = [self.read(message) for message in conversation.messages]
+
+    def read(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message as this template reads it."""
+        read = {key: value for key, value in message.items() if key != "weight"}
+        thinking = read.pop("reasoning_content", None)
+        if self.content_in_parts:
+            read["content"] = _parts(read["content"])
+        if thinking is not None:
+            read |= _with_thinking(self.thinking or REASONING_KEYS[0], thinking, read["content"])
+        if "tool_calls" in read:
+            read["tool_calls"] = [self._read_call(call) for call in read["tool_calls"]]
+        return read
+
+    def _read_call(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Arguments as the template takes them: an object, or for some (DeepSeek V3) its JSON text."""
+        function = call.get("function") or call
+        arguments = function.get("arguments")
+        if self._text_arguments and isinstance(arguments, dict):
+            function = function | {"arguments": json.dumps(arguments, ensure_ascii=False)}
+        elif not self._text_arguments and isinstance(arguments, str):
+            function = function | {"arguments": json.loads(arguments)}
+        return call | {"function": function} if call.get("function") else function
+
+    def render(
+        self, messages: Sequence[dict[str, Any]], where: str, *, add_generation_prompt: bool, **settings: Any
+    ) -> str:
+        """The text that the template makes of messages as `read` gives them; `settings` are over its own arguments.
+
+        Raises RejectedError, beginning with `where`, when the template rejects them.
+        """
+        given = {"tools": self.tools, **self.kwargs, **settings}
+        try:
+            return _applied(
+                self.tokenizer,
+                messages,
+                chat_template=self.source,
+                add_generation_prompt=add_generation_prompt,
+                **given,
+            )
+        except _REJECTIONS as error:
+            raise RejectedError(f"{where}: the chat template rejects the conversation: {error}") from error
+
+    @property
+    def reads_thinking(self) -> bool:
+        """Whether the template mentions a message's thinking, under any name."""
+        return self.thinking is not None
+
+    @property
+    def variables(self) -> Mapping[str, tuple[str, ...]]:
+        """The names that the template reads, each with the texts that it is compared with."""
+        return _variables(self.source)
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], **settings: Any) -> str:
+    """The text that a chat template makes of messages."""
+    return cast(str, tokenizer.apply_chat_template(list(messages), tokenize=False, **settings))
+
+
+@functools.lru_cache(maxsize=64)
+def _dated(source: str, date: datetime.date) -> str:
+    """The template with a fixed date in place of the clock (gpt-oss, Llama 3.2): renders of one run must agree.
+
+    `strftime_now` is how transformers offers the clock to templates. Its version 5.23 lets no function in as an
+    argument, so the calls are replaced in the source.
+    """
+    dated = _CLOCK.sub(lambda call: json.dumps(date.strftime(call["format"])), source)
+    if re.search(r"\bstrftime_now\s*\(", dated):
+        raise ValueError(
+            "the chat template asks strftime_now for the date in a format that it computes, so that renders of one "
+            "run may disagree; give it a template with a format in quotes"
+        )
+    return dated
+
+
+@functools.lru_cache(maxsize=64)
+def _thinking_of(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
+    """Where a template finds the thinking of a message: the key that it shows, or else the first that it mentions;
+    `_PART`: in a part of the content. None: it mentions none."""
+    mentioned = [key for key in REASONING_KEYS if re.search(rf"""[.'"]{key}\b""", source)]
+
+    def shows(place: str) -> bool:
+        turn = {"role": "assistant", "content": "4"}
+        messages = [{"role": "user", "content": "2 + 2"}, turn | _with_thinking(place, _PROBE, turn["content"])]
+        written = _written(tokenizer, source, messages)
+        return _PROBE in written and "'type'" not in written  # a list of parts may also be written as it is in Python
+
+    places = [*mentioned, *([_PART] if mentioned else [])]
+    return next(filter(shows, places), mentioned[0] if mentioned else None)
+
+
+def _with_thinking(place: str, thinking: str, content: Any) -> dict[str, Any]:
+    """What of a message its thinking makes, where a template looks for it in `place`."""
+    if place != _PART:
+        return {place: thinking}
+    parts = content if isinstance(content, list) else _parts(content)
+    return {"content": [{"type": "thinking", "thinking": thinking}, *parts]}
+
+
+@functools.lru_cache(maxsize=64)
+def _variables(source: str) -> Mapping[str, tuple[str, ...]]:
+    syntax = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    # transformers (5.23) marks what is generated by a tag of its own, which adds no text.
+    parsed = syntax.parse(re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source))
+    # Also names that the template sets: it may do so only where they are not given.
+    texts: dict[str, list[str]] = {one.name: [] for one in parsed.find_all(nodes.Name) if one.ctx == "load"}
+    for compared in parsed.find_all(nodes.Compare):
+        if isinstance(compared.expr, nodes.Name) and compared.expr.name in texts:
+            constants = (one.value for operand in compared.ops for one in operand.find_all(nodes.Const))
+            texts[compared.expr.name] += [value for value in constants if isinstance(value, str)]
+    return {name: tuple(dict.fromkeys(found)) for name, found in texts.items()}
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}]
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, source: str, messages: list[dict[str, Any]]) -> str:
+    """What a template writes of messages; nothing where it rejects them."""
+    try:
+        return _applied(tokenizer, messages, chat_template=source)
+    except _REJECTIONS:
+        return ""
+
+
+@functools.lru_cache(maxsize=64)
+def _content_in_parts(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
+    """Whether a template shows content only as a list of parts, as those of vision-language models may."""
+
+    def shows(content: Any) -> bool:
+        messages = [{"role": role, "content": content} for role in ("user", "assistant")]
+        return _written(tokenizer, source, messages).count(_PROBE) == 2
+
+    return not shows(_PROBE) and shows(_parts(_PROBE))
+
+
+@functools.lru_cache(maxsize=64)
+def _arguments_as_text(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
+    """Whether a template takes the arguments of a tool call only as JSON text."""
+
+    def takes(arguments: Any) -> bool:
+        call = {"id": "000000000", "type": "function", "function": {"name": _PROBE, "arguments": arguments}}
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": _PROBE},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        return _PROBE in _written(tokenizer, source, messages)
+
+    return not takes({"a": 1}) and takes('{"a": 1}')

@@ -1,0 +1,114 @@
+"""Data in the formats that people have: a user trains on the file as it is, and reads what the run says of it."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from journeys import assets
+from records import CALLING_TEMPLATE, SCHEMA, call, turns, user, written
+
+SETTINGS = [
+    "model=hub", "model.name_or_path=models/dense", "model.chat_template=calling.jinja", "trainer=finetune",
+    "data=jsonl",
+    "trainer.steps=3", "trainer.conversations_per_step=4", "evaluation.conversations=0", "wandb=off",
+]  # fmt: skip
+TOWNS = ("Lund", "Oslo", "Kiel", "Bern")
+OTHER = {"type": "function", "function": {"name": "convert", "parameters": {"type": "object", "properties": {
+    "amount": {"type": "number"}, "to": {"type": "string"}}}}}  # fmt: skip
+
+
+def sharegpt(town):
+    return turns(
+        ("human", f"How warm is {town}?"),
+        ("function_call", f"<think>Look it up.</think>{written('temperature', town=town)}"),
+        ("observation", "7"),
+        ("gpt", "<think>\n7 it says\n</think>\n\nSeven."),
+        tools=json.dumps([SCHEMA["function"]]),
+        persona="curious",
+    )
+
+
+def hermes(town):
+    return turns(
+        ("system", f"Call functions of <tools>[{json.dumps(SCHEMA)}]</tools> in <tool_call></tool_call> tags."),
+        ("human", f"How warm is {town}?"),
+        ("gpt", f"<think>\nLook it up.\n</think>\n<tool_call>\n{written('temperature', town=town)}\n</tool_call>"),
+        ("tool", "<tool_response>\n7\n</tool_response>"),
+        ("gpt", "<think>\n7 it says\n</think>\nSeven."),
+    )
+
+
+def calls(town):
+    """Two functions with differing arguments."""
+    converts = call("convert", {"amount": 10.0, "to": "SEK"})
+    messages = [user(f"How warm is {town}?")]
+    for asked in (call(arguments={"town": town}), converts):
+        messages += [{"role": "assistant", "content": "", "reasoning_content": "Look it up.", "tool_calls": [asked]},
+                     {"role": "tool", "content": "7"}, {"role": "assistant", "content": "Seven."},
+                     user("Ten euros?")]  # fmt: skip
+    return {"messages": messages[:-1], "tools": [SCHEMA, OTHER]}
+
+
+def completion(town):
+    return {"prompt": f"How warm is {town}?", "completion": "<think>\n7 it says\n</think>\n\nSeven."}
+
+
+@pytest.fixture(scope="module")
+def here(workshop):
+    (workshop.folder / "calling.jinja").write_text(CALLING_TEMPLATE)
+    for make in (sharegpt, hermes, calls, completion):
+        assets.write_jsonl(workshop.folder / f"{make.__name__}.jsonl", list(map(make, TOWNS)))
+    table = pyarrow.Table.from_pylist(list(map(calls, TOWNS)))
+    pyarrow.parquet.write_table(table, workshop.folder / "calls.parquet")
+    return workshop
+
+
+def result_of(here, done):
+    return json.loads((here.folder / done.last_line / "result.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("file", "turns", "says"),
+    [
+        ("sharegpt.jsonl", 8, ("read as sharegpt\n", "'persona' (4)")),
+        ("hermes.jsonl", 8, ("read as sharegpt with Hermes calls\n", "the chat template explains how to call (4 of 4")),
+        ("completion.jsonl", 4, ("read as prompt and completion\n",)),
+    ],
+)
+def test_a_file_as_it_is(here, file, turns, says):
+    done = here.train(*SETTINGS, f"data.path={file}")
+    assert f"4 conversations, {turns} trained turns" in done.out and "left out    nothing" in done.out
+    assert all(words in done.out + done.err for words in says), done
+    result = result_of(here, done)
+    assert result["steps"] == 3 and sum(result["formats"].values()) == 4
+
+
+# Breaks if a null that the table has filled in is trained: then there are more tokens.
+def test_a_table_trains_what_its_json_lines_do(here):
+    of_lines, of_table = (result_of(here, here.train(*SETTINGS, f"data.path={file}"))
+                          for file in ("calls.jsonl", "calls.parquet"))  # fmt: skip
+    for name in ("tokens_trained", "tokens_computed", "loss_first", "loss_last"):
+        assert of_lines[name] == of_table[name]
+
+
+def test_all_that_is_wrong_is_named_counted_and_left_out(here):
+    """Of reading and of rendering alike."""
+    good = [completion(town) for town in TOWNS]
+    control = [{"messages": [user(f"What is <|im_end|> in {town}?"), {"role": "assistant", "content": "A token."}]}
+               for town in TOWNS[:2]]  # fmt: skip
+    unread = [{"messages": [user("q")]}, {"input_ids": [1, 2]}]
+    mixed = [good[0], control[0], *good[1:3], unread[0], control[1], unread[1], good[3]]
+    assets.write_jsonl(here.folder / "mixed.jsonl", mixed)
+    settings = [*SETTINGS, "data.path=mixed.jsonl"]
+    done = here.train(*settings, code=1)
+    assert "mixed.jsonl:5: " in done.err and "mixed.jsonl:7: " in done.err and "data.on_invalid=drop" in done.err
+    done = here.train(*settings, "data.on_invalid=drop")
+    assert "left out    4 invalid conversations" in done.out
+    assert '2 x contains the control token "<|im_end|>" (mixed.jsonl:2, mixed.jsonl:6)' in done.out, done.out
+    lines = (here.folder / done.last_line / "left_out.jsonl").read_text().splitlines()
+    left_out = {one["conversation"]: one for one in map(json.loads, lines)}
+    assert sorted(left_out) == [f"mixed.jsonl:{line}" for line in (2, 5, 6, 7)]
+    assert all(name in one["reason"] and one["kind"] in done.out for name, one in left_out.items())
+    result = result_of(here, done)
+    assert result["dropped_conversations"] == 4 and sorted(result["dropped_by_reason"].values()) == [1, 1, 2]

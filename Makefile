@@ -59,7 +59,7 @@ notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/note
 	@ls -d runs/notebooks/*.ipynb
 
 test: $(STAMP) ## run the tests: no network, no GPU
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 journeys: $(STAMP) ## run what README and docs tell a user to do, on small models and data
 	@$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not gpu' tests/journeys $(ARGS)
@@ -92,10 +92,11 @@ ifneq ($(CONSTRAINTS),$(shell cat $(STAMP) 2>/dev/null))
 .PHONY: $(STAMP)
 endif
 
+# Bytecode as pip compiles it: where PYTHONDONTWRITEBYTECODE is set, every run would do it anew, for ten seconds.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "flexmask needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	@echo '$(CONSTRAINTS)' > $@

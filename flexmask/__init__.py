@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from flexmask.attention.masks import build_block_mask, dense_mask, visible_until_mask_mod, visible_until_score_mod
     from flexmask.conversations.conversation import Conversation
     from flexmask.conversations.reading import read_conversation
+    from flexmask.errors import UnsupportedModelError
     from flexmask.model.end_of_turn import align_end_of_turn
     from flexmask.model.loss import TokenLosses, token_losses
-    from flexmask.model.support import UnsupportedModelError, prepare_model
+    from flexmask.model.support import prepare_model
     from flexmask.text.rendering import Pass, Role, render_passes
     from flexmask.training.arguments import OnePassConfig
     from flexmask.training.data import OnePassCollator, prepare_conversation
@@ -61,7 +62,8 @@ _HOMES = {
     "model.end_of_turn": ["align_end_of_turn"],
     "model.loss": ["TokenLosses", "token_losses"],
     "attention.masks": ["build_block_mask", "dense_mask", "visible_until_mask_mod", "visible_until_score_mod"],
-    "model.support": ["UnsupportedModelError", "prepare_model"],
+    "errors": ["UnsupportedModelError"],
+    "model.support": ["prepare_model"],
     "tree.packing": ["Pack", "pack"],
     "text.rendering": ["Pass", "Role", "render_passes"],
     "training.trainer": ["NonFiniteLossError", "OnePassTrainer"],

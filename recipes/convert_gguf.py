@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,8 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
-from recipes.models.files import GGUF_MAGIC
+from recipes.models.files import GGUF_MAGIC, appears_whole
+from recipes.terminal.command import command
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How text is split before BPE, by the name that the file gives (tokenizer.ggml.pre). transformers 5.23 knows
@@ -49,35 +49,29 @@ def convert(source: Path, out_dir: Path, *, chat_template: str | None = None, dt
     Raises ValueError for a path that is not a GGUF file, an `out_dir` that already has content, a missing
     template or tokenizer, and a folder that does not read back as it was written.
     """
-    check_paths(source, out_dir)
-    tokenizer = stored_tokenizer(source, chat_template)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(source.parent),
-        gguf_file=source.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=DTYPES[dtype],
-    )
-    partial = out_dir.with_name(out_dir.name + ".partial")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    check_reads_back(partial, tokenizer, model.config)
-    if out_dir.exists():  # empty: check_paths refused anything else
-        out_dir.rmdir()
-    partial.rename(out_dir)
+    check_source(source)
+    with appears_whole(out_dir) as partial:
+        tokenizer = stored_tokenizer(source, chat_template)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source.parent),
+            gguf_file=source.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=DTYPES[dtype],
+        )
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        check_reads_back(partial, tokenizer, model.config)
     return out_dir
 
 
-def check_paths(source: Path, out_dir: Path) -> None:
-    """Refuse what would fail late or overwrite something."""
+def check_source(source: Path) -> None:
+    """Refuse what would fail late."""
     if not source.is_file():
         raise ValueError(f"{source}: no such file; give the path of a .gguf file")
     with source.open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))
     if magic != GGUF_MAGIC:
         raise ValueError(f"{source}: begins with {magic!r}, not {GGUF_MAGIC!r}, so it is not a GGUF file")
-    for folder in (out_dir, out_dir.with_name(out_dir.name + ".partial")):
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-            raise ValueError(f"{folder}: already exists; remove it or choose another output folder")
     if importlib.util.find_spec("gguf") is None:
         raise ValueError("reading GGUF needs the Python package gguf; install it with: pip install gguf")
 
@@ -98,7 +92,7 @@ def stored_tokenizer(source: Path, chat_template: str | None) -> PreTrainedToken
 
 def _restore_split(tokenizer: PreTrainedTokenizerBase, source: Path) -> None:
     """Split text as the file says where transformers does not know how to; warn where we do not either."""
-    from gguf import GGUFReader  # an optional extra, present if check_paths passed
+    from gguf import GGUFReader  # an optional extra, present if check_source passed
 
     field = GGUFReader(source).get_field("tokenizer.ggml.pre")
     split = field.contents() if field else "default"
@@ -142,23 +136,19 @@ def describe(folder: Path) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.convert_gguf", description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, metavar="SOURCE.gguf")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
     parser.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja file to use as chat template")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     args = parser.parse_args(arguments)
-    try:
-        template = args.chat_template.read_text(encoding="utf-8") if args.chat_template else None
-        convert(args.source, args.out_dir, chat_template=template, dtype=args.dtype)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    template = args.chat_template.read_text(encoding="utf-8") if args.chat_template else None
+    convert(args.source, args.out_dir, chat_template=template, dtype=args.dtype)
     print(describe(args.out_dir))
     print(args.out_dir)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -51,7 +51,9 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     from recipes.sources.load import load_data
 
     disable_progress_bar()
-    data = load_data(config.data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*train_conversations=.* are left to train")  # as the training said
+        data = load_data(config.data)
     conversations = data.train if file else data.heldout
     if not file and trained_fingerprint(run) not in (None, data.fingerprint):
         warnings.warn(

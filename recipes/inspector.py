@@ -140,7 +140,7 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: boo
         _tried(refused, check_model, model, chains)
         _tried(refused, adapter_for, model, config.adapter, config.model)
         if len(refused) == before:
-            taken = "[green]can be trained exactly[/] (training tries it on a small row before it starts)"
+            taken = "[green]can be trained exactly[/], as far as its layers tell: training tries it before it starts"
             return [*lines, taken, *([branching] if branching else [])]
     return [*lines, "[red]refused[/]: see the warnings"]
 

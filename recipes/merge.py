@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from flexmask import align_end_of_turn
 from recipes.models.adapters import ADAPTER_CONFIG
-from recipes.models.files import named_errors
+from recipes.models.files import appears_whole, named_errors
 from recipes.models.load import load_trained
 from recipes.run.folder import MODEL
 from recipes.terminal.command import command
@@ -40,10 +40,14 @@ def merge(run: Path, out: Path | None = None) -> Path:
     if not (folder / ADAPTER_CONFIG).is_file():
         raise ValueError(f"{run}: {_no_adapter(run, folder)}")
     out = run / "merged" if out is None else out
-    partial = out.with_name(out.name + ".partial")
-    for target in (out, partial):
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
-            raise ValueError(f"{target}: already exists; remove it, or choose another OUT_DIR")
+    with appears_whole(out) as partial:
+        model, tokenizer = _merged(folder)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    return out
+
+
+def _merged(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with named_errors(str(folder), key=None):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     adapted = load_trained(folder)
@@ -60,12 +64,7 @@ def merge(run: Path, out: Path | None = None) -> Path:
     merged.generation_config = generation
     if tokenizer.eos_token_id is not None:  # an adapter has no config.json to say where the trained turns end
         align_end_of_turn(merged, tokenizer, [tokenizer.eos_token_id])
-    merged.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    if out.exists():  # empty, or it was refused
-        out.rmdir()
-    partial.rename(out)
-    return out
+    return merged, tokenizer
 
 
 def _no_adapter(run: Path, folder: Path) -> str:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from flexmask import OnePassTrainer
     from recipes.preparation.rows import PreparedData
-    from recipes.run.reporter import Reporter
+    from recipes.run.destinations import Reporter
     from recipes.sources.load import LoadedData
 
 
@@ -61,8 +61,8 @@ def main(composed: DictConfig) -> None:
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
+    from recipes.run.destinations import Reporter
     from recipes.run.interrupts import StopAfterStep
-    from recipes.run.reporter import Reporter
     from recipes.run.reports import ReportingCallback, report_mask
     from recipes.run.summary import adapter_lines, closing_lines, left_out
     from recipes.sources import invalid

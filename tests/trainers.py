@@ -1,5 +1,7 @@
 """Trainers of tiny models on random conversations, for the tests of what a run trains and of how it may end."""
 
+import functools
+
 import torch
 from factories import chatml_tokenizer, random_conversation, tiny_qwen3
 from families import Family
@@ -15,6 +17,11 @@ STEPS, BATCH = 6, 4
 
 
 def rows_in(layout, pack_length=1024):
+    return list(_rows_in(layout, pack_length))
+
+
+@functools.cache
+def _rows_in(layout, pack_length):
     tokenizer = chatml_tokenizer()
     return [prepare_conversation(c, tokenizer, layout=layout, pack_length=pack_length).rows for c in CONVERSATIONS]
 

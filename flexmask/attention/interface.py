@@ -33,6 +33,7 @@ from transformers.masking_utils import (
 
 from flexmask.attention.cpu import block_sparse_attention
 from flexmask.attention.masks import PackMaskMod, ScoreMod, place_mask_mod
+from flexmask.errors import UnsupportedModelError
 
 ATTENTION_NAME = "flexmask"
 
@@ -42,10 +43,6 @@ _NOT_PASSED = object()
 
 # What gives the masks of the pack that a model is running over: called with nothing, window=n or chunk=n.
 _masks: ContextVar[Callable[..., BlockMask] | None] = ContextVar("masks", default=None)
-
-
-class UnsupportedModelError(ValueError):
-    """The model has layers, or the pack positions, that an attention mask cannot make exact."""
 
 
 # ---- Masks ----

@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 
 from flexmask.attention.interface import masks_given
 from flexmask.attention.masks import build_block_mask
+from flexmask.errors import UnsupportedModelError
 from flexmask.model.head import HALF, widened
 from flexmask.model.loss import is_whole, token_losses
 from flexmask.model.stand_ins import Gradients, in_float32, standing_in
-from flexmask.model.support import UnsupportedModelError, check_positions, evaluating, takes_block_masks, unwrapped
+from flexmask.model.support import check_positions, evaluating, takes_block_masks, unwrapped
 from flexmask.text.rendering import Pass, Role
 from flexmask.tree.layouts import one_pass, per_turn
 from flexmask.tree.packing import Pack, pack
@@ -150,9 +151,10 @@ def _longest_window(model: nn.Module, block_size: int) -> int:
         sizes.extend(restriction.values())
         return build_block_mask(one.visible_until, block_size, one.position_ids, **restriction)
 
-    with masks_given(record), contextlib.suppress(Exception):  # the comparison fails as well, and with more to say
-        ones = torch.ones_like(one.input_ids)
-        model(input_ids=one.input_ids, position_ids=one.position_ids, attention_mask=ones, use_cache=False)
+    with masks_given(record):
+        ones, none = torch.ones_like(one.input_ids), one.input_ids.new_empty(0)  # as indices: see `_alone`
+        inputs = dict(input_ids=one.input_ids, position_ids=one.position_ids, attention_mask=ones)
+        model(**inputs, use_cache=False, logits_to_keep=none)
     return max(sizes)
 
 

@@ -1,4 +1,11 @@
-"""What a causal language model makes of its decoder's states, apart from the decoder."""
+"""What a causal language model makes of its decoder's states, apart from the decoder.
+
+The model's own `forward` makes the logits, with a decoder that answers with states that are there already. `lm_head`
+alone would be shorter, but most of what is here would stay: finding the states that go in, and other parameters for
+chunks. Behind or before `lm_head` transformers' models (5.23) scale or cap, under names of their own (logit_scale,
+logits_scaling, final_logit_softcapping, ...): that would be a table, and a probe against what a model does that is not
+in it. The decoder is looked for by what runs: `get_decoder` and `base_model` name modules that `forward` may not call.
+"""
 
 import contextlib
 import functools
@@ -10,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from flexmask.model.support import UnsupportedModelError
+from flexmask.errors import UnsupportedModelError
 
 HALF = (torch.bfloat16, torch.float16)
 # What a decoder returns; the states stand first in it.
@@ -22,9 +29,7 @@ class Head:
 
     forward: the model's own; `model.forward` may be replaced meanwhile. parameters: those of the head that are trained.
 
-    Not `model.lm_head` alone: what a model does to its logits stands in its `forward` (transformers 5.23), so that
-    `forward` runs, with a decoder that answers with the states it is given. The decoder is the outermost module around
-    the embeddings that `forward` calls.
+    The decoder is the outermost module around the embeddings that `forward` calls.
     """
 
     def __init__(self, model: PreTrainedModel, forward: Callable) -> None:

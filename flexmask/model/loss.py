@@ -18,10 +18,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from flexmask.errors import UnsupportedModelError
 from flexmask.model.head import Head, replaced
 from flexmask.model.state_branches import StateBranches
 from flexmask.model.state_layers import expected_calls
-from flexmask.model.support import UnsupportedModelError, inputs_of, takes_block_masks, unwrapped
+from flexmask.model.support import inputs_of, takes_block_masks, unwrapped
 from flexmask.text.rendering import Role
 from flexmask.tree.packing import Pack
 

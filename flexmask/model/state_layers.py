@@ -219,12 +219,12 @@ def _used(branched: Callable) -> dict[str, inspect.Parameter]:
 
 
 def _in_front_of(function: Callable, branched: Callable) -> Callable:
-    handed_on = _parameters(function).keys() - _used(branched).keys()
+    used = _used(branched).keys()
 
     def routed(*args: Any, state_branches: StateBranches | None = None, **kwargs: Any) -> Any:
         if state_branches is None:
             return function(*args, **kwargs)
-        for name in handed_on & kwargs.keys():
+        for name in kwargs.keys() - used:  # handed on as they come
             shape = getattr(kwargs[name], "shape", ())
             if tuple(shape[:1]) == (1,) and len(state_branches) in shape[1:]:
                 raise ValueError(

@@ -13,8 +13,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.attention.alibi import has_alibi_route, is_routed, route_alibi
-from flexmask.attention.interface import ATTENTION_NAME, UnsupportedModelError, masks_given
+from flexmask.attention.interface import ATTENTION_NAME, masks_given
 from flexmask.attention.masks import build_block_mask
+from flexmask.errors import UnsupportedModelError
 from flexmask.model.randomness import random_settings, shared_draws, warn_of_shared_draws
 from flexmask.model.state_layers import is_covered, moved, route_states
 from flexmask.tree.layouts import Row
@@ -118,30 +119,25 @@ def check_model(model: nn.Module, chains: bool = False) -> None:
         )
 
 
-def stateful_layers(model: nn.Module) -> list[str]:
-    """The layers that carry a state from token to token outside attention, each as "path (class)".
-
-    Found by what modules are: a convolution over tokens, or the parameters of a recurrence. What both miss,
-    `flexmask.model.exactness.check_exact` finds by trying.
-    """
-    model = unwrapped(model)
-    return [_named(model, path) for path in _stateful_paths(model)]
-
-
 def branching_layers(model: nn.Module) -> list[str]:
-    """Those of the stateful layers whose state branches with the tree (`flexmask.model.state_branches`)."""
-    model = unwrapped(model)
-    return [_named(model, path) for path in _stateful_paths(model) if _branches(model.get_submodule(path))]
+    """The layers that carry a state from token to token outside attention and whose state branches with the tree
+    (`flexmask.model.state_branches`), each as "path (class)"."""
+    return _stateful_layers(model, branching=True)
 
 
 def unbranched_layers(model: nn.Module) -> list[str]:
-    """Those of the stateful layers whose state does not branch: such a model runs one row a pack, one pass a turn."""
+    """Those whose state does not branch: such a model runs one row a pack, one pass a turn."""
+    return _stateful_layers(model, branching=False)
+
+
+def _stateful_layers(model: nn.Module, branching: bool) -> list[str]:
     model = unwrapped(model)
-    return [_named(model, path) for path in _stateful_paths(model) if not _branches(model.get_submodule(path))]
-
-
-def _branches(layer: nn.Module) -> bool:
-    return is_covered(layer) and moved(layer) is None
+    layers = {path: model.get_submodule(path) for path in _stateful_paths(model)}
+    return [
+        f"{path} ({type(layer).__name__})"
+        for path, layer in layers.items()
+        if (is_covered(layer) and moved(layer) is None) == branching
+    ]
 
 
 def _why_unbranched(model: PreTrainedModel) -> str:
@@ -155,11 +151,9 @@ def _why_unbranched(model: PreTrainedModel) -> str:
     )
 
 
-def _named(model: PreTrainedModel, path: str) -> str:
-    return f"{path} ({type(model.get_submodule(path)).__name__})"
-
-
 def _stateful_paths(model: PreTrainedModel) -> list[str]:
+    """Found by what modules are: a convolution over tokens, or the parameters of a recurrence. What both miss,
+    `flexmask.model.exactness.check_exact` finds by trying."""
     # Towers for images and sound have convolutions of their own, which tokens of text never enter.
     decoder = model.get_decoder()
     searched = set((decoder if isinstance(decoder, PreTrainedModel) else model).modules())

@@ -1,7 +1,7 @@
 """What `OnePassTrainer` is given, checked before anything runs."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from flexmask.model.support import UnsupportedModelError, check_positions, unbranched_layers
+from flexmask.errors import UnsupportedModelError
+from flexmask.model.support import check_model, check_positions, unbranched_layers
 from flexmask.training.arguments import OnePassConfig
 from flexmask.training.data import OnePassCollator, is_rows
-from flexmask.tree.layouts import Row
 
 # Arguments of other trainers, or of the Trainer for other losses, and what to do instead.
 _REFUSED = {
@@ -136,7 +136,7 @@ def check_rows(dataset: Any, name: str, pack_length: int, model: PreTrainedModel
     allow. Streams are checked as they are read."""
     if isinstance(dataset, IterableDataset):
         return
-    state_layers = [] if model is None else unbranched_layers(model)
+    has_unbranched = model is not None and bool(unbranched_layers(model))
     tokens = None if model is None else getattr(model.get_input_embeddings(), "num_embeddings", None)
     empty = []
     for i, rows in enumerate(dataset):
@@ -153,13 +153,14 @@ def check_rows(dataset: Any, name: str, pack_length: int, model: PreTrainedModel
                     f"{name}[{i}]: row {row.name} has token {greatest:,}, and {type(model).__name__} has embeddings "
                     f"for {tokens:,}; give the tokenizer of this model, or resize_token_embeddings"
                 )
-            if state_layers and not row.is_chain:
-                raise UnsupportedModelError(_branches(type(model).__name__, state_layers, row))
-            if model is not None and not state_layers:
-                try:
+            try:
+                if model is not None and not has_unbranched:
                     check_positions(model.config, row)
-                except UnsupportedModelError as error:
-                    raise UnsupportedModelError(f"{name}[{i}]: row {row.name}: {error}") from error
+                elif model is not None and not row.is_chain:
+                    check_model(model)
+            except UnsupportedModelError as error:
+                which = f"the row of {row.name} branches;" if has_unbranched else f"row {row.name}:"
+                raise UnsupportedModelError(f"{name}[{i}]: {which} {error}") from error
         if not rows:
             empty.append(i)
     if empty:
@@ -167,11 +168,3 @@ def check_rows(dataset: Any, name: str, pack_length: int, model: PreTrainedModel
             f"{name}: {len(empty)} conversations have no rows because none of their turns is trained "
             f"(indices {', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}); leave them out"
         )
-
-
-def _branches(model: str, layers: Sequence[str], row: Row) -> str:
-    return (
-        f"{model}: {len(layers)} layers carry state from token to token ({layers[0]}, ...), which no attention "
-        f"mask keeps from leaking between branches, and the row of {row.name} branches; lay conversations out "
-        'with layout="per_turn", or use a template that keeps earlier thinking'
-    )

@@ -227,7 +227,8 @@ class _PrefixTree:
             node.split(inside)
         if matched < len(p):
             node.children.append(_Node(p.input_ids[matched:], p.roles[matched:], p.loss_weights[matched:]))
-        self._add_to_path(p, matched)
+        if matched > p.prompt_length:  # context weighs nothing, and of a prompt no pass has other roles
+            self._add_to_path(p, matched)
         self.passes.append(p)
         self.size += len(p) - matched
 

@@ -19,6 +19,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from flexmask import Pack, build_block_mask, lay_out, pack, token_losses
 from flexmask.attention.interface import ATTENTION_NAME, flexmask_attention, flexmask_mask
+from flexmask.model.head import widened
 from flexmask.model.support import inputs_of
 from recipes.benchmarking.config import ArmName, BenchmarkConfig
 from recipes.benchmarking.paper import Plain, paper_mask, paper_row
@@ -84,9 +85,15 @@ def _missing(module: str) -> bool:
         return True
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+def _loss_of(model: PreTrainedModel, item: Plain, **inputs: object) -> Tensor:
+    """The weighted sum of a plain forward pass, with logits where tokens are trained."""
+    logits = model(input_ids=item.input_ids, logits_to_keep=item.previous, use_cache=False, **inputs).logits[0]
+    return (F.cross_entropy(widened(logits), item.targets, reduction="none") * item.weights).sum()
+
+
+def _plain(one: Pack) -> Plain:
+    trained = torch.nonzero(one.loss_weights[0] > 0).flatten()
+    return Plain(one.input_ids, one.previous[0, trained], one.input_ids[0, trained], one.loss_weights[0, trained])
 
 
 # Rows packed to one length under a block mask: `flexmask` itself for its own layouts, and for per-turn passes the
@@ -104,10 +111,8 @@ def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig,
     def loss(model: PreTrainedModel, one: Pack) -> Tensor:
         if attention == ATTENTION_NAME:
             return token_losses(model, one, config.block_size).total
-        indices = torch.nonzero(one.loss_weights[0] > 0).flatten()
         with inputs_of(model, one, config.block_size) as inputs:
-            logits = model(**inputs, logits_to_keep=one.previous[0, indices], use_cache=False).logits[0]
-        return _cross_entropy(logits, one.input_ids[0, indices], one.loss_weights[0, indices])
+            return _loss_of(model, _plain(one), **{name: x for name, x in inputs.items() if name != "input_ids"})
 
     return Arm(
         name=name,
@@ -174,17 +179,8 @@ def _varlen(name: ArmName, config: BenchmarkConfig, device: torch.device) -> Arm
         return Documents(one, borders, int(borders.diff().max()))
 
     def loss(model: PreTrainedModel, item: Documents) -> Tensor:
-        one = item.pack
-        indices = torch.nonzero(one.loss_weights[0] > 0).flatten()
-        logits = model(
-            input_ids=one.input_ids,
-            position_ids=one.position_ids,
-            logits_to_keep=one.previous[0, indices],
-            use_cache=False,
-            borders=item.borders,
-            longest=item.longest,
-        ).logits[0]
-        return _cross_entropy(logits, one.input_ids[0, indices], one.loss_weights[0, indices])
+        documents = dict(position_ids=item.pack.position_ids, borders=item.borders, longest=item.longest)
+        return _loss_of(model, _plain(item.pack), **documents)
 
     return Arm(
         name=name,
@@ -248,16 +244,13 @@ def _naive(name: ArmName, device: torch.device) -> Arm:
             items.append(Plain(*map(torch.from_numpy, arrays)))
         return items
 
-    def loss(model: PreTrainedModel, item: Plain) -> Tensor:
-        logits = model(input_ids=item.input_ids, logits_to_keep=item.previous, use_cache=False).logits[0]
-        return _cross_entropy(logits, item.targets, item.weights)
-
     def work(item: Plain) -> Work:
         tokens = item.input_ids.shape[1]
         pairs = tokens * (tokens + 1) // 2
         return Work(1, tokens, len(item.targets), pairs, pairs)
 
-    return Arm(name, True, "sdpa", prepare, functools.partial(Plain.to, device=device), lambda item: None, loss, work)
+    to = functools.partial(Plain.to, device=device)
+    return Arm(name, True, "sdpa", prepare, to, lambda item: None, _loss_of, work)
 
 
 def _paper(name: ArmName, config: BenchmarkConfig, device: torch.device) -> Arm:
@@ -276,14 +269,7 @@ def _paper(name: ArmName, config: BenchmarkConfig, device: torch.device) -> Arm:
         return items
 
     def loss(model: PreTrainedModel, item: Plain) -> Tensor:
-        logits = model(
-            input_ids=item.input_ids,
-            position_ids=item.position_ids,
-            attention_mask=paper_mask(item),
-            logits_to_keep=item.previous,
-            use_cache=False,
-        ).logits[0]
-        return _cross_entropy(logits, item.targets, item.weights)
+        return _loss_of(model, item, position_ids=item.position_ids, attention_mask=paper_mask(item))
 
     def work(item: Plain) -> Work:
         tokens = item.input_ids.shape[1]

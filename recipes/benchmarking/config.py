@@ -1,18 +1,15 @@
 """The typed configuration of the benchmark: conf/benchmark.yaml -> BenchmarkConfig, checked as that of a run is."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from recipes.configuration import CONF_DIR
 from recipes.configuration.rules import ConfigError
 
 
@@ -138,12 +135,6 @@ def to_benchmark(composed: DictConfig) -> BenchmarkConfig:
     if problems := list(_benchmark(config)):
         raise ConfigError("\n".join(problems))
     return config
-
-
-def compose_benchmark(overrides: Sequence[str] = (), output_dir: str | Path = "runs/composed") -> BenchmarkConfig:
-    """`compose` for conf/benchmark.yaml."""
-    with initialize_config_dir(CONF_DIR, version_base="1.3"):
-        return to_benchmark(hydra_compose("benchmark", overrides=[*overrides, f"output_dir='{output_dir}'"]))
 
 
 def _benchmark(config: BenchmarkConfig) -> Iterator[str]:

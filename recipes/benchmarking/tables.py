@@ -212,11 +212,10 @@ TABLES = {
 
 def targets(result: dict) -> list[tuple[str, str, str]]:
     """Each target of the sections that ran, its value here, and whether it is met."""
-    rows = [
+    return [
         (f"{name} {sign} {limit:g}{unit}", f"{value:.4g}{unit}", met(value, sign, limit))
         for name, value, sign, limit, unit in _targets(result)
     ]
-    return rows
 
 
 def met(value: float, sign: str, limit: float) -> str:

@@ -11,15 +11,12 @@ from recipes.configuration.schema import AdapterKind, Dtype, MixedPrecision
 class Precision:
     """In what a run computes: `dtype` of the weights in memory, `mixed_precision` none or bf16 (never auto).
 
-    description: the same for a reader, with that of adapters; `str()` gives it.
+    description: the same for a reader, with that of adapters.
     """
 
     dtype: torch.dtype
     mixed_precision: MixedPrecision
     description: str
-
-    def __str__(self) -> str:
-        return self.description
 
 
 def resolve_precision(dtype: Dtype, adapter: AdapterKind, mixed_precision: MixedPrecision) -> Precision:

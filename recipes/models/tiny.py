@@ -7,6 +7,7 @@ bytes, so all text round-trips. Its chat template drops earlier thinking the way
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -94,15 +95,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     `<think>` and `</think>` are added but not special (as in Qwen3), so they survive `skip_special_tokens`.
     `save_pretrained` writes the Hugging Face format, chat template included.
     """
-    pieces = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    words = {piece for text in _sample_texts() for piece, _ in pieces.pre_tokenize_str(text)}
-    vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary += sorted(words - set(vocabulary))
+    pieces, vocabulary = _pieces(), _vocabulary()
     # With `ignore_merges` a piece that is in the vocabulary is one token; with no merges any other is its bytes.
     core = Tokenizer(models.BPE({piece: index for index, piece in enumerate(vocabulary)}, [], ignore_merges=True))
     core.pre_tokenizer = pieces
@@ -119,6 +112,23 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         model_max_length=4096,
     )
+
+
+def _pieces() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+@functools.cache  # the runs of a sweep share a process
+def _vocabulary() -> tuple[str, ...]:
+    """Every byte, and every word of the sample texts."""
+    pieces, single = _pieces(), sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {piece for text in _sample_texts() for piece, _ in pieces.pre_tokenize_str(text)}
+    return (*single, *sorted(words - set(single)))
 
 
 def _sample_texts() -> Iterator[str]:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from flexmask import OnePassTrainer
 from flexmask.viz import plot_pack
 from recipes.evaluation.replies import ChatResult
-from recipes.run.reporter import Reporter
+from recipes.run.destinations import Reporter
 from recipes.terminal.progress import duration, progress
 
 matplotlib.use("Agg")

@@ -56,7 +56,7 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.devi
     precision = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision)
     return [
         f"model       {type(whole).__name__} ({weights}): {total:,} parameters, {which}",
-        f"device      {device_name(device)}; {precision}",
+        f"device      {device_name(device)}; {precision.description}",
         f"attention   {_attention(model, device.type)}",
     ]
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -43,6 +44,8 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def guarded(*arguments: Any, **named: Any) -> Any:
+        if (outside := signal.getsignal(signal.SIGINT)) is signal.SIG_DFL:  # see recipes/__init__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.formatwarning = lambda message, *_: f"warning: {in_settings(str(message))}\n"  # no source line
         try:
             return main(*arguments, **named)
@@ -57,6 +60,9 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             if message is None or os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             sys.exit(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows where)")
+        finally:
+            if outside is signal.SIG_DFL:
+                signal.signal(signal.SIGINT, outside)
 
     return guarded
 

@@ -1,6 +1,7 @@
 """One pass equals per-turn training for every family of `families.py`: in loss and in every gradient."""
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, HunYuanDenseV1Config, Qwen3Config
 from flexmask import UnsupportedModelError, lay_out, pack, per_turn, prepare_model, token_losses
 from flexmask.attention.cpu import block_sparse_attention
 from flexmask.attention.masks import build_block_mask
-from flexmask.model import loss
+from flexmask.model import exactness, loss
 from flexmask.model.exactness import check_exact
 
 BLOCK = 16
@@ -105,6 +106,22 @@ def test_each_layer_has_the_mask_of_its_type(name, monkeypatch):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family_passes_the_check_before_training(name):
     check_exact(prepare_model(FAMILIES[name].build(torch.float32)), BLOCK)
+
+
+# Breaks if the windows of a family are not found: the check would not cross them, and say nothing. Where crossing them
+# costs too much it says so, and to which position they reach.
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_check_finds_the_windows_and_chunks_of_each_family(name, monkeypatch):
+    monkeypatch.setattr(exactness, "_MOST_WORK", {"cpu": 0, "elsewhere": 0})
+    model = prepare_model(FAMILIES[name].build(torch.float32))
+    kinds = getattr(model.config, "layer_types", None) or ()
+    reached = bool({"sliding_attention", "chunked_attention"} & {*kinds}) or (
+        not kinds and getattr(model.config, "sliding_window", None) is not None
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_exact(model, BLOCK)
+    assert any("windows of up to 12 positions" in str(one.message) for one in caught) == reached
 
 
 # With the weights that a new model has and with larger ones. Breaks if any part of a family stays in bfloat16 while the

@@ -26,7 +26,7 @@ from flexmask import (
 from flexmask.model.exactness import check_exact
 from flexmask.model.state_branches import StateBranches
 from flexmask.model.state_layers import COVERED
-from flexmask.model.support import branching_layers, stateful_layers
+from flexmask.model.support import branching_layers, unbranched_layers
 
 BLOCK = 16
 LOSS, GRADIENT = 1e-12, 1e-10
@@ -123,7 +123,7 @@ def test_in_float32_one_pass_is_as_exact_as_per_turn(name):
 @pytest.mark.parametrize("name", BRANCHING)
 def test_all_stateful_layers_branch_and_the_check_before_training_passes(name):
     model = BRANCHING[name].build(torch.bfloat16)
-    assert branching_layers(model) == stateful_layers(model) != []
+    assert branching_layers(model) != [] and unbranched_layers(model) == []
     prepare_model(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # that it could be tried in bfloat16 only
@@ -309,9 +309,11 @@ def test_a_function_may_take_more_but_nothing_by_token(monkeypatch):
         assert abs(loss_of(prepare_model(model), LAYOUTS["packed"]).item() / reference - 1) < LOSS
         (one,) = LAYOUTS["packed"]
         routed = getattr(home, CONVOLUTION)
-        monkeypatch.setattr(home, CONVOLUTION, lambda *given, **more: routed(*given, documents=one.input_ids, **more))
-        with pytest.raises(ValueError, match=r"takes_more takes documents of shape \[1, \d+\], one for each token"):
-            loss_of(model, [one])
+        for name in ("documents", "in_its_kwargs"):
+            by_token = {name: one.input_ids}
+            monkeypatch.setattr(home, CONVOLUTION, lambda *given, **more: routed(*given, **more, **by_token))  # noqa: B023
+            with pytest.raises(ValueError, match=rf"takes_more takes {name} of shape \[1, \d+\], one for each token"):
+                loss_of(model, [one])
 
 
 # Breaks if a layer whose code was replaced as a whole (a hub kernel) ignores the tree and nobody notices.

@@ -20,7 +20,7 @@ from flexmask import (
     token_losses,
 )
 from flexmask.model.exactness import check_exact
-from flexmask.model.support import branching_layers, stateful_layers
+from flexmask.model.support import branching_layers, unbranched_layers
 
 BLOCK = 16
 LOSS, GRADIENT = 1e-12, 1e-11
@@ -36,7 +36,7 @@ def loss_of(model, packs):
 @pytest.mark.parametrize("name", UNBRANCHED)
 def test_refused_in_one_pass_by_name(name):
     model = UNBRANCHED[name].build(torch.float32)
-    layers = stateful_layers(model)
+    layers = unbranched_layers(model)
     assert branching_layers(model) == []
     with pytest.raises(UnsupportedModelError, match='carry state from token to token.*layout="per_turn"') as refusal:
         prepare_model(model)
@@ -55,7 +55,7 @@ def test_exact_per_turn(name, record_property):
     loss_difference = abs(mine.item() / reference.item() - 1)
     gradient_difference = worst_gradient_difference(reference_gradients, gradients(model, mine))
     differences = (loss_difference, gradient_difference)
-    record_model(record_property, name, UNBRANCHED[name], model, "per turn", differences, stateful_layers(model)[0])
+    record_model(record_property, name, UNBRANCHED[name], model, "per turn", differences, unbranched_layers(model)[0])
     assert loss_difference <= LOSS
     assert gradient_difference <= GRADIENT
 

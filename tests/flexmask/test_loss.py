@@ -1,10 +1,6 @@
 """The loss in chunks of the model's own head: the same sums whatever the chunk, and no more memory than a chunk's."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -135,18 +131,8 @@ def test_the_model_is_left_as_it_was():
 
 # Breaks if the head runs outside of the wrapper's call, where parameters are sharded and outputs are not followed: then
 # its gradients are missing, or never leave the rank.
-def test_under_wrappers_on_two_processes(tmp_path):
-    here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}:{here.parents[1]}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(here.parent / "wrapped_models.py"), str(tmp_path / "differences.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+def test_under_wrappers_on_two_processes(tmp_path, python):
+    python.run_on_two_ranks("ranks.wrappers", str(tmp_path / "differences.json"), cwd=tmp_path)
     differences = json.loads((tmp_path / "differences.json").read_text())
     assert len(differences) == 11 and max(differences.values()) < 1e-11, differences
 

@@ -1,10 +1,6 @@
 """The Trainer: what it trains does not depend on layout, pack length, accumulation or an interruption."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -44,18 +40,8 @@ def test_the_same_run_whatever_the_layout_pack_length_or_accumulation(tmp_path, 
 
 
 # Breaks if a rank divides by its own weight, or gradients are averaged where they should be summed.
-def test_the_same_run_on_two_processes(tmp_path):
-    here = Path(__file__).parent
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}:{here.parents[1]}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(here.parent / "two_processes.py"), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_same_run_on_two_processes(tmp_path, python):
+    python.run_on_two_ranks("ranks.training", str(tmp_path), cwd=tmp_path)
     for name, settings in TWO_PROCESSES.items():
         losses, parameters = torch.load(tmp_path / f"{name}.pt", weights_only=False)
         parameters = {name: parameter.detach() for name, parameter in parameters.items()}

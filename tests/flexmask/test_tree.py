@@ -11,7 +11,7 @@ from flexmask.tree.layouts import LAYOUTS
 
 def make_pass(prompt, thinking, answer, turn=0):
     roles = np.repeat(np.int8([Role.PROMPT, Role.THINKING, Role.ANSWER]), [len(prompt), len(thinking), len(answer)])
-    ids = np.array([ord(c) for c in prompt + thinking + answer], dtype=np.int64)
+    ids = np.frombuffer((prompt + thinking + answer).encode("utf-32-le"), dtype="<u4").astype(np.int64)
     weights = (np.arange(len(ids)) >= len(prompt)).astype(np.float32)
     return Pass("hand", turn, len(prompt), ids, roles, weights)
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from journeys import assets, forked
-from journeys.workshop import Workshop, clean_environment
+from journeys import assets
+from journeys.workshop import Workshop
 
 DATA = Path(__file__).parent / "data"
 
@@ -22,16 +22,6 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     assets.save_models(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Path:
-    """The socket of a Python that has the libraries ready."""
-    path = tmp_path_factory.mktemp("server") / "socket"
-    process = forked.start(path, clean_environment())
-    yield path
-    process.stdin.close()
-    process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from journeys.workshop import ROOT, clean_environment
+from forked import clean_environment
+from journeys.workshop import ROOT
 
 COMMANDS = sorted(path.name for path in (ROOT / "recipes").glob("[!_]*.py"))
 

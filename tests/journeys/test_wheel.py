@@ -10,10 +10,11 @@ import venv
 from pathlib import Path
 
 import pytest
+from forked import clean_environment
 from journeys.conftest import furnish
 from journeys.table import FINETUNE
 from journeys.told import told
-from journeys.workshop import ROOT, clean_environment
+from journeys.workshop import ROOT
 
 # No `workshop` makes these journeys; one process builds the wheel for all of them.
 pytestmark = [pytest.mark.journey, pytest.mark.xdist_group("test_wheel")]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from journeys import forked
+import forked
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("docs",)  # commands write there
@@ -40,7 +40,7 @@ class Done:
 class Workshop:
     """The project's own files without its `runs/`, its virtual environment, and room for the user's files.
 
-    `server`: the socket of tests/journeys/forked.py.
+    `server`: the socket of tests/forked.py.
     """
 
     def __init__(self, folder: Path, server: Path):
@@ -65,7 +65,7 @@ class Workshop:
 
         real: no library is imported before.
         """
-        environment = clean_environment() | {"PATH": f"{self.folder / '.venv/bin'}:{os.environ['PATH']}"}
+        environment = forked.clean_environment() | {"PATH": f"{self.folder / '.venv/bin'}:{os.environ['PATH']}"}
         return subprocess.Popen(
             ["bash", "-c", command],
             cwd=self.folder,
@@ -92,14 +92,6 @@ class Workshop:
 
     def train(self, *overrides: str, code: int | None = 0, timeout: float = 300) -> Done:
         return self.run(train(*overrides), code, timeout)
-
-
-def clean_environment() -> dict[str, str]:
-    """One thread, no hub, no account, nothing of the make that runs the tests."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MAKE", "MFLAGS", "ARGS"))
-    }
-    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def train(*overrides: str) -> str:

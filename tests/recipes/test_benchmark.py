@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,11 +23,12 @@ from flexmask.attention.interface import flexmask_attention
 from flexmask.model.state_branches import StateBranches
 from recipes import benchmark
 from recipes.benchmarking import arms, grid, measure, paper, tables, workloads
-from recipes.benchmarking.config import ArmName, compose_benchmark
+from recipes.benchmarking.config import ArmName, to_benchmark
 from recipes.benchmarking.parts import attention, loss, mask, packing, preparation, recompiles, state
 from recipes.benchmarking.work import Size, Work, card_peak, needed_flops, predicted_flops
 from recipes.benchmarking.workloads import Dialogue, Turn
-from recipes.configuration.compose import ConfigError
+from recipes.configuration import CONF_DIR
+from recipes.configuration.rules import ConfigError
 
 TINY = [
     "shapes.small={vocab_size:50,hidden_size:16,intermediate_size:24,layers:2,heads:2,kv_heads:1,head_dim:16}",
@@ -39,6 +41,11 @@ TINY = [
     "pack_length=1024",
 ]
 CPU = torch.device("cpu")
+
+
+def compose_benchmark(overrides=(), output_dir="runs/composed"):
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        return to_benchmark(compose("benchmark", overrides=[*overrides, f"output_dir='{output_dir}'"]))
 
 
 def dialogue(*lengths: tuple[int, int, int]) -> Dialogue:

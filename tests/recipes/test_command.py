@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from recipes.run.interrupts import StopAfterStep
 from recipes.terminal import progress as progress_module
 from recipes.terminal.command import Interrupted, command
 from recipes.terminal.progress import duration, progress
+
+ROOT = Path(__file__).parents[2]
 
 
 def ending(error):
@@ -122,3 +127,12 @@ def test_durations():
         "60 min",
         "4 h 05 min",
     ]
+
+
+# What is imported first interrupts its own process, as Ctrl-C in the first tenths of a second would.
+def test_an_interruption_while_modules_are_imported_shows_no_traceback(tmp_path):
+    (tmp_path / "hydra.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT)))}
+    command = [sys.executable, "-m", "recipes.train"]
+    done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -140,12 +140,12 @@ def test_an_unknown_split_rule_is_announced(tmp_path):
 
 def test_a_template_can_be_given_and_must_be_somewhere(tmp_path, capsys):
     source = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), template=None)
-    assert main([str(source), str(tmp_path / "out")]) == 1
-    assert "carries no chat template" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="^error: .*carries no chat template"):
+        main([str(source), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     (tmp_path / "chat.jinja").write_text(TEMPLATE)
     arguments = [str(source), str(tmp_path / "out"), "--chat-template", str(tmp_path / "chat.jinja")]
-    assert main([*arguments, "--dtype", "bfloat16"]) == 0
+    main([*arguments, "--dtype", "bfloat16"])
     assert "4 query and 2 key-value heads" in capsys.readouterr().out
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
     weights = load_file(tmp_path / "out" / "model.safetensors").values()
@@ -165,7 +165,7 @@ def out_has_content(folder: Path) -> str:
     (folder / "tiny.gguf").write_bytes(b"GGUF")
     (folder / "out").mkdir()
     (folder / "out" / "model.safetensors").touch()
-    return "already exists; remove it or choose another"
+    return "already exists; remove it, or choose another"
 
 
 def interrupted_before(folder: Path) -> str:

@@ -1,9 +1,6 @@
 """The inspector: what a user sees of a conversation, a data set and a model before training."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +62,8 @@ def of(file, *more):
     return ("data=jsonl", f"data.path={file}", "trainer.epochs=3", *more)
 
 
-def test_as_a_command(file):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
-    command = [sys.executable, "-m", "recipes.inspector", *of(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def test_as_a_command(file, python, tmp_path):
+    done = python.run("recipes.inspector", *of(file), cwd=tmp_path, COLUMNS="150")
     assert done.returncode == 0, done.stderr
     assert "my.jsonl:1" in done.stdout and "no warnings" in done.stdout
 

@@ -83,8 +83,8 @@ def test_what_auto_is_on_a_device(monkeypatch, gpu, adapter, dtype, mixed, expec
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: gpu)
     found = resolve_precision(dtype, adapter.kind, mixed)
     assert (found.dtype, found.mixed_precision) == expected
-    assert str(found.dtype).removeprefix("torch.") in str(found)
-    assert ("bf16 mixed" in str(found)) == (found.mixed_precision is BF16)
+    assert str(found.dtype).removeprefix("torch.") in found.description
+    assert ("bf16 mixed" in found.description) == (found.mixed_precision is BF16)
 
 
 # ---- What is no model, or no whole one ----

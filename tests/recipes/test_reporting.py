@@ -12,8 +12,8 @@ import types
 import pytest
 
 from recipes.configuration.compose import compose
-from recipes.run import reporter as reporting
-from recipes.run.reporter import Reporter
+from recipes.run import destinations
+from recipes.run.destinations import Reporter
 
 KEY = "a" * 40  # the length that wandb wants
 PNG = bytes.fromhex(
@@ -102,7 +102,7 @@ def test_off_never_imports_wandb(tmp_path):
     code = """if True:
         import sys
         from recipes.configuration.compose import compose
-        from recipes.run.reporter import Reporter
+        from recipes.run.destinations import Reporter
         with Reporter(compose(["wandb=off"], sys.argv[1])) as reporter:
             reporter.log(1, {"loss": 1.0})
             reporter.table("chats", ["a"], [[1]], step=1)
@@ -118,11 +118,11 @@ REPORT = """if True:
     import os
     import sys
     from pathlib import Path
-    from recipes.run import reporter as reporting
+    from recipes.run import destinations
     from recipes.configuration.compose import compose
-    reporting.INIT_TIMEOUT = 1.0
+    destinations.INIT_TIMEOUT = 1.0
     folder = Path(sys.argv[1])
-    with reporting.Reporter(compose([os.environ.get("MORE", "seed=0")], folder)) as reporter:
+    with destinations.Reporter(compose([os.environ.get("MORE", "seed=0")], folder)) as reporter:
         reporter.log(3, {"thinking_loss": 0.8125})
         reporter.log(1, {"thinking_loss": 0.4375})  # wandb's own step counter would drop this one
         if (folder / "mask.png").exists():
@@ -243,7 +243,7 @@ class BrokenRun:
 
 # Fails when an error of wandb's reaches the training loop, or is told at every step.
 def test_a_failure_of_wandb_is_told_once_and_training_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reporting, "_start_wandb", lambda *_: BrokenRun())
+    monkeypatch.setattr(destinations, "_start_wandb", lambda *_: BrokenRun())
     with Reporter(compose([], tmp_path)) as reporter:
         for step in range(3):
             reporter.log(step, {"loss": 1.0})
@@ -259,7 +259,7 @@ def test_an_error_of_the_run_is_passed_on_and_marks_the_run_failed(tmp_path, mon
         def finish(self, exit_code):
             codes.append(exit_code)
 
-    monkeypatch.setattr(reporting, "_start_wandb", lambda *_: Run())
+    monkeypatch.setattr(destinations, "_start_wandb", lambda *_: Run())
     with pytest.raises(KeyboardInterrupt), Reporter(compose([], tmp_path)):
         raise KeyboardInterrupt
     with Reporter(compose([], tmp_path)) as reporter:

@@ -1,10 +1,7 @@
 """The recipe as a user runs it: what it leaves, what it refuses, what a kill costs, what a sweep ends in."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,15 +28,11 @@ SMALL = [
     "evaluation.conversations=2",
     "evaluation.max_new_tokens=8",
 ]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def command(*overrides):
-    return [sys.executable, "-m", "recipes.train", *overrides]
-
-
-def run(cwd, *overrides):
-    return subprocess.run(command(*overrides), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def run(python):
+    return lambda cwd, *overrides: python.run("recipes.train", *overrides, cwd=cwd)
 
 
 def metrics_of(folder):
@@ -48,7 +41,7 @@ def metrics_of(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, run):
     """One complete run with wandb offline: (its folder, what it printed)."""
     cwd = tmp_path_factory.mktemp("whole")
     done = run(cwd, *SMALL, "wandb=offline")
@@ -98,21 +91,16 @@ def test_the_model_folder_loads_with_plain_transformers(whole):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), checkpoint.parameters(), strict=True))
 
 
-def test_a_finished_run_can_be_evaluated_again(whole, tmp_path):
-    command = [sys.executable, "-m", "recipes.evaluate", str(whole[0])]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def test_a_finished_run_can_be_evaluated_again(whole, tmp_path, python):
+    done = python.run("recipes.evaluate", str(whole[0]), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figures, result = json.loads(done.stdout), json.loads((whole[0] / "result.json").read_text())
     assert figures == {name: result[name] for name in figures}
 
 
 # A kill at any moment, not a polite exception; resumed losses must be the unbroken run's to the last bit.
-def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path):
-    slow = "trainer.log_every=1"
-    killed = subprocess.Popen(
-        command(*SMALL, slow, "wandb=off", "output_dir=killed"),
-        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+def test_a_killed_run_resumes_in_its_folder_to_the_same_losses(whole, tmp_path, python, run):
+    killed = python.start("recipes.train", *SMALL, "wandb=off", "output_dir=killed", cwd=tmp_path)
     folder, deadline = tmp_path / "killed", time.monotonic() + 200
     while not list(folder.glob("checkpoints/checkpoint-2/trainer_state.json")):
         assert killed.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
@@ -142,7 +130,7 @@ def test_a_run_does_not_overwrite_another(whole):
     assert (whole[0] / "metrics.jsonl").read_text() == before
 
 
-def test_what_cannot_be_resumed_is_said(whole, tmp_path):
+def test_what_cannot_be_resumed_is_said(whole, tmp_path, run):
     other = run(tmp_path, f"resume={whole[0]}", "seed=3")
     assert other.returncode != 0 and "goes on with the configuration in that folder; remove seed=3" in other.stderr
 
@@ -159,7 +147,7 @@ def test_what_cannot_be_resumed_is_said(whole, tmp_path):
         ),
     ],
 )
-def test_a_wrong_setting_fails_at_once_with_its_name(tmp_path, override, message):
+def test_a_wrong_setting_fails_at_once_with_its_name(tmp_path, run, override, message):
     done = run(tmp_path, override)
     assert done.returncode != 0 and message in done.stderr
     assert "Traceback" not in done.stderr
@@ -174,7 +162,7 @@ def test_a_pass_longer_than_the_pack_names_its_conversation(tmp_path, monkeypatc
     assert not list(tmp_path.iterdir()), "a run that cannot begin left a folder behind"
 
 
-def test_a_sweep_ends_in_one_table_and_one_plot(tmp_path, capsys):
+def test_a_sweep_ends_in_one_table_and_one_plot(tmp_path, run):
     sweep = ["sweep=layouts", "hydra.sweep.dir=sweep", "hydra.sweeper.params.seed='4'", *SMALL, "wandb=off"]
     done = run(tmp_path, *sweep)
     assert done.returncode == 0, done.stderr

@@ -1,11 +1,12 @@
-"""A Python for the workshops in which the libraries are imported already: most of a short run is importing them.
+"""A Python in which the libraries are imported already: most of a short run is importing them.
 
 The server imports other people's packages and forks for each command; the project's own modules are imported anew in
-every process. In a workshop `.venv/bin/python` is this file as a launcher: it hands `-m recipes.<command>` with its
-files to the server, passes signals on and ends as the command does. Without FLEXMASK_SERVER, and for anything else, it
-becomes the real Python.
+every process. `bin/python` of a folder made by `install` is this file as a launcher: it hands `-m recipes.<command>`
+and `-m ranks.<module>` with its files to the server, passes signals on and ends as the command does. Without
+FLEXMASK_SERVER, and for anything else, it becomes the real Python.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -31,16 +32,20 @@ def install(folder: Path, real: Path) -> None:
     for path in (real / "bin").iterdir():
         if not path.name.startswith("python"):
             (folder / "bin" / path.name).symlink_to(path)
-    launcher = folder / "bin/python"
-    launcher.write_text(f"#!{real}/bin/python -SE\nREAL = {str(real / 'bin/python')!r}\n{Path(__file__).read_text()}")
-    launcher.chmod(0o755)
+    write_launcher(folder / "bin/python", real)
     # make finds it up to date.
     (folder / "constraints-used").write_text((real / "constraints-used").read_text())
 
 
+def write_launcher(path: Path, real: Path) -> None:
+    python = str(real / "bin/python")
+    path.write_text(f"#!{python} -SE\nREAL = {python!r}\n{Path(__file__).read_text()}")
+    path.chmod(0o755)
+
+
 def launch(real: str) -> int:
     module = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""
-    if SERVER not in os.environ or not module.startswith("recipes."):
+    if SERVER not in os.environ or not module.startswith(("recipes.", "ranks.")):
         os.execv(real, [real, *sys.argv[1:]])
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ[SERVER])
@@ -51,6 +56,14 @@ def launch(real: str) -> int:
     return int(connection.recv(16) or b"70")  # nothing: the server has gone
 
 
+def clean_environment() -> dict[str, str]:
+    """One thread, no hub, no account, nothing of the make that runs the tests."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "MAKE", "MFLAGS", "ARGS"))
+    }
+    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
 def start(path: Path, env: dict[str, str]) -> subprocess.Popen:
     """The server, which ends when its stdin does."""
     server = subprocess.Popen(
@@ -58,6 +71,45 @@ def start(path: Path, env: dict[str, str]) -> subprocess.Popen:
     )
     server.stdout.readline()
     return server
+
+
+class Python:
+    """Runs modules as `python -m` does, with the repository and tests/ on their path, one thread and no hub."""
+
+    def __init__(self, folder: Path, server: Path):
+        self._launcher = folder / "python"
+        write_launcher(self._launcher, Path(sys.prefix))
+        tests = Path(__file__).parent
+        paths = {"PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests, tests / "flexmask")))}
+        self._environment = clean_environment() | paths | {SERVER: str(server)}
+
+    def start(self, *words: str, cwd: Path, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [self._launcher, "-m", *words], cwd=cwd, env=self._environment | environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, *words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+        process = self.start(*words, cwd=cwd, **environment)
+        try:
+            out, err = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def run_on_two_ranks(self, module: str, *words: str, cwd: Path) -> None:
+        """A module in two processes that are one group of torch.distributed, as torchrun starts them."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+        ranks = [self.start(module, *words, cwd=cwd, **group, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+        try:
+            for process in ranks:
+                _, err = process.communicate(timeout=240)
+                assert process.returncode == 0, err
+        finally:
+            for process in ranks:
+                process.kill()
 
 
 def serve(listening: socket.socket) -> tuple[dict, list[int]] | None:
@@ -97,7 +149,7 @@ def become(request: dict, files: list[int]) -> None:
     os.environ.update(request["env"])
     for number, file in enumerate(files):
         os.dup2(file, number)
-    sys.path[0] = request["cwd"]
+    sys.path[:1] = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv[1:] = request["argv"][1:]
 
 
@@ -109,6 +161,7 @@ if __name__ == "__main__":
     with socket.socket(socket.AF_UNIX) as at:
         at.bind(sys.argv[1])
         at.listen()
+        gc.freeze()
         print("ready", flush=True)
         asked = serve(at)
     if asked is not None:

@@ -1,5 +1,4 @@
-"""Run by torchrun in test_training.py: one rank's part of each of its runs, the result written by rank 0 to the folder
-given."""
+"""A rank of test_training.py: its part of each of the runs, the result written by rank 0 to the folder given."""
 
 import gc
 import sys

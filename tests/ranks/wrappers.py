@@ -1,5 +1,5 @@
-"""Run by torchrun in test_loss.py: the gradients of two ranks under each wrapper against those of both packs in one
-process; rank 0 writes the worst relative differences to the file given."""
+"""A rank of test_loss.py: the gradients of two ranks under each wrapper against those of both packs in one process;
+rank 0 writes the worst relative differences to the file given."""
 
 import gc
 import json
@@ -61,6 +61,6 @@ for family in TINY_MODELS:
             differences[f"{family}, {name}"] = difference(family, wrap)
 if dist.get_rank() == 0:
     Path(sys.argv[1]).write_text(json.dumps(differences))
-gc.collect()  # as in two_processes.py
+gc.collect()  # as in training.py
 dist.barrier()
 dist.destroy_process_group()

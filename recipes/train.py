@@ -136,7 +136,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     if not rows.items:
         raise ValueError(
             f"nothing to train: of {len(data.train):,} conversations {len(rows.invalid):,} are invalid and "
-            f'{rows.without_rows:,} have no turn to train: each has "train": false, is not among duplication.turns, or '
+            f'{rows.without_rows:,} have no turn to train: each has "weight": 0, is not among duplication.turns, or '
             "is longer than duplication.pack_length with duplication.too_long=drop"
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)

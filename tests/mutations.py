@@ -374,7 +374,7 @@ FAULTS = [
     ),
     Fault(
         "tool schemas are guarded as message text is",
-        "text/tokenization.py",
+        "text/control_tokens.py",
         'guarded(conversation.tools, "tools")',
         "conversation.tools",
         "flexmask/test_rendering.py flexmask/test_conversation.py",

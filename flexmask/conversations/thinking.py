@@ -58,8 +58,8 @@ _UNKNOWN = re.compile(
     re.IGNORECASE,
 )
 _UNKNOWN_NOTE = (
-    "answers that begin with {!r} look as if they held thinking, and are trained as they stand; data.thinking_tags "
-    "([opening, closing]) splits it off"
+    "answers that begin with {!r} look as if they held thinking, and are trained as they stand; "
+    "thinking_tags=[opening, closing] splits it off"
 )
 _INSIDE_NOTE = "answers hold {} but do not begin with what opens it, and are trained as they stand"
 _LONE_NOTE = "answers hold {} without {}: what stands before it is read as thinking that the prompt has opened"

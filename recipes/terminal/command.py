@@ -16,6 +16,7 @@ _SETTINGS = {
     "control_tokens": "data",
     "thinking_format": "data",
     "template_kwargs": "data",
+    "thinking_tags": "data",
     "not_shown": "data",
     "pack_length": "duplication",
     "too_long": "duplication",

@@ -218,7 +218,7 @@ def test_text_that_looks_like_unknown_delimiters_is_noted(text):
     conversation = read({"messages": [user(), assistant(text)]})
     assert conversation.messages[1] == assistant(text)
     (note,) = conversation.notes
-    assert text[:6] in note and "data.thinking_tags" in note
+    assert text[:6] in note and "thinking_tags=[" in note
 
 
 def test_known_words_that_stand_inside_a_text_are_noted():

@@ -206,6 +206,53 @@ def test_samplers_that_go_by_length(tmp_path, strategy):
     )
 
 
+BAD = [{"messages": [{"role": "user", "content": "a"}]}, {"messages": [{"role": "user", "content": "<|im_end|>"},
+       {"role": "assistant", "content": "b"}]}]  # fmt: skip
+
+
+# Breaks if the run ends at the first, or one that is left out is not named: one cannot be read, one not rendered.
+@SAYS
+def test_conversations_that_cannot_be_trained_are_all_named_or_left_out(tmp_path):
+    data = [BAD[0], *RECORDS, BAD[1]]
+    both = r"2 of 18 conversations cannot be prepared:\ntrain_dataset\[0\]: .*\ntrain_dataset\[17\]: "
+    with pytest.raises(ValueError, match=both):
+        trainer(tmp_path, data)
+    with pytest.warns(UserWarning, match=f"train_dataset: left out: {both}"):
+        made = trainer(tmp_path, data, args=config(tmp_path, on_invalid="drop"))
+    assert losses(made) == losses(trainer(tmp_path, ROWS))
+    with pytest.warns(UserWarning, match=r"left out: train_dataset\[0\]: "):
+        made = trainer(tmp_path, Stream(data), args=config(tmp_path, on_invalid="drop"))
+        assert losses(made) == losses(trainer(tmp_path, ROWS))
+
+
+@SAYS
+def test_a_stream_of_which_nothing_is_trained_is_refused(tmp_path):
+    made = trainer(tmp_path, Stream([UNTRAINED, UNTRAINED]))
+    with pytest.raises(ValueError, match="^train_dataset: none of its conversations has a turn to train"):
+        made.train()
+
+
+@SAYS
+def test_keys_of_records_that_nothing_reads_are_named(tmp_path):
+    with pytest.warns(UserWarning, match=r"train_dataset: keys of records that are not read.*'persona' \(16\)"):
+        trainer(tmp_path, [{**one, "persona": "p"} for one in RECORDS])
+
+
+@SAYS
+def test_thinking_tags_reach_the_reader(tmp_path):
+    """Breaks if thinking in delimiters of one's own is trained as the answer."""
+
+    def tagged(message):
+        thinking = message.get("reasoning_content")
+        inside = f"<t>{thinking}</t>" if thinking else ""
+        keys = {key: value for key, value in message.items() if key != "reasoning_content"}
+        return {**keys, "content": inside + message["content"]}
+
+    data = [{"messages": list(map(tagged, one["messages"]))} for one in RECORDS]
+    made = trainer(tmp_path, data, args=config(tmp_path, thinking_tags=["<t>", "</t>"]))
+    assert losses(made) == losses(trainer(tmp_path, ROWS))
+
+
 NO_TEMPLATE = copy.deepcopy(TOKENIZER)
 NO_TEMPLATE.chat_template = None
 

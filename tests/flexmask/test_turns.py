@@ -39,7 +39,8 @@ TEMPLATES = {
     "thinking in parts": (
         LOOP + USER + "{% set last = loop.last %}{% if m.content is string %}{{ m.content }}{% else %}"
         "{% for p in m.content %}{% if p.type != 'thinking' %}{{ p.text }}"
-        "{% elif last %}<think>{{ p.thinking }}</think>{% endif %}{% endfor %}{% endif %}" + SAID + "{% endfor %}" + ASKED.replace("OPENING", "")
+        "{% elif last %}<think>{{ p.thinking }}</think>{% endif %}{% endfor %}{% endif %}"
+        + SAID + "{% endfor %}" + ASKED.replace("OPENING", "")
     ),
     "thinking beside calls": (
         LOOP + USER + "{% if m.tool_calls %}" + SHOWN + CALLS + "{% endif %}{{ m.content }}" + SAID + "{% endfor %}"

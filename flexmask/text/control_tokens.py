@@ -32,9 +32,9 @@ def _special_pattern(tokenizer: PreTrainedTokenizerBase, size: int, special: tup
     return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or r"(?!)")
 
 
-def is_special(tokenizer: PreTrainedTokenizerBase, index: int) -> bool:
-    """Whether a token id is one that `special_pattern` finds in text."""
-    return index in _special_ids(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids of the tokens that `special_pattern` finds in text."""
+    return _special_ids(tokenizer, len(tokenizer), tuple(tokenizer.all_special_tokens))
 
 
 @functools.lru_cache(maxsize=8)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.conversations.conversation import Conversation
-from flexmask.text.control_tokens import CUT, ZERO_WIDTH_SPACE, guard_control_tokens, is_special
+from flexmask.text.control_tokens import CUT, ZERO_WIDTH_SPACE, guard_control_tokens, special_ids
 from flexmask.text.shown import left_out
 from flexmask.text.template import ChatTemplate
 from flexmask.text.tokenization import TextTokenizer, TokenizedText
@@ -129,7 +129,7 @@ def render_conversation(
     trained = {turn for turn in select_turns(turns, len(weight)) if weight[turn] and (thinking_weight or answer_weight)}
     template = ChatTemplate(tokenizer, conversation, template_kwargs, date)
     rendered = range(len(weight)) if untrained else trained
-    text_tokenizer = TextTokenizer(tokenizer)
+    text_tokenizer, special = TextTokenizer(tokenizer), special_ids(tokenizer)
     passes, known = [], None
     for text in turn_texts(conversation, template, rendered, thinking_format):
         scale = weight[text.turn] if text.turn in trained else 0.0
@@ -140,7 +140,7 @@ def render_conversation(
         prompt, generated, known = text_tokenizer.continuation(asked, text.generated.split(CUT), known, where)
         if not len(prompt):
             raise ValueError(f"{where}: the prompt renders to no tokens, so nothing predicts the first one")
-        if not is_special(tokenizer, int(generated.ids[-1])):
+        if int(generated.ids[-1]) not in special:
             raise ValueError(
                 f"{where}: the end-of-turn token at the end of {text.generated[-40:]!r} is not tokenized as one token, "
                 "so the model would never learn to stop; check the tokenizer's added tokens (normalized, single_word)"

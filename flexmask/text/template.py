@@ -17,6 +17,7 @@ import jinja2
 from jinja2 import nodes
 
 from flexmask.conversations.conversation import REASONING_KEYS, Conversation
+from flexmask.text.control_tokens import special_pattern
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,8 @@ def today() -> datetime.date:
 
 
 class ChatTemplate:
-    """The template, its arguments and the messages of a conversation as it reads them, `messages`.
+    """The template, its arguments and the messages of a conversation as it reads them, `messages`; `special` finds the
+    special tokens of its tokenizer.
 
     template_kwargs: arguments of the template; the conversation's own win. date: what the template reads as the current
     date; None is `today()`.
@@ -58,6 +60,7 @@ class ChatTemplate:
         self.source = _dated(tokenizer.get_chat_template(None, tools=self.tools), date or today())
         switch = {} if conversation.thinks is None or self.switch is None else {self.switch: conversation.thinks}
         self.kwargs = {**(template_kwargs or {}), **switch, **(conversation.template_kwargs or {})}
+        self.special = special_pattern(tokenizer)
         self.thinking = _thinking_of(tokenizer, self.source)
         self.content_in_parts = _content_in_parts(tokenizer, self.source)
         self._text_arguments = any("tool_calls" in message for message in conversation.messages) and _arguments_as_text(

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation
-from flexmask.text.control_tokens import special_pattern
 from flexmask.text.forms import (
     ANSWER,
     CALLING,
@@ -215,7 +214,7 @@ class _Turn:
         calls = form.lead.removeprefix(plain.lead)  # what opens the calls
         if form.opening.endswith(plain.lead) or (not form.shows_thinking and _holds(over, ahead)):
             return over, calls
-        special = special_pattern(self.forms.template.tokenizer)
+        special = self.forms.template.special
         # A scaffold that the prompt has closed, and the token that opens an answer (Command R7B).
         scaffold = special.match(ahead) and not special.sub("", over).strip()
         explained = form.shows_thinking or self._end_of_thought(ahead) or self._opened(over) or scaffold
@@ -228,7 +227,7 @@ class _Turn:
 
     def _header(self, ahead: str) -> str:
         """What opens the turn, if that is generated."""
-        special = special_pattern(self.forms.template.tokenizer)
+        special = self.forms.template.special
         header = self.forms.header() if special.search(ahead) else ""
         return header if ahead.startswith(header) and special.search(header) else ""
 
@@ -256,7 +255,7 @@ class _Turn:
         except RejectedError:
             return None
         # The tag that closes the thinking is the first one behind it; others open the call.
-        special = special_pattern(self.forms.template.tokenizer).pattern
+        special = self.forms.template.special.pattern
         token = re.search(f"{special}|{_TAG}", form.behind_thinking)
         if token is None:
             return None
@@ -292,7 +291,7 @@ class _Turn:
         if self.form.pieces[self.form.body : self.form.body + 1] == (ANSWER,):
             return len(gap)
         if not at:  # calls are written in another channel than answers (gpt-oss), or thinking beside calls only
-            token = special_pattern(self.forms.template.tokenizer).search(gap)
+            token = self.forms.template.special.search(gap)
             at = len(os.path.commonprefix([gap, closes])) or (token.end() if token else 0)
         return at + len(gap[at:]) - len(gap[at:].lstrip())
 
@@ -374,7 +373,7 @@ class _Turn:
         tokenizer, followed = self.forms.template.tokenizer, self.form.followed
         if not followed and "tool_calls" not in self.message:  # of an empty answer, history may show nothing
             followed = self.forms.of(PLAIN).followed
-        special = special_pattern(tokenizer)
+        special = self.forms.template.special
         found = list(special.finditer(tail))
         shared = len(os.path.commonprefix([tail, followed]))
         in_history = [token for token in found if token.end() <= shared]

@@ -8,11 +8,13 @@ ids that join a result to its call.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation
+from flexmask.text.forms import ANSWER, TOOL, Form
 from flexmask.text.template import ChatTemplate, RejectedError
 
 _PROBE = "flexmask_{}_"
@@ -46,6 +48,54 @@ def left_out(conversation: Conversation, template: ChatTemplate, turns: Collecti
     for name, value in (conversation.template_kwargs or {}).items():
         if name not in template.variables:
             yield f"the template argument {name!r}", repr(value)
+
+
+def check_turn_shown(form: Form, message: dict[str, Any], texts: dict[str, str], where: str) -> None:
+    """Raise ValueError, beginning with `where`, for a call or an answer that is not in the form of a turn.
+
+    Some templates show the first call only, or none beside content, or no content beside calls; such a turn would teach
+    not to call, or not to answer.
+    """
+    calls = message.get("tool_calls", [])
+    for probe in map(TOOL.format, range(len(calls))):
+        if probe not in form.pieces:
+            raise ValueError(
+                f"{where}: {len(calls)} tool calls, but the chat template does not render each: the call of "
+                f"{texts[probe]!r} is missing from {''.join(form.pieces)[-200:]!r}"
+            )
+    if ANSWER == message["content"] and ANSWER not in form.pieces and texts[ANSWER].strip():
+        raise ValueError(
+            f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r} does not stand in the "
+            f"generated text {''.join(form.pieces)[-160:]!r}"
+        )
+
+
+def check_arguments_shown(message: dict[str, Any], text: str, where: str) -> None:
+    """Raise ValueError, beginning with `where`, for an argument of a call that is not in the text of the turn, which
+    would teach to call without it."""
+    for call in message.get("tool_calls", []):
+        function = call.get("function") or call
+        arguments = function.get("arguments") or {}
+        given = json.loads(arguments) if isinstance(arguments, str) else arguments
+        for told in _leaves(given):
+            quoted = json.dumps(told), json.dumps(told, ensure_ascii=False)
+            if not any(one in text for one in (str(told), *quoted, *(one[1:-1] for one in map(json.dumps, quoted)))):
+                raise ValueError(
+                    f"{where}: the chat template does not render {told!r} of the call of {function.get('name')!r} in "
+                    f"{text[-200:]!r}"
+                )
+
+
+def _leaves(value: Any) -> Iterator[str | int | float]:
+    """The names, texts and numbers in the arguments of a call."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _leaves(one)
+    elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        yield value
 
 
 class _Probed:

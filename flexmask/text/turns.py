@@ -16,11 +16,12 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation
+from flexmask.text.ends import end_of_turn
 from flexmask.text.forms import (
     ANSWER,
     CALLING,
@@ -34,6 +35,7 @@ from flexmask.text.forms import (
     is_probe,
     probed,
 )
+from flexmask.text.shown import check_arguments_shown, check_turn_shown
 from flexmask.text.template import ChatTemplate, RejectedError
 from flexmask.text.tokenization import parting
 
@@ -98,10 +100,10 @@ def _generated(
             written = forms.render([*forms.history, template.read(message)])
             for one in probed(message):
                 form = forms.of(one)
-                _check_shown(form, one, texts, where)
+                check_turn_shown(form, one, texts, where)
                 pieces = filled(form, texts, written)
                 if pieces is not None and prompt.endswith(form.opening):
-                    _check_arguments(message, "".join(pieces[form.body :]), where)
+                    check_arguments_shown(message, "".join(pieces[form.body :]), where)
                     return _Turn(forms, one, form, pieces, texts[THINKING], thinking_format, where).generated()
         except RejectedError:
             if whole:
@@ -121,50 +123,6 @@ def _texts(message: dict[str, Any], where: str) -> dict[str, str]:
     if any(not isinstance(name, str) for name in names.values()):
         raise ValueError(f"{where}: a tool call has no name; give each call function.name")
     return names | {THINKING: message.get("reasoning_content", ""), ANSWER: message["content"]}
-
-
-def _check_shown(form: Form, message: dict[str, Any], texts: dict[str, str], where: str) -> None:
-    """Some templates show the first call only, or none beside content, or no content beside calls; such a turn would
-    teach not to call, or not to answer."""
-    calls = message.get("tool_calls", [])
-    for probe in map(TOOL.format, range(len(calls))):
-        if probe not in form.pieces:
-            raise ValueError(
-                f"{where}: {len(calls)} tool calls, but the chat template does not render each: the call of "
-                f"{texts[probe]!r} is missing from {''.join(form.pieces)[-200:]!r}"
-            )
-    if ANSWER == message["content"] and ANSWER not in form.pieces and texts[ANSWER].strip():
-        raise ValueError(
-            f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r} does not stand in the "
-            f"generated text {''.join(form.pieces)[-160:]!r}"
-        )
-
-
-def _check_arguments(message: dict[str, Any], text: str, where: str) -> None:
-    """Some templates leave arguments of a call out; such a turn would teach to call without them."""
-    for call in message.get("tool_calls", []):
-        function = call.get("function") or call
-        arguments = function.get("arguments") or {}
-        given = json.loads(arguments) if isinstance(arguments, str) else arguments
-        for told in _leaves(given):
-            quoted = json.dumps(told), json.dumps(told, ensure_ascii=False)
-            if not any(one in text for one in (str(told), *quoted, *(one[1:-1] for one in map(json.dumps, quoted)))):
-                raise ValueError(
-                    f"{where}: the chat template does not render {told!r} of the call of {function.get('name')!r} in "
-                    f"{text[-200:]!r}"
-                )
-
-
-def _leaves(value: Any) -> Iterator[str | int | float]:
-    """The names, texts and numbers in the arguments of a call."""
-    if isinstance(value, dict):
-        yield from value
-        value = list(value.values())
-    if isinstance(value, list):
-        for one in value:
-            yield from _leaves(one)
-    elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        yield value
 
 
 @dataclass(frozen=True)
@@ -200,7 +158,10 @@ class _Turn:
             before, start = self._empty_thought(gap)
         else:
             before, start = gap, end
-        return before + "".join(answer) + self._end_of_turn(tail), start
+        followed = form.followed
+        if not followed and "tool_calls" not in self.message:  # of an empty answer, history may show nothing
+            followed = self.forms.of(PLAIN).followed
+        return before + "".join(answer) + end_of_turn(tail, followed, self.forms.template, self.where), start
 
     # ---- What the prompt holds of it already ----
 
@@ -362,45 +323,6 @@ class _Turn:
                 if right(form):
                     return f"set template_kwargs={json.dumps({name: value})}, or "
         return None
-
-    # ---- The token that ends it ----
-
-    def _end_of_turn(self, tail: str) -> str:
-        """`tail`, which stands behind the last text of the turn, up to the token that ends the turn.
-
-        That is the last special token that also stands there once another message follows, if there is one.
-        """
-        tokenizer, followed = self.forms.template.tokenizer, self.form.followed
-        if not followed and "tool_calls" not in self.message:  # of an empty answer, history may show nothing
-            followed = self.forms.of(PLAIN).followed
-        special = self.forms.template.special
-        found = list(special.finditer(tail))
-        shared = len(os.path.commonprefix([tail, followed]))
-        in_history = [token for token in found if token.end() <= shared]
-        for token in in_history or found:
-            if token.group() == tokenizer.eos_token:
-                return tail[: token.end()]
-        if in_history:
-            # Behind the shared text may stand the end of the whole (Phi-3), or a header whatever is asked for (Command
-            # A): the last run of tokens that both have begins with the end of the turn.
-            end = in_history[-1]
-            for token in reversed(in_history[:-1] if tail[shared:].strip() else ()):
-                if tail[token.end() : end.start()].strip():
-                    break
-                end = token
-            return tail[: end.end()]
-        if found and not tail[found[-1].end() :].strip():
-            return tail[: found[-1].end()]
-        # Some templates write nothing behind an answer: the token that opens the next message ends it (GLM-4).
-        tail = tail.rstrip()
-        opening = special.search(followed, len(tail)) if followed.startswith(tail) else None
-        if opening is None or followed[len(tail) : opening.start()].strip():
-            raise ValueError(
-                f"{self.where}: no special token ends the generated text (it closes with "
-                f"{''.join(self.pieces)[-40:]!r}) or opens the message behind it, so the model would never learn to "
-                "stop; the chat template must close an assistant turn with a special token"
-            )
-        return tail + followed[len(tail) : opening.end()]
 
 
 def _apart(opening: str, lead: str) -> tuple[str, str]:

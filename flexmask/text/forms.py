@@ -6,6 +6,7 @@ before it on. A form holds no text of the conversation but what stands in the ar
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from flexmask.text.template import ChatTemplate, RejectedError
 # Texts and names to find out where a template puts what. A turn that holds one itself is refused as rewritten.
 BEFORE, THINKING, ANSWER, NEXT = (f"flexmask {what}" for what in ("before", "thinking", "answer", "next"))
 TOOL = "flexmask_tool_{}_"
+TAG = r"<[^<>\s]*>|\[[^\[\]]*\]"
+_WORDS = re.compile(rf"{TAG}|\w+|\s|.")
 _PROBES = re.compile(rf"({THINKING}|{ANSWER}|flexmask_tool_\d+_)")
 PLAIN = {"role": "assistant", "content": ANSWER}
 THOUGHTFUL = PLAIN | {"reasoning_content": THINKING}
@@ -167,6 +170,20 @@ def is_probe(piece: str) -> bool:
 def behind(text: str, probe: str) -> str:
     """What follows the last place of a probe; all of the text where there is none."""
     return text[text.rfind(probe) + len(probe) :] if probe in text else text
+
+
+def apart(opening: str, lead: str) -> tuple[str, str]:
+    """What each of the two goes on with behind what they share; words and tags are not cut."""
+    left, right = _WORDS.findall(opening), _WORDS.findall(lead)
+    shared = len(os.path.commonprefix([left, right]))
+    return "".join(left[shared:]), "".join(right[shared:])
+
+
+def holds(over: str, ahead: str) -> bool:
+    """Whether what only the prompt goes on with ends as the turn's own does, but for white space: the longer of the two
+    has something in front, words of the prompt or a header of the turn."""
+    over, ahead = over.strip(), ahead.strip()
+    return over != "" and (over.endswith(ahead) or ahead.endswith(over))
 
 
 def _exchange(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

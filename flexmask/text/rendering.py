@@ -19,8 +19,9 @@ from flexmask.conversations.conversation import Conversation
 from flexmask.text.control_tokens import CUT, ZERO_WIDTH_SPACE, guard_control_tokens, special_ids
 from flexmask.text.shown import left_out
 from flexmask.text.template import ChatTemplate
+from flexmask.text.thoughts import AUTO
 from flexmask.text.tokenization import TextTokenizer, TokenizedText
-from flexmask.text.turns import AUTO, turn_texts
+from flexmask.text.turns import turn_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -23,7 +23,7 @@ _PROBES = re.compile(r"flexmask_\d+_")
 
 def left_out(conversation: Conversation, template: ChatTemplate, turns: Collection[int]) -> Iterator[tuple[str, str]]:
     """What the template shows to none of the assistant turns `turns` and none of them generates: its kind, and where it
-    stands with how it begins. A template that does not take probes is not asked."""
+    stands with how it begins."""
     assistant = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
     trained = [assistant[turn] for turn in sorted(turns)]
     if not trained:
@@ -35,13 +35,14 @@ def left_out(conversation: Conversation, template: ChatTemplate, turns: Collecti
     for index in [trained[-1], *trained[:-1]]:
         if not any(at < index for at, _, _ in missing.values()):
             continue
+        where = conversation.name
         try:
-            prompt = template.render(
-                messages[:index], conversation.name, add_generation_prompt=True, tools=probed.tools
-            )
-        except RejectedError:
-            return
-        missing = {probe: what for probe, what in missing.items() if probe not in set(_PROBES.findall(prompt))}
+            prompt = template.render(messages[:index], where, add_generation_prompt=True, tools=probed.tools)
+            found = set(_PROBES.findall(prompt))
+        except RejectedError:  # of the probes; the texts themselves may also stand elsewhere by chance
+            prompt = template.render(template.messages[:index], where, add_generation_prompt=True)
+            found = {probe for probe, (_, _, text) in missing.items() if text.strip() in prompt}
+        missing = {probe: what for probe, what in missing.items() if probe not in found}
     for at, kind, text in missing.values():
         if at < trained[-1]:
             yield kind, f"message {at}, {text[:60]!r}" if at >= 0 else repr(text[:60])

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 FILE = "left_out.jsonl"
-SHOWN = 20
+SHOWN = 20  # kinds of reasons in a summary
+_REASONS_SHOWN = 7  # in an error
 _NAMES_SHOWN = 3
 # What differs between reasons of one kind: where it is, values with their type, numbers.
 _PLACE = re.compile(
@@ -18,8 +19,8 @@ _VALUE = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]+)(?:\.\.\.)? \((?:str|int|flo
 
 def shown(reasons: list[str]) -> str:
     """The first few, a line each, and how many more there are."""
-    more = [f"... and {len(reasons) - SHOWN:,} more"] if len(reasons) > SHOWN else []
-    return "\n".join([*reasons[:SHOWN], *more])
+    more = [f"... and {len(reasons) - _REASONS_SHOWN:,} more"] if len(reasons) > _REASONS_SHOWN else []
+    return "\n".join([*reasons[:_REASONS_SHOWN], *more])
 
 
 def kind(name: str, reason: str) -> str:

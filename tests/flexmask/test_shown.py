@@ -135,6 +135,17 @@ def test_every_hidden_role_is_named(seed):
         render_conversation(source, tokenizer)
 
 
+# Breaks if a template that does not take probes is not asked at all.
+def test_a_template_that_rejects_probes_is_asked_with_the_texts_themselves():
+    picky = keeping("m.role != 'developer'").replace(
+        "{{ m.content }}", "{{ raise_exception('?') if 'flexmask_' in m.content }}{{ m.content }}"
+    )
+    source = conversation({"role": "developer", "content": "CAPITALS"}, *TALK)
+    with pytest.raises(ValueError, match="shows the text of developer messages to no turn .*CAPITALS"):
+        render_conversation(source, template_tokenizer(picky))
+    assert render_conversation(conversation(*TALK), template_tokenizer(picky)).passes
+
+
 def test_what_stands_behind_the_last_trained_turn_is_context_of_nothing():
     source = conversation(*TALK, {"role": "developer", "content": "later"})
     tokenizer = template_tokenizer(keeping("m.role != 'developer'"))

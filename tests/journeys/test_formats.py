@@ -112,3 +112,21 @@ def test_all_that_is_wrong_is_named_counted_and_left_out(here):
     assert all(name in one["reason"] and one["kind"] in done.out for name, one in left_out.items())
     result = result_of(here, done)
     assert result["dropped_conversations"] == 4 and sorted(result["dropped_by_reason"].values()) == [1, 1, 2]
+
+
+# The advice of the error is followed: the run goes on, and says how many conversations the template cuts short.
+def test_what_the_template_leaves_out_is_refused_and_then_said(here):
+    hides = CALLING_TEMPLATE.replace("{{ m.content }}", "{{ m.content if m.role != 'developer' }}")
+    assert hides != CALLING_TEMPLATE
+    (here.folder / "hides.jinja").write_text(hides)
+    told = {"role": "developer", "content": "Answer in one word."}
+    answered = {"role": "assistant", "content": "Seven.", "reasoning_content": "7 it says"}
+    records = [{"messages": [*([told] if i else []), user("How warm is it?"), answered]} for i in range(4)]
+    assets.write_jsonl(here.folder / "told.jsonl", records)
+    settings = [*SETTINGS, "data.path=told.jsonl", "model.chat_template=hides.jinja"]
+    refused = here.train(*settings, code=1)
+    assert "told.jsonl:2: the chat template of" in refused.err and "the text of developer messages" in refused.err
+    assert "data.not_shown=warn" in refused.err
+    done = here.train(*settings, "data.not_shown=warn")
+    assert "the text of developer messages to no turn that is trained (3 of 4 conversations)" in done.err
+    assert result_of(here, done)["steps"] == 3

@@ -44,7 +44,7 @@ def mixed_file(path, bad_lines):
     return write(path, record(1), *(bad[index % len(bad)] for index in range(bad_lines)), record(2))
 
 
-@pytest.mark.parametrize("bad_lines", [1, 20, 27])
+@pytest.mark.parametrize("bad_lines", [1, 7, 12])
 def test_invalid_records_are_one_error_that_counts_them_all(tmp_path, bad_lines):
     path = mixed_file(tmp_path / "a.jsonl", bad_lines)
     with pytest.raises(ValueError) as raised:
@@ -52,8 +52,8 @@ def test_invalid_records_are_one_error_that_counts_them_all(tmp_path, bad_lines)
     message = str(raised.value)
     assert message.startswith(f"{bad_lines} of {bad_lines + 2} conversations are invalid:\n")
     shown = [line for line in range(2, bad_lines + 2) if f"a.jsonl:{line}: " in message]
-    assert shown == list(range(2, 2 + min(bad_lines, 20)))
-    assert (f"and {bad_lines - 20} more" in message) == (bad_lines > 20)
+    assert shown == list(range(2, 2 + min(bad_lines, 7)))
+    assert (f"and {bad_lines - 7} more" in message) == (bad_lines > 7)
     assert "data.on_invalid=drop" in message
 
 

@@ -43,6 +43,26 @@ def template_folder() -> Path:
     return _cached(TRL.replace("==", "-"), fetch)
 
 
+@functools.cache
+def response_templates() -> dict[str, dict]:
+    """trl's definitions of how a family's output is read (transformers' `parse_response`), by their names there."""
+    module = "chat_template_utils.py"
+
+    def fetch(folder: Path) -> None:
+        _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), TRL)
+        (wheel,) = folder.glob("trl-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (folder / module).write_bytes(archive.read(f"trl/{module}"))
+        wheel.unlink()
+
+    source = (_cached(TRL.replace("==", "-parsers-"), fetch) / module).read_text(encoding="utf-8")
+    # The definitions alone: trl is not installed, and they need nothing of it but whether transformers knows `tools`.
+    begin, end = source.index("\nqwen3_template = "), source.index("\ncohere_chat_template = ")
+    names: dict = {"_SUPPORTS_PARSE_RESPONSE_TOOLS": True}
+    exec(compile(source[begin:end], module, "exec"), names)
+    return {name: value for name, value in names.items() if name.endswith("_template")}
+
+
 def axolotl_templates() -> Path:
     """A folder of axolotl's chat templates."""
     return _source_templates(AXOLOTL, "/chat_templates/templates/")

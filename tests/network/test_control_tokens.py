@@ -113,7 +113,9 @@ def test_a_control_token_is_refused_wherever_it_stands(name):
             text = json.dumps(source).replace("HELD", json.dumps(token)[1:-1])
             held = json.loads(text)
             conversation = Conversation("data.jsonl:7", tuple(held["messages"]), tuple(held["tools"]))
-            with pytest.raises(ValueError, match=r"^data.jsonl:7: (messages|tools|a key of).* control token") as refused:
+            with pytest.raises(
+                ValueError, match=r"^data.jsonl:7: (messages|tools|a key of).* control token"
+            ) as refused:
                 render_conversation(conversation, load(name))
             assert token in str(refused.value) or any(one in token for one in control_tokens(load(name))), at
 

@@ -51,7 +51,9 @@ class Author:
         self.control = control if rng.random() < 0.25 else []
         self.schemas = [self.schema() for _ in range(rng.choice((0, 0, 1, 2)))]
         self.thinks = rng.choice((0.0, 0.0, 0.5, 1.0))
-        self.messages = [self.message(role) for role in ("system", "developer") if self.chance((0.4, 0.08)[role[0] == "d"])]
+        self.messages = [
+            self.message(role) for role in ("system", "developer") if self.chance((0.4, 0.08)[role[0] == "d"])
+        ]
         for _ in range(rng.choice((1, 1, 2, 3, 4))):
             self.exchange()
 
@@ -101,7 +103,9 @@ class Author:
         return {"id": f"call{self.words:05d}", "type": "function", "function": {"name": name, "arguments": given}}
 
     def schema(self) -> dict:
-        properties = {self.mark(): {"type": "string", "description": self.text(3)} for _ in range(self.rng.randint(0, 2))}
+        properties = {
+            self.mark(): {"type": "string", "description": self.text(3)} for _ in range(self.rng.randint(0, 2))
+        }
         parameters = {"type": "object", "properties": properties, "required": list(properties)[:1]}
         function = {"name": f"add_{self.mark()}", "description": self.text(4), "parameters": parameters}
         return {"type": "function", "function": function}
@@ -171,7 +175,9 @@ def check(name: str, number: int) -> str:
         warnings.simplefilter("always")
         try:
             tools = tuple(author.schemas) or None
-            conversation = Conversation(where, tuple(author.messages), tools, given, rng.choice((None, None, True, False)))
+            conversation = Conversation(
+                where, tuple(author.messages), tools, given, rng.choice((None, None, True, False))
+            )
             rendered = render_conversation(conversation, tokenizer, **settings)
             outcome = "passes"
         except TypeError as error:
@@ -198,7 +204,9 @@ def check_passes(conversation, tokenizer, passes, settings, held) -> None:
     indices = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     chosen = [turn for turn in TURNS[settings["turns"]](len(indices)) if messages[indices[turn]].get("weight", 1)]
     assert [p.turn for p in passes] == chosen
-    special = set(tokenizer.all_special_ids) | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = set(tokenizer.all_special_ids) | {
+        i for i, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
     seen = ""
     for p in passes:
         index = indices[p.turn]

@@ -122,6 +122,8 @@ def test_a_call_without_arguments_has_none(given):
         (assistant([{"type": "text", "text": "a"}, {"type": "thinking", "thinking": "t"}]), "stands behind 'content'"),
         (assistant("a", refusal="I cannot."), "unknown key 'refusal' with value 'I cannot.'"),
         (assistant("a", audio={"id": "x"}), "unknown key 'audio'"),
+        (assistant("", None, {"name": "f", "arguments": {}, "note": "x"}), "unknown key 'note' in the call of 'f'"),
+        (assistant("", None, {"function": {"name": "f", "strict": True}}), "unknown key 'strict' in the call of 'f'"),
         (assistant("<|channel|>final<|message|>a<|end|>b"), r"text 'b' \(str\) outside of the channels"),
         ({"type": "web_search_call", "id": "w"}, "message 1: unknown role None"),
     ],

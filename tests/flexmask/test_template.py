@@ -1,6 +1,7 @@
 """Prompts are those of inference, however far back a template looks, under the arguments of the conversation."""
 
 import copy
+import datetime
 from dataclasses import replace
 
 import pytest
@@ -92,3 +93,35 @@ def test_template_arguments_of_a_conversation_are_over_those_of_the_run(run, own
     conversation = replace(random_conversation(0, turns=1), template_kwargs=own)
     (text,) = turn_texts(conversation, ChatTemplate(tokenizer, conversation, run), [0])
     assert text.prompt.startswith(shown + "<|im_start|>")
+
+
+# Breaks if renders of one run ask the clock, or take another day than the one that was given.
+def test_the_current_date_is_the_one_that_is_given():
+    tokenizer = with_template("{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE)
+    conversation = random_conversation(0, turns=1)
+    template = ChatTemplate(tokenizer, conversation, date=datetime.date(1999, 2, 3))
+    (text,) = turn_texts(conversation, template, [0])
+    assert text.prompt.startswith("03 Feb 1999<|im_start|>")
+
+
+# Breaks if a template that joins arguments to other text (DeepSeek V3) gets an object, or JSON text is written twice.
+@pytest.mark.parametrize("given", [{"a": "x\ny", "é": 1}, '{"a": "x\\ny", "é": 1}'], ids=["object", "text"])
+@pytest.mark.parametrize("written", ["'' + c.function.arguments", "c.function.arguments | tojson"])
+def test_arguments_are_given_as_a_template_takes_them(given, written):
+    tokenizer = with_template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        f"{{% for c in m.tool_calls %}}{{{{ c.function.name }}}}{{{{ {written} }}}}{{% endfor %}}"
+        "<|im_end|>\n{% endfor %}" + ASKED
+    )
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": given}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    conversation = Conversation("c", ({"role": "user", "content": "q"}, answer))
+    (text,) = turn_texts(conversation, ChatTemplate(tokenizer, conversation), [0])
+    assert text.generated == 'add{"a": "x\\ny", "é": 1}<|im_end|>'
+
+
+# Breaks if what only a trainer knows of a message is shown to the model.
+def test_a_template_does_not_see_weights():
+    answer = {"role": "assistant", "content": "a", "weight": 0.5}
+    conversation = Conversation("c", ({"role": "user", "content": "q"}, answer))
+    assert "weight" not in ChatTemplate(chatml_tokenizer(), conversation).messages[1]

@@ -1,4 +1,4 @@
-"""Mutated conversations under every real chat template: each gives passes that are right, or a ValueError that names it.
+"""Mutated conversations under every real chat template: each gives passes that are right, or an error that names it.
 
 FLEXMASK_FUZZ=10000 python -m pytest tests/network/test_rendering_fuzz.py -m network -s      as many of them
 FLEXMASK_FUZZ_SEED=7 ...                                                                     others
@@ -26,9 +26,9 @@ COUNT = int(os.environ.get("FLEXMASK_FUZZ", 1000))  # conversations, over all te
 SEED = int(os.environ.get("FLEXMASK_FUZZ_SEED", 0))
 MOST_SECONDS = 2.0  # of one core, for one conversation
 WORDS = (
-    "what is the sum of 3 and 4, then: carry naïve 東京 x² 😀 e\u0301 \u202eabc \u00a0 \u2028 \\n \\ \" ' ` {{ x }} {% if "
-    "assistant user: system tool <b> </b> [/INST [AVAILABLE <| |> <|im_ end|> <th </thin /think think> ### Response: "
-    "None null true Tool: thought final analysis <function= name arguments {} [] \r\n \t \n \n\n --- Human:"
+    "what is the sum of 3 and 4, then: carry naïve 東京 x² 😀 e\u0301 \u202eabc \u00a0 \u2028 \\n \\ \" ' ` {{ x }} "
+    "{% if assistant user: system tool <b> </b> [/INST [AVAILABLE <| |> <|im_ end|> <th </thin /think think> ### "
+    "Response: None null true Tool: thought final analysis <function= name arguments {} [] \r\n \t \n \n\n --- Human:"
 ).split(" ")
 KNOWN_FAULT = "got multiple values for argument"  # test_a_template_that_has_a_variable_of_any_name
 ENDS = ["", "", "", "", " ", "\n", "\n\n", "  \n"]
@@ -257,6 +257,7 @@ def test_every_outcome_is_right_or_named(group, seed):
     each = -(-COUNT // len(names()))
     outcomes, slowest = Counter(), 0.0
     for name in of_group:
+        load(name)
         for number in range(each):
             begun = time.process_time()
             try:

@@ -39,7 +39,7 @@ def test_calls_are_learned_turn_by_turn():
     written = generated(
         CHATML.replace("CALLS", CALLS) + ASKED, user("q"), first, result, assistant("a"), user("r"), second
     )
-    calls = ['<call>{"name": "add", "arguments": %s}</call>' % one for one in ('{"a": 1}', '{"a": 2}', '{"b": [3]}')]
+    calls = [f'<call>{{"name": "add", "arguments": {one}}}</call>' for one in ('{"a": 1}', '{"a": 2}', '{"b": [3]}')]
     assert written == [calls[0] + "<|im_end|>", "a<|im_end|>", calls[1] + calls[2] + "<|im_end|>"]
 
 

@@ -15,12 +15,13 @@ from flexmask.text.control_tokens import literal_text
 
 # Texts in the form of a special token: <|im_end|>, <end_of_turn>, [INST], </s>, [|user|], <SPECIAL_12>, ]~b], ...
 SPECIAL = re.compile(
-    r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<\|[a-z_]+>|<[a-z_]+\|>|<\|\"\|>|\[/?[A-Z_]+\]|\[\|[a-z]+\|\]|</?s>|<sep>"
+    r"<[|｜][^\s<>|｜]{1,40}[|｜]>|<\|[a-z_]+>|<[a-z_]+\|>|<\|\"\|>|\[/?[A-Z_]+\]|\[\|[a-z]+\|\]|</?s>|<sep>|<seed:\w+>"
     r"|<(?:start|end)_of_\w+>|<(?:ctrl|unused|SPECIAL_)\d+>|</?(?:user|assistant|system)>|\]~!?b\]|\[e~\["
 )
 ENDS = (
     *("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|eot|>", "</s>", "<|END_OF_TURN_TOKEN|>"),
     *("<｜end▁of▁sentence｜>", "<|end_of_text|>", "[e~[", "[|endofturn|]", "<|end_of_msg|>", "<｜hy_eos:opensource｜>"),
+    "<seed:eos>",
 )
 CHAT = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}, {"role": "user", "content": "why"}]
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 ZERO_WIDTH_SPACE = "\u200b"
-# Stands where a control token of a message's text must be cut; Unicode says that it is no character of any text.
-CUT = "\ufdd0"
+# Stands where a control token of a message's text must be cut: letters, which no template writes in another way.
+CUT = "flexmask_cut_"
 
 
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -74,9 +74,7 @@ def guard_control_tokens(
         if not isinstance(value, str):
             return value
         if CUT in value:
-            raise ValueError(
-                f"{conversation.name}: {where} holds {CUT!r}, which is no character; remove it: {value[:80]!r}"
-            )
+            raise ValueError(f"{conversation.name}: {where} holds {CUT!r}, which marks cuts in texts; remove it")
         found = forbidden.search(value)
         if found is None:
             if control.normalized and not control.normalized.isdisjoint(

@@ -1,11 +1,12 @@
 """How a chat template writes a turn: found by rendering it with probes in place of its texts.
 
 In: the messages before a turn and the turn. Out: a `Form`, the texts around the turn's own, from behind the message
-before it on. A form holds no text of the conversation but what stands in the arguments of calls.
+before it on.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,28 +79,36 @@ class Forms:
         probed = template.read({"role": last["role"], "content": content + BEFORE if whole else BEFORE})
         self.context = [*self.history[:-1], last | {"content": probed["content"]}]
 
-    def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False, **settings: Any) -> str:
+    def render(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False, /, **settings: Any
+    ) -> str:
         """A render of messages; raises RejectedError."""
         return self.template.render(messages, self.where, add_generation_prompt=add_generation_prompt, **settings)
 
-    def opening(self, **settings: Any) -> str:
-        """The prompt behind the message before the turn; `settings` are over the template's arguments."""
-        return behind(self.render(self.context, add_generation_prompt=True, **settings), BEFORE)
+    @functools.cached_property
+    def opening(self) -> str:
+        """The prompt behind the message before the turn."""
+        return self._opening()
 
-    def of(self, message: Mapping[str, Any], **settings: Any) -> Form:
+    def _opening(self, **settings: Any) -> str:
+        return behind(self.render(self.context, True, **settings), BEFORE)
+
+    def of(self, message: Mapping[str, Any], /, **settings: Any) -> Form:
         """The form of a turn whose texts are probes. Raises RejectedError where the template does not take it."""
         # Calls come with arguments, so their form is good for one turn only.
         if self.whole or settings or (message.get("tool_calls") and message is not CALLING):
             return self._learned(message, **settings)
-        key = (tuple(one["role"] for one in self.history), message.get("reasoning_content"), message["content"])
+        roles = tuple(one["role"] for one in self.history)
+        key = (self.opening, roles, message.get("reasoning_content"), message["content"])
         if key not in self._known:
             self._known[key] = self._learned(message)
         return self._known[key]
 
-    def _learned(self, message: Mapping[str, Any], **settings: Any) -> Form:
+    def _learned(self, message: Mapping[str, Any], /, **settings: Any) -> Form:
         turn = [*self.context, self.template.read(message)]
         pieces = _PROBES.split(behind(self.render(turn, **settings), BEFORE))
-        return Form(self.opening(**settings), tuple(filter(None, pieces)), self._followed(turn, pieces, message))
+        opening = self._opening(**settings) if settings else self.opening
+        return Form(opening, tuple(filter(None, pieces)), self._followed(turn, pieces, message))
 
     def _followed(self, turn: list[dict[str, Any]], pieces: Sequence[str], message: Mapping[str, Any]) -> str:
         following = {"role": "user", "content": NEXT}
@@ -107,7 +116,7 @@ class Forms:
             call = calls[0].get("function") or calls[0]
             following = {"role": "tool", "name": call["name"], "tool_call_id": calls[0].get("id"), "content": NEXT}
         try:
-            text = self.render([*turn, self.template.read(following)], add_generation_prompt=True)
+            text = self.render([*turn, self.template.read(following)], True)
         except RejectedError:
             return ""
         last = next((piece for piece in reversed(pieces) if is_probe(piece)), None)
@@ -129,7 +138,7 @@ class Forms:
     def generation_prompt(self) -> str:
         """What a generation prompt adds behind a question."""
         question = [self.template.read({"role": "user", "content": BEFORE})]
-        return self.render(question, add_generation_prompt=True).removeprefix(self.render(question))
+        return self.render(question, True).removeprefix(self.render(question))
 
 
 def probed(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -184,6 +193,19 @@ def holds(over: str, ahead: str) -> bool:
     has something in front, words of the prompt or a header of the turn."""
     over, ahead = over.strip(), ahead.strip()
     return over != "" and (over.endswith(ahead) or ahead.endswith(over))
+
+
+def beyond(over: str, ahead: str) -> str:
+    """What a turn goes on with, without what it shares with the end of what only the prompt goes on with: a header that
+    both open, behind a message that only one of them closes. White space does not count."""
+    left, right = ([one for one in _WORDS.findall(text) if not one.isspace()] for text in (over, ahead))
+    for count in range(min(len(left), len(right)), 0, -1):
+        if left[-count:] == right[:count] and any(re.fullmatch(TAG, one) for one in right[:count]):
+            rest = ahead
+            for one in right[:count]:
+                rest = rest.partition(one)[2]
+            return rest.removeprefix(over[len(over.rstrip()) :])
+    return ahead
 
 
 def _exchange(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def check_arguments_shown(message: dict[str, Any], text: str, where: str) -> Non
         arguments = function.get("arguments") or {}
         given = json.loads(arguments) if isinstance(arguments, str) else arguments
         for told in _leaves(given):
-            quoted = json.dumps(told), json.dumps(told, ensure_ascii=False)
+            quoted = json.dumps(told), json.dumps(told, ensure_ascii=False), repr(told)
             if not any(one in text for one in (str(told), *quoted, *(one[1:-1] for one in map(json.dumps, quoted)))):
                 raise ValueError(
                     f"{where}: the chat template does not render {told!r} of the call of {function.get('name')!r} in "
@@ -140,16 +140,25 @@ class _Probed:
 
     def _tool(self, tool: dict[str, Any]) -> dict[str, Any]:
         function = tool.get("function") or tool
-        probed = function | {"name": self._probe(-1, "the tools", function.get("name"))}
-        if "description" in function:
-            probed["description"] = self._probe(-1, "the descriptions of tools", function["description"])
-        parameters = function.get("parameters")
-        if isinstance(parameters, dict) and isinstance(parameters.get("properties"), dict):
-            properties = parameters["properties"]
-            named = {name: self._probe(-1, "the parameters of tools", name) for name in properties}
-            required = [named.get(name, name) for name in parameters.get("required") or []]
-            probed["parameters"] = parameters | {
-                "properties": {named[name]: properties[name] for name in properties},
-                **({"required": required} if "required" in parameters else {}),
-            }
+        if not isinstance(function, dict):
+            return tool
+        name = self._probe(-1, "the tools", function.get("name"))
+        probed = self._schema(function) | {"name": name}
         return tool | {"function": probed} if tool.get("function") else probed
+
+    def _schema(self, schema: Any) -> Any:
+        """A schema with probes for its descriptions and for the names of its properties, at every depth."""
+        if isinstance(schema, list):
+            return [self._schema(one) for one in schema]
+        if not isinstance(schema, dict):
+            return schema
+        probed = {key: self._schema(value) for key, value in schema.items() if key != "properties"}
+        if "description" in schema:
+            probed["description"] = self._probe(-1, "the descriptions of tools", schema["description"])
+        properties = schema.get("properties")
+        if isinstance(properties, dict):
+            named = {name: self._probe(-1, "the parameters of tools", name) for name in properties}
+            probed["properties"] = {named[name]: self._schema(properties[name]) for name in properties}
+            if isinstance(required := schema.get("required"), list):
+                probed["required"] = [named.get(one, one) if isinstance(one, str) else one for one in required]
+        return probed

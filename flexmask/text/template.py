@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # What a chat template raises on messages that it does not take.
-_REJECTIONS = (jinja2.exceptions.TemplateError, ValueError, TypeError, AttributeError, LookupError)
+_REJECTIONS = (
+    jinja2.exceptions.TemplateError,
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, MemoryError),
+)
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 _SWITCHES = ("enable_thinking", "thinking")
 _PROBE, _PART = "flexmask probe", "a part"
@@ -91,7 +94,7 @@ class ChatTemplate:
         return call | {"function": function} if call.get("function") else function
 
     def render(
-        self, messages: Sequence[dict[str, Any]], where: str, *, add_generation_prompt: bool, **settings: Any
+        self, messages: Sequence[dict[str, Any]], where: str, /, *, add_generation_prompt: bool, **settings: Any
     ) -> str:
         """The text that the template makes of messages as `read` gives them; `settings` are over its own arguments.
 

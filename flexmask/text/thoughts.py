@@ -6,6 +6,7 @@ it elsewhere only, or never.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -154,9 +155,10 @@ class Thoughts:
     def _argument(self, right: Callable[[Form], bool], message: dict[str, Any]) -> str | None:
         """The template's argument under which the form of a message is right, as advice."""
         variables = self.forms.template.variables
+        reserved = inspect.signature(self.forms.template.tokenizer.apply_chat_template).parameters.keys()
         # What sounds like it first.
         for name in sorted(
-            variables.keys() - _RENDERED_WITH, key=lambda one: (not re.search("think|reason", one), one)
+            variables.keys() - _RENDERED_WITH - reserved, key=lambda one: (not re.search("think|reason", one), one)
         ):
             for value in (True, False, *variables[name]):
                 try:

@@ -12,13 +12,27 @@ Texts in front of that message do not matter, so a template may show them otherw
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation
 from flexmask.text.ends import end_of_turn
-from flexmask.text.forms import ANSWER, PLAIN, THINKING, TOOL, Form, Forms, apart, filled, holds, is_probe, probed
+from flexmask.text.forms import (
+    ANSWER,
+    PLAIN,
+    THINKING,
+    TOOL,
+    Form,
+    Forms,
+    apart,
+    beyond,
+    filled,
+    holds,
+    is_probe,
+    probed,
+)
 from flexmask.text.shown import check_arguments_shown, check_turn_shown
 from flexmask.text.template import ChatTemplate, RejectedError
 from flexmask.text.thoughts import AUTO, Thoughts
@@ -75,7 +89,7 @@ def _generated(
     for whole in (False, True):
         forms = Forms(template, history, where, whole, known)
         try:
-            written = forms.render([*forms.history, template.read(message)])
+            written = forms.render([*history, template.read(message)])
             for one in probed(message):
                 form = forms.of(one)
                 check_turn_shown(form, one, texts, where)
@@ -89,8 +103,8 @@ def _generated(
                 raise
     if prompt.endswith(form.opening):
         raise ValueError(
-            f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r} does not stand as it is "
-            f"in the generated text {written[-160:]!r}"
+            f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r}, or a call (a template "
+            f"may write those of some names in a way of its own), does not stand as it is in {written[-160:]!r}"
         )
     raise _parted(where, form.opening, prompt)
 
@@ -140,7 +154,16 @@ class _Turn:
         followed = form.followed
         if not followed and "tool_calls" not in self.message:  # of an empty answer, history may show nothing
             followed = self.forms.of(PLAIN).followed
-        return before + "".join(answer) + end_of_turn(tail, followed, self.forms.template, self.where), start
+        text = before + "".join(answer)
+        end_of_text = end_of_turn(tail, followed, self.forms.template, self.where)
+        *_, token = self.forms.template.special.findall(end_of_text)
+        if token in text or end_of_text.count(token) > 1:
+            warnings.warn(
+                f"the chat template writes {token!r}, which ends turns, inside of turns as well: whoever stops at it "
+                "cuts them short",
+                stacklevel=2,
+            )
+        return text + end_of_text, start
 
     # ---- What the prompt holds of it already ----
 
@@ -154,6 +177,7 @@ class _Turn:
         calls = form.lead.removeprefix(plain.lead)  # what opens the calls
         if form.opening.endswith(plain.lead) or (not form.shows_thinking and holds(over, ahead)):
             return over, calls
+        ahead = beyond(over, ahead)
         special = self.forms.template.special
         # A scaffold that the prompt has closed, and the token that opens an answer (Command R7B).
         scaffold = special.match(ahead) and not special.sub("", over).strip()

@@ -18,10 +18,10 @@ def user(text):
     return {"role": "user", "content": text}
 
 
-def said(text, thinking=None, call=None):
+def said(text, thinking=None, town=None):
     message = {"role": "assistant", "content": text} | ({"reasoning_content": thinking} if thinking else {})
-    function = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": {"town": "Lund"}}}
-    return message | ({"tool_calls": [function]} if call else {})
+    function = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": {"town": town}}}
+    return message | ({"tool_calls": [function]} if town else {})
 
 
 TOWN = {"type": "object", "properties": {"town": {"type": "string", "description": "its name"}}, "required": ["town"]}
@@ -38,7 +38,10 @@ CHATS = {
         said("5", "One more."),
     ],
     "some thinking": [user("Add two and two."), said("It makes four.", "Counting up."), user("More."), said("Five.")],
-    "calls": [user("Is it warm in Lund?"), said("", call=True), RESULT, said("It is mild.")],
+    "calls": [
+        *(user("Is it warm in Lund?"), said("", town="Lund"), RESULT, said("It is mild.")),
+        *(user("And in Oslo?"), said("", town="Oslo"), RESULT, said("Mild as well.")),
+    ],
 }
 
 
@@ -97,8 +100,10 @@ def test_each_template(name, chat, record_property):
             assert generated == otherwise.format(thinking=thinking, answer=answer)
         if thinking:
             assert thinking in tokenizer.decode(p.input_ids[p.roles == Role.THINKING])
-        if messages[index].get("tool_calls"):
-            assert "weather" in generated and "Lund" in generated
+        # What the prompt ends with is not generated once more.
+        assert not generated.startswith(prompt[-12:])
+        for call in messages[index].get("tool_calls", ()):
+            assert "weather" in generated and generated.count(call["function"]["arguments"]["town"]) == 1
 
 
 # The causes for which a template is refused, by words of the error.

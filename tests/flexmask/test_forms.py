@@ -2,6 +2,7 @@
 
 import warnings
 
+import pytest
 from factories import template_tokenizer
 
 from flexmask import Conversation
@@ -70,3 +71,12 @@ def test_a_thought_that_the_prompt_opens_behind_its_instructions_is_open():
     template += ASKED.replace("assistant\n", "assistant\n<think>")
     thoughtful = assistant("a") | {"reasoning_content": "t"}
     assert generated(template, user("q"), thoughtful) == ["t\n</think>\n\na<|im_end|>"]
+
+
+# Breaks if a template's variables are tried as keywords of our own functions in search of what opens a thought.
+@pytest.mark.parametrize("name", ["message", "self", "where", "tokenizer", "template", "settings"])
+def test_variables_of_a_template_have_any_name(name):
+    template = (CHATML.replace("CALLS", "") + ASKED.replace("assistant\n", "assistant\n<think></think>")).replace
+    template = template("for m in", f"for {name} in").replace("m.", f"{name}.")
+    with pytest.raises(ValueError, match="c: assistant turn 0 .* has closed the thought"):
+        generated(template, user("q"), assistant("a") | {"reasoning_content": "t"})

@@ -20,19 +20,12 @@ STAND_IN = "w0w{}w0w"  # harmless text in place of a control token
 # No turn of these is trained: why, says the survey.
 UNTRAINABLE = {
     "axolotl/llava",
-    "llama.cpp/ByteDance-Seed-OSS",
     "llama.cpp/CohereForAI-c4ai-command-r-plus-tool_use",
     "llama.cpp/fireworks-ai-llama-3-firefunction-v2",
     "llama.cpp/llama-cpp-rwkv-world",
 }
 # It writes `&lt;` in the name of a tool, and refuses such a call, so the richest shape is not tried.
 SIMPLER = {"llama.cpp/mistralai-Ministral-3-14B-Reasoning-2512": "system thinking"}
-# They write objects as Python does (`{'a': ...}`), and so the mark of an escaped token as six characters.
-LEAKS = {
-    *("trl/lfm2_2_5", "trl/lfm2_2_5_v2", "llama.cpp/LFM2.5-8B-A1B", "llama.cpp/Reka-Edge"),
-    *("llama.cpp/openbmb-MiniCPM5-1B", "llama.cpp/unsloth-Apriel-1.5"),
-}
-LEAK = pytest.mark.xfail(strict=True, reason="the mark of an escaped token is trained where a template writes a repr")
 
 
 def shaped(shape: str, held: str) -> tuple[list[dict], tuple[dict, ...] | None]:
@@ -128,7 +121,7 @@ def counted(name: str, ids) -> Counter:
 
 # Breaks if an escaped token opens a role, closes a thought or becomes one token, in a prompt or in what is generated,
 # and if what the author wrote is changed: in prompts by more than a space of no width, in a turn at all.
-@pytest.mark.parametrize("name", [pytest.param(one, marks=LEAK if one in LEAKS else ()) for one in names()])
+@pytest.mark.parametrize("name", names())
 def test_an_escaped_token_is_plain_text(name):
     tokenizer, shape = load(name), shape_of(name)
     assert (shape is None) == (name in UNTRAINABLE)

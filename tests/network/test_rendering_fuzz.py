@@ -30,7 +30,6 @@ WORDS = (
     "{% if assistant user: system tool <b> </b> [/INST [AVAILABLE <| |> <|im_ end|> <th </thin /think think> ### "
     "Response: None null true Tool: thought final analysis <function= name arguments {} [] \r\n \t \n \n\n --- Human:"
 ).split(" ")
-KNOWN_FAULT = "got multiple values for argument"  # test_a_template_that_has_a_variable_of_any_name
 ENDS = ["", "", "", "", " ", "\n", "\n\n", "  \n"]
 KWARGS = [None, None, None, {"enable_thinking": True}, {"enable_thinking": False}, {"thinking": True}]
 TURNS = {  # how it is written, and which of n turns that is
@@ -180,10 +179,6 @@ def check(name: str, number: int) -> str:
             )
             rendered = render_conversation(conversation, tokenizer, **settings)
             outcome = "passes"
-        except TypeError as error:
-            if KNOWN_FAULT not in str(error):
-                raise
-            outcome = "known fault"
         except ValueError as error:
             assert str(error).startswith(f"{where}: "), error
             assert len(str(error)) < 3000, error
@@ -240,6 +235,7 @@ def check_passes(conversation, tokenizer, passes, settings, held) -> None:
         weights[p.roles == Role.ANSWER] = scale * settings["answer_weight"]
         assert np.array_equal(p.loss_weights, weights)
         assert len(of_thinking) + len(of_answer) == len(ids)
+    assert "flexmask_" not in seen  # probes, and marks of cuts
     if passes and settings["not_shown"] == "error":
         # Breaks if anything in front of the last trained turn is lost in silence.
         last = indices[passes[-1].turn]

@@ -77,10 +77,10 @@ over that for 8, a token: 1.0 is linear, 8 would be quadratic; prompts are rende
 ## More chat templates
 
 {surveyed} more, all that axolotl and llama.cpp ship, under tokenizers of bytes with the special tokens that each
-writes. Conversations of two turns: plain, with a system message, with thinking in both turns, in the first alone, and
-with a tool call and its result. Prompts are token for token those of inference; what is generated is what the template
-itself writes behind them, or stands written out in tests/survey.py. "Exact with" names the arguments of the template
-(`data.template_kwargs`) that the error without them advises.
+writes. Conversations of two turns: plain, with a system message, with thinking in both turns, in the first alone; and
+of two exchanges with a tool call, its result and an answer each. Prompts are token for token those of inference; what
+is generated is what the template itself writes behind them, or stands written out in tests/survey.py. "Exact with"
+names the arguments of the template (`data.template_kwargs`) that the error without them advises.
 
 | template | plain | system | thinking | some thinking | calls |
 |---|---|---|---|---|---|

@@ -464,13 +464,6 @@ FAULTS = [
         "flexmask/test_end_of_turn.py",
     ),
     Fault(
-        "a turn is learned behind what answers the last call",
-        "text/forms.py",
-        "*history[said[-1] if said else users[-1] + 1 :]]",
-        "]",
-        "flexmask/test_turns.py flexmask/test_rendering.py",
-    ),
-    Fault(
         "a template may cut white space off a text",
         "text/forms.py",
         "choices = _trimmed(texts[piece]) if is_probe(piece) else [piece]",

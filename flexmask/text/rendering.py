@@ -6,9 +6,10 @@ A pass is the prompt as inference shows it, then what the model must generate, b
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,18 @@ def render_passes(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
     return render_conversation(conversation, tokenizer, **settings).passes
 
 
+@contextlib.contextmanager
+def _in_words_of_the_record() -> Iterator[None]:
+    """Errors quote texts as the record has them, without the marks that stand in them here."""
+    try:
+        yield
+    except ValueError as error:
+        if CUT in str(error):
+            raise ValueError(str(error).replace(CUT, "")) from error
+        raise
+
+
+@_in_words_of_the_record()
 def render_conversation(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerBase,

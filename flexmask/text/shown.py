@@ -57,17 +57,17 @@ def check_turn_shown(form: Form, message: dict[str, Any], texts: dict[str, str],
     Some templates show the first call only, or none beside content, or no content beside calls; such a turn would teach
     not to call, or not to answer.
     """
-    calls = message.get("tool_calls", [])
+    calls, written = message.get("tool_calls", []), "".join(texts.get(piece, piece) for piece in form.pieces)
     for probe in map(TOOL.format, range(len(calls))):
         if probe not in form.pieces:
             raise ValueError(
                 f"{where}: {len(calls)} tool calls, but the chat template does not render each: the call of "
-                f"{texts[probe]!r} is missing from {''.join(form.pieces)[-200:]!r}"
+                f"{texts[probe]!r} is missing from {written[-200:]!r}"
             )
     if ANSWER == message["content"] and ANSWER not in form.pieces and texts[ANSWER].strip():
         raise ValueError(
             f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r} does not stand in the "
-            f"generated text {''.join(form.pieces)[-160:]!r}"
+            f"generated text {written[-160:]!r}"
         )
 
 

@@ -128,7 +128,8 @@ class TextTokenizer:
             skip_special_tokens=False,
             clean_up_tokenization_spaces=False,
         )
-        if decoded != expected:
+        normalizer = self.tokenizer.backend_tokenizer.normalizer  # which may compose accents (Qwen)
+        if decoded not in (expected, normalizer.normalize_str(expected) if normalizer else expected):
             raise ValueError(
                 f"{where}: the prompt is no token prefix of its pass, and tokenizing the two apart does not give "
                 f"the text back.\n{parting(expected, decoded)}"

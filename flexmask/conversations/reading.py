@@ -170,7 +170,8 @@ class _Reading:
             )
         self.formats[found.NAME] = None
         turns = list(found.turns(self.left, self.name))
-        self.left = {key: value for key, value in self.left.items() if key not in found.KEYS}
+        read = found.keys(self.left)
+        self.left = {key: value for key, value in self.left.items() if key not in read}
         if turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
             for key in REASONING_KEYS:  # of the one answer that there is
                 if isinstance(self.left.get(key), str) and beside.as_switch(self.left[key]) is None:

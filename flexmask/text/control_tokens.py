@@ -74,7 +74,9 @@ def guard_control_tokens(
         if not isinstance(value, str):
             return value
         if CUT in value:
-            raise ValueError(f"{conversation.name}: {where} holds {CUT!r}, which marks cuts in texts; remove it")
+            raise ValueError(
+                f"{conversation.name}: {where} holds {CUT.rstrip('_')!r}, which marks cuts in texts; remove it"
+            )
         found = forbidden.search(value)
         if found is None:
             if control.normalized and not control.normalized.isdisjoint(

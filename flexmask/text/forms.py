@@ -99,7 +99,8 @@ class Forms:
         if self.whole or settings or (message.get("tool_calls") and message is not CALLING):
             return self._learned(message, **settings)
         roles = tuple(one["role"] for one in self.history)
-        key = (self.opening, roles, message.get("reasoning_content"), message["content"])
+        calls = "tool_calls" in message
+        key = (self.opening, roles, message.get("reasoning_content"), message["content"], calls)
         if key not in self._known:
             self._known[key] = self._learned(message)
         return self._known[key]

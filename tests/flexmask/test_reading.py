@@ -552,3 +552,21 @@ def test_a_null_that_the_author_wrote_stays():
 def test_unicode_is_left_as_it_is():
     text = "nul \u0000, bom \ufeff, joined \U0001f468\u200d\U0001f469, right to left \u202e, crlf\r\nend  \n"
     assert said({"messages": [user(text), assistant(text, "\u200b")]}) == [user(text), assistant(text, "\u200b")]
+
+
+# Breaks if what stands under another pair of keys is taken for read: a text would be lost without a word.
+def test_a_text_beside_prompt_and_response_is_not_lost():
+    read = read_conversation({"prompt": "Translate", "input": "Hello", "response": "Bonjour"}, "c")
+    assert [message["content"] for message in read.messages] == ["Translate", "Bonjour"] and read.unread == ("input",)
+
+
+# Breaks if what stands in front of the explanation of the tags goes with it.
+def test_instructions_in_front_of_declared_tools_stay():
+    tools = '<tools>[{"name": "weather", "parameters": {}}]</tools>'
+    text = f"- Always answer in French\n- Use metric units\nHere are the tools: {tools}"
+    messages = [
+        {"role": "system", "content": text},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
+    assert read_conversation({"messages": messages}, "c").messages[0]["content"].startswith("- Always answer in French")

@@ -151,3 +151,13 @@ def test_arguments_that_a_template_writes_in_python_are_trained():
     template = calling("({{ c.function.arguments }})")
     ((_, generated),) = texts(template, user("q"), assistant("", name="run", code="a\nb"))
     assert generated.endswith("</call><|im_end|>")
+
+
+# Breaks if a form that was learned with a call is taken for one without: their probes differ.
+@pytest.mark.filterwarnings("ignore:the chat template")
+def test_a_thinking_turn_without_an_answer_behind_one_that_calls():
+    seen = "{% if m.reasoning_content and m.tool_calls %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    template = calling().replace("{{ m.content }}", seen + "{{ m.content }}")
+    thinks = [assistant("", "two"), assistant("so", "two"), assistant("", "two")]
+    found = list(texts(template, *(one for turn in thinks for one in (user("q"), turn))))
+    assert [generated for _, generated in found] == [f"<think>two</think>{end}<|im_end|>" for end in ("", "so", "")]

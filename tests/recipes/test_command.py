@@ -134,5 +134,7 @@ def test_an_interruption_while_modules_are_imported_shows_no_traceback(tmp_path)
     (tmp_path / "hydra.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT)))}
     command = [sys.executable, "-m", "recipes.train"]
-    done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, timeout=60)
+    # A shell's job in the background starts with the signal ignored, and so would all that it starts.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, timeout=60, **heeding)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

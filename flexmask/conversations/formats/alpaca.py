@@ -14,12 +14,16 @@ from typing import Any
 from flexmask.conversations.values import shown
 
 NAME = "alpaca"
-KEYS = frozenset(("instruction", "input", "output", "history"))
 
 
 def fits(record: Mapping[str, Any]) -> bool:
     """Whether a record has an instruction and what was put out."""
     return "instruction" in record and "output" in record
+
+
+def keys(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of the record that `turns` reads."""
+    return ("instruction", "input", "output", "history")
 
 
 def turns(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

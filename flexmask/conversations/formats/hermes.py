@@ -26,6 +26,8 @@ _RESPONSE = re.compile(r"\s*<tool_response>\n?(.*?)\n?</tool_response>\s*", re.D
 _TOOLS = re.compile(r"<tools>((?:(?!<tools>).)*?)</tools>", re.DOTALL)
 _EXAMPLE = re.compile(r"<tool_call>\s*(?:\{.*?\})?\s*</tool_call>", re.DOTALL)
 _TAG = re.compile(r"</?(?:tools|tool_call|tool_response)>")
+# A title, or what ends in a colon or speaks of calls.
+_ANNOUNCES = re.compile(r"^\s*#|[:}]\s*$|\b(?:call|tool|function)s?\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 NOTE = (
     "sentences of a system text about <tools> and <tool_call> are left out: calls are read as such, and the chat "
@@ -75,11 +77,11 @@ def declared_tools(text: str, name: str) -> tuple[str, tuple[dict[str, Any], ...
     ends = [found.end() for found in _SENTENCE.finditer(marked)]
     sentences = [marked[start:end] for start, end in zip([0, *ends], [*ends, len(marked)], strict=True)]
     kept: list[str] = []
-    leads_to_tag = (
-        False  # going backwards: whether the sentence behind goes, so that one that only leads to it does too
-    )
+    # Going backwards: whether the sentence behind goes, so that one that only announces it, or is its title, does too.
+    leads_to_tag = False
     for sentence in reversed(sentences):
-        leads_to_tag = bool(_TAG.search(sentence)) or (leads_to_tag and not sentence.rstrip().endswith((".", "!", "?")))
+        announces = not sentence.strip() or _ANNOUNCES.search(sentence)
+        leads_to_tag = bool(_TAG.search(sentence)) or bool(leads_to_tag and announces)
         if not leads_to_tag:
             kept.insert(0, sentence)
     return "".join(kept).strip(), read_tools(schemas, "<tools>", name)

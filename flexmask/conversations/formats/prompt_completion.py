@@ -16,7 +16,6 @@ from flexmask.conversations.values import shown
 
 NAME = "prompt and completion"
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("input", "output"))
-KEYS = frozenset(key for pair in _PAIRS for key in pair)
 
 
 def fits(record: Mapping[str, Any]) -> bool:
@@ -28,9 +27,14 @@ def fits(record: Mapping[str, Any]) -> bool:
     )
 
 
+def keys(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The keys of the record that `turns` reads: of one pair, so that what stands under another is not read."""
+    return next(((first, second) for first, second in _PAIRS if first in record and second in record), _PAIRS[-1])
+
+
 def turns(record: Mapping[str, Any], name: str) -> list[Any]:
     """The messages of the prompt, its answers with weight 0, and those of the completion."""
-    first, second = next(((a, b) for a, b in _PAIRS if a in record and b in record), ("input", "output"))
+    first, second = keys(record)
     if second not in record:
         return list(record[first])
     prompt = _messages(record[first], "user", f"{name}: {first!r}")

@@ -10,7 +10,9 @@ from flexmask.text.template import ChatTemplate
 def end_of_turn(tail: str, followed: str, template: ChatTemplate, where: str) -> str:
     """`tail`, which the template writes behind the last text of a turn, up to the token that ends the turn.
 
-    That is the last special token that also stands there once another message follows.
+    In this order: the tokenizer's end of sequence, if it stands there; the last special token that also stands there
+    once another message follows, or the first of its run where more follows than history has; the special token at the
+    very end; the one that opens the next message.
 
     followed: what stands there then, up to the content of that message; empty where the template takes none.
     Raises ValueError, beginning with `where`, where no special token ends the turn.

@@ -1,7 +1,17 @@
-"""How a chat template writes a turn: found by rendering it with probes in place of its texts.
+r"""How a chat template writes a turn: found by rendering it with probes in place of its texts.
 
 In: the messages before a turn and the turn. Out: a `Form`, the texts around the turn's own, from behind the message
 before it on.
+
+What stands behind the message before the turn, and how it is called here and in turns.py:
+
+    opening   <|im_end|>\n<|im_start|>assistant\n<think>\n       of the prompt, all of it
+    turn      <|im_end|>\n<|im_start|>assistant\nANSWER<|im_end|>\n
+    lead      <|im_end|>\n<|im_start|>assistant\n                of the turn, up to its first text
+    over      <think>\n              what only the opening goes on with behind what it shares with the lead
+    ahead     (nothing here)         what only the lead goes on with
+    gap       what is generated in front of the answer besides thinking: tags, white space, what opens a call
+    tail      <|im_end|>\n           what the turn ends with, behind its last text
 """
 
 from __future__ import annotations

@@ -114,8 +114,9 @@ def render_conversation(
         several joined by commas ("0,2"). The `weight` of a message multiplies its loss.
     template_kwargs: passed to the chat template, for instance `{"enable_thinking": False}`.
     thinking_format: how thinking is generated where the template does not render it; `{thinking}` stands for the text.
-        "auto" is a `<think>` block in front of the answer for a template that never reads thinking, and refuses one
-        that reads it but does not render it for a turn. None always refuses. Applied with a warning.
+        "auto" is the form that it shows beside calls, or a `<think>` block in front of the answer for a template that
+        never reads thinking; any other is refused. None: there is no form but what the template itself shows, be it an
+        empty block. Applied with a warning.
     control_tokens: what to do when message text or a tool schema contains a special token or a thinking tag: "refuse"
         raises, "escape" makes plain text of it: in prompts a zero-width space stands behind its first character, as in
         transformers (5.23); what is generated keeps its characters, and only its tokens are others.

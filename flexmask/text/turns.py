@@ -86,6 +86,8 @@ def _generated(
 ) -> tuple[str, int]:
     """The generated text behind a prompt, and the character of it at which the answer starts."""
     texts = _texts(message, where)
+    # First as the exchange alone shows it, which is fast. Where prompt or turn, rendered with all of the history, do
+    # not end so (a template that numbers its calls), as all of the history does.
     for whole in (False, True):
         forms = Forms(template, history, where, whole, known)
         try:

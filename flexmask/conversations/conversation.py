@@ -85,6 +85,11 @@ class Conversation:
         check_template_kwargs(self.template_kwargs, f"{self.name}: template_kwargs")
 
 
+def function_of(call: dict[str, Any]) -> dict[str, Any]:
+    """The name and arguments of a call, or the schema of a tool, which may stand under `function` or by themselves."""
+    return call.get("function") or call
+
+
 def check_template_kwargs(kwargs: Any, where: str) -> None:
     """Raise ValueError unless `kwargs` is None or maps names to values, none of them an argument that rendering sets
     itself."""
@@ -134,7 +139,7 @@ def _check_assistant(message: dict[str, Any], where: str) -> None:
     if not isinstance(calls, list) or not calls or not all(isinstance(call, dict) for call in calls):
         raise ValueError(f"{where}: 'tool_calls' is {shown(calls)}, not a list of calls")
     for call in calls:
-        _check_call(call.get("function") or call, where)
+        _check_call(function_of(call), where)
 
 
 def check_weight(weight: Any, where: str) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flexmask.conversations.conversation import function_of
 from flexmask.text.template import ChatTemplate, RejectedError
 
 # Texts and names to find out where a template puts what. A turn that holds one itself is refused as rewritten.
@@ -82,7 +83,8 @@ class Forms:
     def __init__(
         self, template: ChatTemplate, history: list[dict[str, Any]], where: str, whole: bool, known: dict[Any, Form]
     ) -> None:
-        self.template, self.where, self.whole, self._known = template, where, whole, known
+        self.template, self.where = template, where
+        self._known = {} if whole else known  # with all of its history, a form is good for this turn only
         self.history = history if whole else _exchange(history)
         last = self.history[-1]
         content = last["content"][-1]["text"] if isinstance(last["content"], list) else last["content"]
@@ -106,7 +108,7 @@ class Forms:
     def of(self, message: Mapping[str, Any], /, **settings: Any) -> Form:
         """The form of a turn whose texts are probes. Raises RejectedError where the template does not take it."""
         # Calls come with arguments, so their form is good for one turn only.
-        if self.whole or settings or (message.get("tool_calls") and message is not CALLING):
+        if settings or (message.get("tool_calls") and message is not CALLING):
             return self._learned(message, **settings)
         roles = tuple(one["role"] for one in self.history)
         calls = "tool_calls" in message
@@ -124,8 +126,12 @@ class Forms:
     def _followed(self, turn: list[dict[str, Any]], pieces: Sequence[str], message: Mapping[str, Any]) -> str:
         following = {"role": "user", "content": NEXT}
         if calls := message.get("tool_calls"):
-            call = calls[0].get("function") or calls[0]
-            following = {"role": "tool", "name": call["name"], "tool_call_id": calls[0].get("id"), "content": NEXT}
+            following = {
+                "role": "tool",
+                "name": function_of(calls[0])["name"],
+                "tool_call_id": calls[0].get("id"),
+                "content": NEXT,
+            }
         try:
             text = self.render([*turn, self.template.read(following)], True)
         except RejectedError:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.conversation import Conversation, function_of
 from flexmask.text.forms import ANSWER, TOOL, Form
 from flexmask.text.template import ChatTemplate, RejectedError
 
@@ -75,7 +75,7 @@ def check_arguments_shown(message: dict[str, Any], text: str, where: str) -> Non
     """Raise ValueError, beginning with `where`, for an argument of a call that is not in the text of the turn, which
     would teach to call without it."""
     for call in message.get("tool_calls", []):
-        function = call.get("function") or call
+        function = function_of(call)
         arguments = function.get("arguments") or {}
         given = json.loads(arguments) if isinstance(arguments, str) else arguments
         for told in _leaves(given):
@@ -132,14 +132,14 @@ class _Probed:
         return probed
 
     def _call(self, at: int, call: dict[str, Any]) -> dict[str, Any]:
-        function = call.get("function") or call
+        function = function_of(call)
         name = self._probe(at, "the tool calls of assistant messages", function.get("name"))
         self._names[str(function.get("name"))] = name
         named = function | {"name": name}
         return call | {"function": named} if call.get("function") else named
 
     def _tool(self, tool: dict[str, Any]) -> dict[str, Any]:
-        function = tool.get("function") or tool
+        function = function_of(tool)
         if not isinstance(function, dict):
             return tool
         name = self._probe(-1, "the tools", function.get("name"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import jinja2
 from jinja2 import nodes
 
-from flexmask.conversations.conversation import REASONING_KEYS, Conversation
+from flexmask.conversations.conversation import REASONING_KEYS, Conversation, function_of
 from flexmask.text.control_tokens import special_pattern
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ChatTemplate:
 
     def _read_call(self, call: dict[str, Any]) -> dict[str, Any]:
         """Arguments as the template takes them: an object, or for some (DeepSeek V3) its JSON text."""
-        function = call.get("function") or call
+        function = function_of(call)
         arguments = function.get("arguments")
         if self._text_arguments and isinstance(arguments, dict):
             function = function | {"arguments": json.dumps(arguments, ensure_ascii=False)}

@@ -47,7 +47,7 @@ class Thoughts:
         return form if form.shows_thinking else None
 
     @property
-    def _declared(self) -> str | None:
+    def _format(self) -> str | None:
         """The form of thinking where the template shows none. It is not guessed for a template that shows it elsewhere:
         beside calls the template says it itself (Gemma 4), and if not there, nobody does."""
         if self.declared != AUTO:
@@ -70,7 +70,7 @@ class Thoughts:
         """What opens and what closes a thought."""
         if form := self._thoughtful:
             return apart(self.forms.of(PLAIN).lead, form.lead)[1], form.behind_thinking
-        opens, _, closes = (self._declared or THINK_BLOCK).partition("{thinking}")
+        opens, _, closes = (self._format or THINK_BLOCK).partition("{thinking}")
         return opens, closes
 
     def opened(self, over: str) -> bool:
@@ -105,7 +105,7 @@ class Thoughts:
             twin = self.forms.of(message | {"reasoning_content": THINKING})
             if twin.shows_thinking:
                 return twin.behind_thinking, self.end_in(twin.behind_thinking)
-        if self._declared is None:
+        if self._format is None:
             raise ValueError(
                 f"{self.where}: the prompt opens a thinking block (it ends {self.form.opening[-40:]!r}) that nothing "
                 f"closes; declare how thinking is generated, for instance thinking_format={THINK_BLOCK!r}"
@@ -114,7 +114,7 @@ class Thoughts:
 
     def untold(self, thinking: str, gap: str, end: int, header: str) -> tuple[str, int]:
         """What stands in front of the answer with thinking that the template does not show, and the answer's start."""
-        thinking, declared = thinking.strip(), self._declared
+        thinking, declared = thinking.strip(), self._format
         opens, closes = self.tags
         if self.opened(gap) and end:  # history shows the closing of the thought, and only that (DeepSeek V3.1)
             return thinking + gap, len(thinking) + end

@@ -17,7 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.conversation import Conversation, function_of
 from flexmask.text.ends import end_of_turn
 from flexmask.text.forms import (
     ANSWER,
@@ -85,7 +85,7 @@ def _generated(
     known: dict[Any, Form],
 ) -> tuple[str, int]:
     """The generated text behind a prompt, and the character of it at which the answer starts."""
-    texts = _texts(message, where)
+    texts = _texts(message)
     # First as the exchange alone shows it, which is fast. Where prompt or turn, rendered with all of the history, do
     # not end so (a template that numbers its calls), as all of the history does.
     for whole in (False, True):
@@ -111,12 +111,10 @@ def _generated(
     raise _parted(where, form.opening, prompt)
 
 
-def _texts(message: dict[str, Any], where: str) -> dict[str, str]:
+def _texts(message: dict[str, Any]) -> dict[str, str]:
     """A turn's own texts, by the probes that stand for them."""
     calls = message.get("tool_calls", [])
-    names = {TOOL.format(i): (call.get("function") or call).get("name") for i, call in enumerate(calls)}
-    if any(not isinstance(name, str) for name in names.values()):
-        raise ValueError(f"{where}: a tool call has no name; give each call function.name")
+    names = {TOOL.format(i): function_of(call)["name"] for i, call in enumerate(calls)}
     return names | {THINKING: message.get("reasoning_content", ""), ANSWER: message["content"]}
 
 

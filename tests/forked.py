@@ -97,12 +97,13 @@ class Python:
             process.kill()
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
-    def run_on_two_ranks(self, module: str, *words: str, cwd: Path) -> None:
-        """A module in two processes that are one group of torch.distributed, as torchrun starts them."""
+    def run_on_ranks(self, count: int, module: str, *words: str, cwd: Path) -> None:
+        """A module in processes that are one group of torch.distributed, as torchrun starts them."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        ranks = [self.start(module, *words, cwd=cwd, **group, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+        numbers = map(str, range(count))
+        ranks = [self.start(module, *words, cwd=cwd, **group, RANK=rank, LOCAL_RANK=rank) for rank in numbers]
         try:
             for process in ranks:
                 _, err = process.communicate(timeout=240)

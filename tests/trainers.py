@@ -34,8 +34,21 @@ def tiny_hybrid(vocab, dtype):
 
 
 MODELS = {"attention": tiny_qwen3, "hybrid": tiny_hybrid}
-# Runs on two processes, each of which reads its share of a batch.
-TWO_PROCESSES = {"attention": {}, "hybrid": {"model": "hybrid"}, "stream": {"stream": True}}
+# Runs on several processes. `per_device_train_batch_size` is that of all of them together, and seldom a multiple of
+# their number; two conversations are fewer than three processes, some of which then train nothing.
+IN_ALL = {"accelerator_config": {"split_batches": True}}
+SHARDED = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+ON_RANKS = {
+    "attention": {},
+    "hybrid": {"model": "hybrid"},
+    "stream": {"stream": True},
+    "few": {"per_device_train_batch_size": 2, "pack_length": 1024},
+    "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "one at a time": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+    "whole epochs": {"per_device_train_batch_size": 5, "num_train_epochs": 1.4, "max_steps": -1},
+    "sharded": SHARDED,
+    "sharded hybrid": {"model": "hybrid", "per_device_train_batch_size": 2} | SHARDED,
+}
 
 
 def make_trainer(
@@ -90,6 +103,20 @@ def losses_of(trainer):
 def trained(trainer, **arguments):
     trainer.train(**arguments)
     return losses_of(trainer), {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+# The Trainer sums its logged losses in float32; weights keep all of float64.
+def assert_same_run(left, right, tolerance=1e-6):
+    assert left[0].keys() == right[0].keys()
+    for step in left[0]:
+        assert abs(left[0][step] - right[0][step]) <= tolerance * abs(left[0][step]), f"step {step}"
+    for name in left[1]:
+        torch.testing.assert_close(left[1][name], right[1][name], rtol=0, atol=1e-9)
+
+
+def whole(tensor):
+    """A parameter or gradient, gathered from all processes where it is sharded."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
 
 
 class Killed(BaseException):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
@@ -16,7 +17,8 @@ from flexmask.conversations.reading import AUTO, read_conversation, unread_and_n
 from flexmask.conversations.values import without_nulls
 from flexmask.text.rendering import render_conversation
 from flexmask.tree.layouts import LaidOut, Row, lay_out
-from flexmask.tree.packing import Pack, pack
+from flexmask.tree.packing import lay_end_to_end, pack_groups, weightless_pack
+from flexmask.tree.sharing import even_groups, row_cost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,13 +45,35 @@ def prepare_conversation(
     return replace(laid_out, slow_turns=rendered.slow_turns)
 
 
+@dataclass(frozen=True)
+class BatchFigures:
+    """What all processes together train of a batch; each knows it without asking the others.
+
+    rows: their names, sorted. target_weight: sum of loss weights. tokens_computed, tokens_trained: of the rows. packs:
+    with rows in them. spread: the cost of the process that has most to do over the mean of all.
+    """
+
+    rows: tuple[str, ...]
+    target_weight: float
+    tokens_computed: int
+    tokens_trained: int
+    packs: int
+    spread: float
+
+
 class OnePassCollator:
-    """Pack the rows of a batch of conversations: `[rows, rows, ...] -> {"packs": [Pack, ...]}`.
+    """Pack the rows of a batch of conversations: `[rows, ...] -> {"packs": [Pack, ...], "figures": BatchFigures}`.
+
+    Every process is given the whole batch and packs its own share of the rows, shares being as even as can be in what
+    they cost. All get as many packs, because some wrappers have the processes run each pass together: where one has
+    fewer, packs of one token without weight follow.
 
     pack_length: most tokens of one forward pass. The mask is made for so many in every pack, so that a compiled kernel
         sees one shape; nothing else is padded.
     block_size: of the mask; attention computes or skips whole blocks.
-    one_row_per_pack: no packing, for layers whose state runs on from row to row. `OnePassTrainer` sets it.
+    one_row_per_pack: no packing, for layers whose state runs on from row to row. processes, process_index: how many
+        share a batch, and which of them this one is. pair_cost: see `flexmask.tree.sharing.row_cost`. `OnePassTrainer`
+        sets these.
     """
 
     def __init__(
@@ -58,18 +82,39 @@ class OnePassCollator:
         *,
         block_size: int = 128,
         one_row_per_pack: bool = False,
+        processes: int = 1,
+        process_index: int = 0,
+        pair_cost: float = 0.0,
     ) -> None:
         if pack_length <= 0:
             raise ValueError(f"pack_length={pack_length:,} must be positive")
         self.pack_length = pack_length
         self.block_size = block_size
         self.one_row_per_pack = one_row_per_pack
+        self.processes, self.process_index = processes, process_index
+        self.pair_cost = pair_cost
 
-    def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, list[Pack]]:
-        """The packs of a batch: the rows of each of its conversations."""
+    def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, Any]:
+        """The packs of this process, and the figures of the batch: the rows of each of its conversations."""
         rows = [row for conversation in conversations for row in conversation]
-        groups = [[row] for row in rows] if self.one_row_per_pack else [rows]
-        return {"packs": [one for group in groups for one in pack(group, self.pack_length)]}
+        costs = [row_cost(row, self.pair_cost) for row in rows]
+        shares = even_groups(costs, self.processes)
+        groups = [self._groups([rows[i] for i in share]) for share in shares]
+        own = [lay_end_to_end(group, self.pack_length) for group in groups[self.process_index]]
+        missing = max(map(len, groups)) - len(own)
+        figures = BatchFigures(
+            rows=tuple(sorted({row.name for row in rows})),
+            target_weight=float(sum(row.loss_weights.sum(dtype=np.float64) for row in rows)),
+            tokens_computed=sum(map(len, rows)),
+            tokens_trained=sum(int((row.loss_weights > 0).sum()) for row in rows),
+            packs=sum(map(len, groups)),
+            spread=max(sum(costs[i] for i in share) for share in shares) * self.processes / (sum(costs) or 1.0),
+        )
+        return {"packs": [*own, *([weightless_pack(rows[0], self.pack_length)] * missing)], "figures": figures}
+
+    def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:
+        groups = [[row] for row in rows] if self.one_row_per_pack else [list(rows)]
+        return [one for group in groups for one in pack_groups(group, self.pack_length)]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -9,20 +10,18 @@ from transformers.trainer_callback import ExportableState
 
 from flexmask.attention.masks import build_block_mask
 from flexmask.model.loss import TokenLosses, loss_by_role
+from flexmask.training.data import BatchFigures
 from flexmask.tree.packing import Pack
 
-_SAVED = ("seconds", "loss_sum", "tokens_computed", "tokens_trained", "packs", "capacity")
-
-
-def _counts(pack: Pack, result: TokenLosses) -> dict[str, int]:
-    return dict(tokens_computed=len(pack), tokens_trained=len(result.indices), packs=1, capacity=pack.pack_length)
+_COUNTED = ("tokens_computed", "tokens_trained", "packs")
+_SAVED = ("seconds", "loss_sum", *_COUNTED)
 
 
 class RunTotals(TrainerCallback, ExportableState):
     """Totals of a training run; saved in every checkpoint's trainer state and taken up again from it.
 
     seconds: wall time of training, interruptions not counted. loss_sum: of the losses of all steps up to the last
-    checkpoint. capacity: `pack_length` of every pack. Tokens and packs are those of this process.
+    checkpoint. tokens_computed, tokens_trained, packs: of all processes.
     """
 
     def __init__(self) -> None:
@@ -31,12 +30,12 @@ class RunTotals(TrainerCallback, ExportableState):
 
     def _start_anew(self) -> None:
         self.seconds = self.loss_sum = self.earlier_loss_sum = 0.0
-        self.tokens_computed = self.tokens_trained = self.packs = self.capacity = 0
+        self.tokens_computed = self.tokens_trained = self.packs = 0
 
-    def count(self, pack: Pack, result: TokenLosses) -> None:
-        """Add one pack that was trained."""
-        for name, count in _counts(pack, result).items():
-            setattr(self, name, getattr(self, name) + count)
+    def count(self, figures: BatchFigures) -> None:
+        """Add a batch that was trained."""
+        for name in _COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(figures, name))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -69,29 +68,40 @@ class RunTotals(TrainerCallback, ExportableState):
 
 
 class IntervalFigures:
-    """Losses by role, speed and fill of the packs that this process has trained since the last log."""
+    """Losses by role, speed and fill of packs since the last log; of all processes but for `block_sparsity`."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
         self._start_anew()
 
     def _start_anew(self) -> None:
         self._tally: Counter[str] = Counter()
+        self._sums: Counter[str] = Counter()  # of tensors, so that nothing waits for the device before a log
+        self._spreads: list[float] = []
         self._started = time.perf_counter()
 
-    def count(self, pack: Pack, result: TokenLosses) -> None:
-        """Add one pack that was trained."""
-        self._last_pack = pack
-        self._tally.update(_counts(pack, result) | result.sums_by_role())
+    def count_batch(self, figures: BatchFigures) -> None:
+        """Add a batch that was trained."""
+        self._tally.update({name: getattr(figures, name) for name in _COUNTED})
+        self._spreads.append(figures.spread)
 
-    def take(self, block_size: int) -> dict[str, float]:
-        """The figures, and a new interval; none where nothing was trained."""
-        if not self._tally:
+    def count_pack(self, pack: Pack, result: TokenLosses) -> None:
+        """Add a pack that this process has trained."""
+        self._last_pack = pack
+        self._sums.update(result.sums_by_role())
+
+    def take(self, block_size: int, add_up: Callable[[dict[str, Any]], dict[str, float]]) -> dict[str, float]:
+        """The figures, and a new interval; none where nothing was trained. add_up: sums over processes, by name."""
+        if not self._spreads:
             return {}
-        tally, seconds = self._tally, time.perf_counter() - self._started
+        tally, sums, seconds = self._tally, add_up(self._sums), time.perf_counter() - self._started
+        spread = {"rank_spread": sum(self._spreads) / len(self._spreads)} if self._processes > 1 else {}
+        last = self._last_pack
         self._start_anew()
-        return loss_by_role(tally) | {
+        return loss_by_role(sums) | {
             "tokens_per_second": tally["tokens_computed"] / seconds,
             "trained_tokens_per_second": tally["tokens_trained"] / seconds,
-            "pack_fill": tally["tokens_computed"] / tally["capacity"],
-            "block_sparsity": build_block_mask(self._last_pack.visible_until, block_size).sparsity() / 100,
+            "pack_fill": tally["tokens_computed"] / (tally["packs"] * last.pack_length),
+            "block_sparsity": build_block_mask(last.visible_until, block_size).sparsity() / 100,
+            **spread,
         }

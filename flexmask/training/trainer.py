@@ -14,30 +14,33 @@ from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import torch
-from accelerate.utils import TorchDynamoPlugin, extract_model_from_parallel
+from accelerate.utils import DistributedType, TorchDynamoPlugin, extract_model_from_parallel
 from torch import nn
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import speed_metrics
 
+from flexmask.model.cost import pair_cost
 from flexmask.model.end_of_turn import align_end_of_turn
 from flexmask.model.exactness import check_exact
 from flexmask.model.loss import loss_by_role, token_losses
 from flexmask.model.randomness import warn_of_shared_draws
 from flexmask.model.support import evaluating, prepare_model, unbranched_layers, unwrapped
 from flexmask.training.arguments import OnePassConfig
+from flexmask.training.batches import ByLength, conversations_at_once, data_seed, train_batches
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
 from flexmask.training.run_totals import IntervalFigures, RunTotals
+from flexmask.training.sharding import allow_on_cpu, shard, told_apart
 from flexmask.training.trainer_inputs import (
     check_metric,
     check_rows,
     check_settings,
+    check_stream,
     datasets_of,
     pretrained_model,
     pretrained_tokenizer,
     settle_collator,
-    settle_stream,
 )
 
 
@@ -59,11 +62,13 @@ class OnePassTrainer(Trainer):
         by name brings its own. Where conversations are prepared, tokenizer and model are made to agree on the end of
         turn that is trained (`flexmask.align_end_of_turn`), with a warning that says what has changed.
 
-    `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. The loss of a step is the
+    `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. Each process trains a share of
+    the rows of a batch, so that all have as much to do. The loss of a step is the
     weighted sum of token losses divided by the sum of weights over all its packs, accumulation and processes.
     Beside `loss`, logs `thinking_loss`, `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`,
-    `pack_fill` (the share of `pack_length` that packs fill) and `block_sparsity`, each of this process over the
-    interval since the last log. `train_loss` and the other totals of a resumed run are those of all its steps.
+    `pack_fill` (the share of `pack_length` that packs fill), `block_sparsity` (of this process) and, under several
+    processes, `rank_spread` (what the one that has most to do costs over the mean), each over the interval since the
+    last log. `train_loss` and the other totals of a resumed run are those of all its steps.
     `torch_compile` compiles the model's layers, each by itself.
 
     A model with layers whose state does not branch with the tree (`unbranched_layers` of support.py) is trained
@@ -117,7 +122,7 @@ class OnePassTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         self.add_callback(RunTotals())
-        self._interval = IntervalFigures()
+        self._interval = IntervalFigures(self.args.world_size)
 
     @property
     def run_totals(self) -> RunTotals:
@@ -137,6 +142,7 @@ class OnePassTrainer(Trainer):
         """Route a model's attention and state, and try it."""
         inner = unwrapped(model)
         self._use_cache = getattr(model.config, "use_cache", None)
+        self.data_collator.pair_cost = pair_cost(inner)
         extract_model_from_parallel(model, keep_fp32_wrapper=False)  # the autocast of an earlier trainer
         layers = unbranched_layers(inner)
         if layers:
@@ -167,7 +173,7 @@ class OnePassTrainer(Trainer):
             quiet = self.args.disable_tqdm or not self.args.should_log
             self.train_dataset, self._ends = prepare_dataset(train_dataset, "train_dataset", self._preparation, quiet)
             if isinstance(self.train_dataset, IterableDataset):
-                settle_stream(self.args)
+                check_stream(self.args)
         self.eval_dataset = self._heldout(eval_dataset)
         check_metric(self.args, self.eval_dataset)
 
@@ -201,13 +207,30 @@ class OnePassTrainer(Trainer):
         return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        """Samplers that group by length read it from dict items, so they get stand-ins as long as each conversation's
-        rows."""
+        """A sampler that groups by length knows how long the rows of each conversation are."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
-            key = self.processing_class.model_input_names[0] if self.processing_class is not None else "input_ids"
-            dataset = [{key: range(sum(map(len, rows)))} for rows in dataset]
-        return super()._get_train_sampler(dataset)
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(dataset)
+        at_once = conversations_at_once(self.args) * self.args.gradient_accumulation_steps
+        return ByLength([sum(map(len, rows)) for rows in dataset], at_once, data_seed(self.args))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader of `flexmask.training.batches`."""
+        if self.train_dataset is None:
+            raise ValueError("train: there is no data; give train_dataset to the trainer")
+        return train_batches(self.train_dataset, self.data_collator, self.args, self._get_train_sampler())
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer does, and with parameters sharded on CPUs as well."""
+        super().create_accelerator_and_postprocess()
+        allow_on_cpu(self.accelerator, self.args)
+        self.is_fsdp_enabled = self.accelerator.distributed_type is DistributedType.FSDP
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled:
+            shard(self.model, self.accelerator.state.fsdp_plugin)
+        with told_apart(self.model):
+            return super()._prepare_for_training(*args, **kwargs)
 
     # ---- Training ----
 
@@ -228,12 +251,10 @@ class OnePassTrainer(Trainer):
     ) -> tuple[list, torch.Tensor]:
         """The batches of one optimizer step and their target weight, summed over processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._step_rows = sorted({name for batch in samples for one in batch["packs"] for name in one.rows})
-        weights = [p.loss_weights.double().sum() for batch in samples for p in batch["packs"]]
-        weight = torch.as_tensor(sum(weights), dtype=torch.float64, device=device)
-        if self.args.world_size > 1:
-            weight = self.accelerator.gather(weight).sum()
-        return samples, weight
+        figures = [batch["figures"] for batch in samples]
+        self._step_rows = sorted({name for one in figures for name in one.rows})
+        weight = sum(one.target_weight for one in figures)
+        return samples, torch.as_tensor(weight, dtype=torch.float64, device=device)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -241,11 +262,14 @@ class OnePassTrainer(Trainer):
         """Forward and backward of each pack in turn; returns the batch's part of the step's loss."""
         if not inputs["packs"]:
             raise ValueError("a batch has no rows: every turn of its conversations was dropped; leave them out")
+        self._interval.count_batch(inputs["figures"])
+        self.run_totals.count(inputs["figures"])
         losses = []
         for i, one in enumerate(inputs["packs"]):
             last = i == len(inputs["packs"]) - 1
-            # Gradients travel between processes once a batch, however many packs each process has.
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            # Gradients travel between processes once a batch, however many packs each process has; sharded ones every
+            # time, or every process would keep them whole.
+            with contextlib.nullcontext() if last or self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, {"packs": [one]}, num_items_in_batch))
         return torch.stack(losses).sum()
 
@@ -263,8 +287,7 @@ class OnePassTrainer(Trainer):
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", sorted(set(one.rows)))
         if self.model.training:
-            self._interval.count(one, result)
-            self.run_totals.count(one, result)
+            self._interval.count_pack(one, result)
         step_weight = torch.as_tensor(num_items_in_batch).to(loss.dtype)
         loss = loss / step_weight * self.accelerator.num_processes  # DDP averages gradients
         return (loss, result) if return_outputs else loss
@@ -285,8 +308,14 @@ class OnePassTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the interval's own figures to a training log; see the class."""
         if "loss" in logs:
-            logs = logs | self._interval.take(self.data_collator.block_size)
+            logs = logs | self._interval.take(self.data_collator.block_size, self._add_up)
         super().log(logs, start_time)
+
+    def _add_up(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Sums over all processes, each of which has the same names."""
+        values = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums.values()])
+        total = self.accelerator.reduce(values.to(self.args.device), "sum").tolist()
+        return dict(zip(sums, total, strict=True))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.run_totals.loss_sum = self._loss_sum()
@@ -337,12 +366,13 @@ class OnePassTrainer(Trainer):
         conversations = list(cast(Rows, dataset))
         tally: Counter[str] = Counter()
         with evaluating(self.model), self.accelerator.autocast():
-            for one in self.data_collator(conversations)["packs"]:
+            batch = self.data_collator(conversations)
+            for one in batch["packs"]:
                 result = token_losses(self.model, one.to(self.args.device), self.data_collator.block_size)
-                tally.update({"loss": result.total.item(), "weight": result.weights.sum().item()})
-                tally.update(result.sums_by_role())
+                tally.update({"loss": result.total.item(), **result.sums_by_role()})
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        figures = {"loss": tally["loss"] / tally["weight"], **loss_by_role(tally)}
+        sums = self._add_up(tally)
+        figures = {"loss": sums["loss"] / batch["figures"].target_weight, **loss_by_role(sums)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(conversations))
         self.log(metrics)

@@ -14,7 +14,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import AcceleratorConfig
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.support import check_model, check_positions, unbranched_layers
@@ -58,6 +57,10 @@ def check_settings(args: TrainingArguments, model: Any, others: Mapping[str, Any
             f"include_num_input_tokens_seen={args.include_num_input_tokens_seen!r}: run_totals counts tokens; leave it "
             "out"
         )
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise ValueError(
+            "train_sampling_strategy='batch_rebalance': the rows of a step are shared out evenly as it is; leave it out"
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process: a pack cannot be scattered over them; start one process a GPU with "
@@ -66,8 +69,14 @@ def check_settings(args: TrainingArguments, model: Any, others: Mapping[str, Any
 
 
 def settle_collator(args: TrainingArguments, collator: Any) -> OnePassCollator:
-    """The trainer's own collator: a copy of the one given, or as `args` say. Raises ValueError where both or neither
-    say it."""
+    """The trainer's own collator, for its processes: a copy of the one given, or as `args` say. Raises ValueError where
+    both or neither say it."""
+    own = _own_collator(args, collator)
+    own.processes, own.process_index = args.world_size, args.process_index
+    return own
+
+
+def _own_collator(args: TrainingArguments, collator: Any) -> OnePassCollator:
     if collator is None:
         if not isinstance(args, OnePassConfig):
             raise ValueError(
@@ -85,17 +94,13 @@ def settle_collator(args: TrainingArguments, collator: Any) -> OnePassCollator:
     return copy.copy(collator)
 
 
-def settle_stream(args: TrainingArguments) -> None:
-    """Have every process read a stream. Raises ValueError for accumulation over its batches."""
+def check_stream(args: TrainingArguments) -> None:
+    """Raise ValueError for accumulation over the batches of a stream."""
     if args.gradient_accumulation_steps > 1:
         raise ValueError(
             f"gradient_accumulation_steps={args.gradient_accumulation_steps} with a stream, whose end may fall inside "
             "a step; raise per_device_train_batch_size instead: packs run one after the other, so it costs no memory"
         )
-    # Packs cannot be cut up and sent to other processes: each reads the stream and takes its share.
-    args.accelerator_config = config = copy.copy(args.accelerator_config)
-    assert isinstance(config, AcceleratorConfig)  # made by TrainingArguments whatever it was given
-    config.dispatch_batches = False
 
 
 def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -45,17 +45,20 @@ class Pack:
 
 
 def pack(rows: Sequence[Row], pack_length: int) -> list[Pack]:
-    """Pack rows by best fit, longest first; deterministic in the order of `rows`.
+    """The rows of each group of `pack_groups` laid end to end; see there."""
+    return [lay_end_to_end(group, pack_length) for group in pack_groups(rows, pack_length)]
+
+
+def pack_groups(rows: Sequence[Row], pack_length: int) -> list[list[Row]]:
+    """Rows that share a pack, by best fit, longest first; deterministic in the order of `rows`.
 
     Raises ValueError naming a row longer than `pack_length`.
     """
     for row in rows:
         if len(row) > pack_length:
             raise ValueError(f"row {row.name} has {len(row):,} tokens, pack_length is {pack_length:,}")
-    return [
-        _lay_end_to_end([rows[i] for i in sorted(group)], pack_length)
-        for group in _best_fit([len(row) for row in rows], pack_length)
-    ]
+    groups = _best_fit([len(row) for row in rows], pack_length)
+    return [[rows[i] for i in sorted(group)] for group in groups]
 
 
 def _best_fit(lengths: Sequence[int], pack_length: int) -> list[list[int]]:
@@ -74,7 +77,8 @@ def _best_fit(lengths: Sequence[int], pack_length: int) -> list[list[int]]:
     return groups
 
 
-def _lay_end_to_end(rows: Sequence[Row], pack_length: int) -> Pack:
+def lay_end_to_end(rows: Sequence[Row], pack_length: int) -> Pack:
+    """One pack of rows that fit into it together."""
     starts = np.cumsum([0, *(len(row) for row in rows[:-1])])
 
     def join(values: Callable[[Row, int], np.ndarray]) -> torch.Tensor:
@@ -90,3 +94,17 @@ def _lay_end_to_end(rows: Sequence[Row], pack_length: int) -> Pack:
         rows=tuple(row.name for row in rows),
         pack_length=pack_length,
     )
+
+
+def weightless_pack(row: Row, pack_length: int) -> Pack:
+    """A pack of the first token of a row, without weight: a pass that trains nothing."""
+    first = replace(
+        row,
+        input_ids=row.input_ids[:1],
+        roles=row.roles[:1],
+        loss_weights=np.zeros_like(row.loss_weights[:1]),
+        node_start=np.array([0]),
+        node_end=np.array([1]),
+        node_parent=np.array([-1]),
+    )
+    return lay_end_to_end([first], pack_length)

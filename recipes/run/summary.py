@@ -160,7 +160,7 @@ def training_result(
         "train_seconds": round(totals.seconds, 2),
         "tokens_computed": totals.tokens_computed,
         "tokens_trained": totals.tokens_trained,
-        "pack_fill": totals.tokens_computed / totals.capacity,
+        "pack_fill": totals.tokens_computed / (totals.packs * config.duplication.pack_length),
         "loss_first": losses[0],
         "loss_last": losses[-1],
         **{f"heldout_{name}": measured.get(f"eval_{name}") for name in ("loss", "thinking_loss", "answer_loss")},

@@ -132,7 +132,7 @@ def test_the_model_is_left_as_it_was():
 # Breaks if the head runs outside of the wrapper's call, where parameters are sharded and outputs are not followed: then
 # its gradients are missing, or never leave the rank.
 def test_under_wrappers_on_two_processes(tmp_path, python):
-    python.run_on_two_ranks("ranks.wrappers", str(tmp_path / "differences.json"), cwd=tmp_path)
+    python.run_on_ranks(2, "ranks.wrappers", str(tmp_path / "differences.json"), cwd=tmp_path)
     differences = json.loads((tmp_path / "differences.json").read_text())
     assert len(differences) == 11 and max(differences.values()) < 1e-11, differences
 

@@ -6,18 +6,9 @@ import pytest
 import torch
 from factories import chatml_tokenizer, in_double, tiny_qwen3
 from reference import gradients, per_turn_loss
-from trainers import CONVERSATIONS, STEPS, TWO_PROCESSES, VOCAB, KillAt, Killed, make_trainer, rows_in, trained
+from trainers import CONVERSATIONS, STEPS, VOCAB, KillAt, Killed, assert_same_run, make_trainer, rows_in, trained
 
 from flexmask import NonFiniteLossError, OnePassCollator, OnePassTrainer, render_passes
-
-
-# The Trainer sums its logged losses in float32; weights keep all of float64.
-def assert_same_run(left, right, tolerance=1e-6):
-    assert left[0].keys() == right[0].keys()
-    for step in left[0]:
-        assert abs(left[0][step] - right[0][step]) <= tolerance * abs(left[0][step]), f"step {step}"
-    for name in left[1]:
-        torch.testing.assert_close(left[1][name], right[1][name], rtol=0, atol=1e-9)
 
 
 # Breaks if a step's normalisation counts packs, rows or copies instead of the target weight of its conversations.
@@ -37,15 +28,6 @@ def test_the_same_run_whatever_the_layout_pack_length_or_accumulation(tmp_path, 
     if "layout" in other:
         # Rows of a turn share packs as well, whether layers carry state or not.
         assert right.run_totals.packs < sum(len(rows) for rows in right.train_dataset) / 2
-
-
-# Breaks if a rank divides by its own weight, or gradients are averaged where they should be summed.
-def test_the_same_run_on_two_processes(tmp_path, python):
-    python.run_on_two_ranks("ranks.training", str(tmp_path), cwd=tmp_path)
-    for name, settings in TWO_PROCESSES.items():
-        losses, parameters = torch.load(tmp_path / f"{name}.pt", weights_only=False)
-        parameters = {name: parameter.detach() for name, parameter in parameters.items()}
-        assert_same_run(trained(make_trainer(tmp_path, **settings)), (losses, parameters))
 
 
 def test_another_layout_is_another_run(tmp_path):

@@ -12,6 +12,7 @@ from factories import TINY_MODELS
 from test_loss import BLOCK, VOCAB, one_pack
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from trainers import whole
 
 from flexmask import prepare_model, token_losses
 from flexmask.model import loss
@@ -31,10 +32,6 @@ WRAPPERS = {
     "fsdp reshard": lambda model: sharded(model, reshard_after_forward=True),
     "fsdp head": lambda model: sharded(model, own=("model.embed_tokens", "lm_head")),
 }
-
-
-def whole(gradient):
-    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 
 def difference(family, wrap) -> float:

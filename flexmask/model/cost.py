@@ -1,0 +1,16 @@
+"""What attention costs beside everything else, roughly: enough to share work out evenly."""
+
+from transformers import PreTrainedModel
+
+
+def pair_cost(model: PreTrainedModel) -> float:
+    """What a pair of a query and a key that it sees costs in all layers, in tokens: a token costs six operations for
+    each weight outside the embeddings, a pair twelve for each dimension of each head.
+
+    Windows of layers, and experts that a token does not go through, are not looked at. Without heads it is 0.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 0
+    width = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", 0) // heads if heads else 0)
+    weights = model.num_parameters(exclude_embeddings=True)
+    return 2 * getattr(config, "num_hidden_layers", 0) * heads * width / weights if weights else 0.0

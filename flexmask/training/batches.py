@@ -1,0 +1,68 @@
+"""The order of conversations in a run, and the loader of its batches: the same in every process."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig, LengthGroupedSampler
+
+from flexmask.training.data import OnePassCollator, Rows
+
+
+def conversations_at_once(args: TrainingArguments) -> int:
+    """Conversations of a batch, over all processes: `per_device_train_batch_size` a process, or with accelerate's
+    `split_batches` in all."""
+    config = args.accelerator_config
+    assert isinstance(config, AcceleratorConfig)  # made by TrainingArguments whatever it was given
+    return args.train_batch_size * (1 if config.split_batches else args.world_size)
+
+
+def train_batches(
+    dataset: Rows, collator: OnePassCollator, args: TrainingArguments, sampler: Sampler | None
+) -> DataLoader:
+    """Whole batches in every process, which trains its share of each (see `OnePassCollator`): so neither how many
+    there are, nor whether batches come out even, changes what a step trains."""
+    order: dict[str, Any] = {} if isinstance(dataset, IterableDataset) else {"sampler": sampler}
+    loader: DataLoader = DataLoader(
+        cast(Dataset, dataset),
+        batch_size=conversations_at_once(args),
+        collate_fn=collator,
+        drop_last=args.dataloader_drop_last,
+        num_workers=args.dataloader_num_workers,
+        persistent_workers=args.dataloader_persistent_workers,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        **order,
+    )
+    # Of accelerate's loaders, for the random order of each epoch and for going on in the middle of one.
+    return prepare_data_loader(
+        loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=data_seed(args)
+    )
+
+
+def data_seed(args: TrainingArguments) -> int:
+    """The seed of the order."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+class ByLength(LengthGroupedSampler):
+    """Conversations of like length together, in an order that depends on seed and epoch alone.
+
+    lengths: of each conversation's rows, in tokens. at_once: conversations of an optimizer step.
+    """
+
+    def __init__(self, lengths: Sequence[int], at_once: int, seed: int) -> None:
+        super().__init__(at_once, lengths=list(lengths), generator=torch.Generator())
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch, also of a run that goes on."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self._seed + self._epoch)
+        return super().__iter__()

@@ -1,6 +1,7 @@
 # Every target makes .venv and installs into it when that is missing or out of date.
 #
 #   ARGS="..."        goes to the command behind the target: make train ARGS="seed=1 wandb=off"
+#   NPROC=8           processes of train and evaluate, one a GPU
 #   PYTHON=python3.12 the interpreter that .venv is made with (3.11 or newer)
 #   CONSTRAINTS=file  other version pins than constraints.txt; empty: none. Remembered in .venv.
 #   PIP_FIND_LINKS, UV_TORCH_BACKEND and uv's other variables are honoured.
@@ -10,6 +11,8 @@ STAMP := .venv/constraints-used
 CONSTRAINTS ?= $(shell cat $(STAMP) 2>/dev/null || echo constraints.txt)
 SWEEP ?= layouts
 DEVICE ?= cpu
+# Python, or with NPROC as many of them in one run. A checkpoint may take longer than the half minute that torchrun waits.
+LAUNCH = $(if $(NPROC),$(BIN)/torchrun --standalone --nproc-per-node=$(NPROC) --shutdown-timeout=600,$(BIN)/python)
 SWEEP_DIR ?= runs/sweep/$(shell date +%Y-%m-%d_%H-%M-%S)
 SWEEP_DIR := $(SWEEP_DIR)
 
@@ -30,10 +33,10 @@ help: ## list the targets
 install: $(STAMP) ## make .venv (the other targets do it by themselves)
 
 train: $(STAMP) ## train and evaluate; the last line printed is the run folder
-	@$(BIN)/python -m recipes.train $(ARGS)
+	@$(LAUNCH) -m recipes.train $(ARGS)
 
 evaluate: $(STAMP) ## chat with a trained model on held-out conversations
-	@$(BIN)/python -m recipes.evaluate $(ARGS)
+	@$(LAUNCH) -m recipes.evaluate $(ARGS)
 
 merge: $(STAMP) ## adapters of a run and their base model as one plain model; the last line is its folder
 	@$(BIN)/python -m recipes.merge $(ARGS)

@@ -25,6 +25,7 @@ from recipes.configuration.compose import RUN_CONFIG, load_run_config
 from recipes.configuration.overrides import checked_overrides, given_keys, groups_of_conf
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import DataKind, TrainConfig
+from recipes.distributed import ranks
 from recipes.run.folder import MODEL, trained_fingerprint
 from recipes.terminal.command import command, typed
 
@@ -41,7 +42,6 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
 
     load_matcher(config.evaluation.matcher)  # a wrong name fails before anything is loaded
     # torch and transformers take seconds to import: a wrong configuration has failed before.
-    import torch
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -66,7 +66,7 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
             f"{run}: holds no conversations out; name a file to chat on: RUN FILE, as in {run} test.jsonl"
         )
     tokenizer = AutoTokenizer.from_pretrained(run / MODEL)
-    model = load_trained(run / MODEL, config.model.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_trained(run / MODEL, config.model.dtype).to(ranks.device())
     heldout = prepare_heldout(conversations, tokenizer, config.data, config.duplication, model)
     invalid = len(heldout.invalid) + (len(data.dropped) if file else 0)
     print(_chosen(config.evaluation.conversations, file, len(heldout.valid), invalid), file=sys.stderr)

@@ -4,6 +4,7 @@
     make train ARGS="duplication=per_turn seed=1"     any override of conf/
     make train ARGS="resume=runs/<folder>"            go on where an interrupted run stopped
     make train ARGS="resume=auto ..."                 the same for the newest run of these settings; none: a new run
+    NPROC=8 make train ARGS="..."                     on eight GPUs; parallel=fsdp divides the model over them
 
 Leaves in the run folder: config.yaml, metrics.jsonl, model/ (what `from_pretrained` loads), checkpoints/,
 block_mask.png, chats.jsonl, result.json, and left_out.jsonl where conversations were left out. Prints the run folder on
@@ -23,7 +24,8 @@ from omegaconf import DictConfig
 from recipes.configuration import CONF_DIR
 from recipes.configuration.compose import save_run_config, to_dataclass
 from recipes.configuration.overrides import checked_overrides, given_keys
-from recipes.configuration.schema import TrainConfig
+from recipes.configuration.schema import ParallelKind, TrainConfig
+from recipes.distributed import ranks
 from recipes.run.folder import (
     MODEL,
     RESULT,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
     from flexmask import OnePassTrainer
     from recipes.preparation.rows import PreparedData
-    from recipes.run.destinations import Reporter
+    from recipes.run.destinations import Nowhere, Reporter
     from recipes.sources.load import LoadedData
 
 
@@ -50,50 +52,74 @@ if TYPE_CHECKING:
 def main(composed: DictConfig) -> None:
     given = list(HydraConfig.get().overrides.task)
     config = to_dataclass(composed, given)
-    if config.resume is not None:
-        found = config_to_resume(config, [word for word in given if given_keys([word]) - {"resume"}])
-        if found is None:
-            print("resume=auto: no unfinished run of these settings, so this is a new one")
-        config = found or replace(config, resume=None)
-    train(config)
+    train(ranks.agreed(lambda: resumed_config(config, given)))
+
+
+def resumed_config(config: TrainConfig, given: list[str]) -> TrainConfig:
+    """The configuration that is trained: that of the run to go on with, where there is one."""
+    if config.resume is None:
+        return config
+    found = config_to_resume(config, [word for word in given if given_keys([word]) - {"resume"}])
+    if found is None:
+        print("resume=auto: no unfinished run of these settings, so this is a new one")
+    return found or replace(config, resume=None)
 
 
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
-    from recipes.run.destinations import Reporter
     from recipes.run.interrupts import StopAfterStep
     from recipes.run.reports import ReportingCallback, report_mask
-    from recipes.run.summary import adapter_lines, closing_lines, left_out
-    from recipes.sources import invalid
+    from recipes.run.summary import adapter_lines, closing_lines
 
     resumed = Path(config.resume) if config.resume else None
-    if resumed is None:
-        refuse_taken(config.output_dir)
-        checkpoint, done = None, None
-    else:
-        checkpoint, done = last_checkpoint(resumed) or (None, 0)
+    checkpoint, done = ranks.agreed(lambda: start_of(config))
     with StopAfterStep(go_on(resumed) if resumed else "Nothing has been trained yet") as stop:
         run = prepare_run(config)
-        folder = resumed or new_folder(config.output_dir, config.duplication.layout)
-        config = replace(config, output_dir=str(folder))
+        config = ranks.agreed(lambda: with_folder(config, run))
+        folder = Path(config.output_dir)
         stop.message = go_on(folder)
-        remember_data(folder, run.data.fingerprint)
-        save_run_config(config, folder)
-        invalid.write(left_out(run.data, run.rows, run.heldout), folder)
         print(f"run folder  {folder}" + (f", going on behind step {done}" if resumed else ""))
         print("\n".join(run.opening_lines), flush=True)
-        with Reporter(config, resumed_from=done) as reporter, ReportingCallback(reporter) as reporting:
+        with reporter_of(config, resumed_from=done) as reporter, ReportingCallback(reporter) as reporting:
             trainer = make_trainer(config, run, folder, [reporting, stop])
             report_mask(reporter, trainer)
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             stop.check(trainer.state.global_step, trainer.state.max_steps, folder)
             trainer.save_model(folder / MODEL)
             result = evaluate_run(config, run, trainer, reporter)
-            write_json(folder / RESULT, result)
+            ranks.agreed(lambda: write_json(folder / RESULT, result))
         print("\n".join([*closing_lines(result), *adapter_lines(config.adapter, run.end_note, folder)]))
         print(folder)
     return result
+
+
+def start_of(config: TrainConfig) -> tuple[Path | None, int | None]:
+    """(checkpoint to go on from, its step) of a run that goes on; None for a new one, whose folder must be free."""
+    if config.resume is None:
+        refuse_taken(config.output_dir)
+        return None, None
+    return last_checkpoint(Path(config.resume)) or (None, 0)
+
+
+def with_folder(config: TrainConfig, run: "PreparedRun") -> TrainConfig:
+    """The configuration with the run's folder, which is made, and holds what is known before training."""
+    from recipes.run.summary import left_out
+    from recipes.sources import invalid
+
+    folder = Path(config.resume) if config.resume else new_folder(config.output_dir, config.duplication.layout)
+    config = replace(config, output_dir=str(folder))
+    remember_data(folder, run.data.fingerprint)
+    save_run_config(config, folder)
+    invalid.write(left_out(run.data, run.rows, run.heldout), folder)
+    return config
+
+
+def reporter_of(config: TrainConfig, resumed_from: int | None) -> "Reporter | Nowhere":
+    """Where this process reports to."""
+    from recipes.run.destinations import Nowhere, Reporter
+
+    return Reporter(config, resumed_from) if ranks.rank() == 0 else Nowhere()
 
 
 def go_on(folder: Path) -> str:
@@ -169,14 +195,20 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
     return trainer
 
 
-def evaluate_run(config: TrainConfig, run: PreparedRun, trainer: "OnePassTrainer", reporter: "Reporter") -> dict:
+def evaluate_run(
+    config: TrainConfig, run: PreparedRun, trainer: "OnePassTrainer", reporter: "Reporter | Nowhere"
+) -> dict:
     """Held-out loss and chats of the trained model: what `result.json` holds."""
     from recipes.evaluation.histories import evaluate_chats
+    from recipes.models.load import load_trained
     from recipes.run.reports import report_chats
     from recipes.run.summary import heldout_figures, training_result
 
     measured = heldout_figures(trainer)
-    figures, chats = evaluate_chats(run.model, run.tokenizer, run.heldout.valid, config.evaluation, config.data)
+    model = run.model
+    if config.parallel.kind is ParallelKind.fsdp:  # each process holds a part of it; what was saved is whole
+        model = load_trained(Path(config.output_dir, MODEL), config.model.dtype).to(ranks.device())
+    figures, chats = evaluate_chats(model, run.tokenizer, run.heldout.valid, config.evaluation, config.data)
     report_chats(reporter, chats, trainer.state.global_step)
     result = training_result(trainer, config, run.data, run.rows, run.heldout, measured) | figures
     reporter.summary(result)

@@ -4,9 +4,9 @@ import contextlib
 import functools
 from collections.abc import Iterator
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
@@ -16,8 +16,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def allow_on_cpu(accelerator: Accelerator, args: TrainingArguments) -> None:
     """Have an accelerator shard on CPUs as it does elsewhere, if `args` ask for it; accelerate (1.15) would not."""
     if args.fsdp_plugin_args is not None and accelerator.distributed_type is DistributedType.MULTI_CPU:
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
+        plugin = FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)
+        if accelerator.mixed_precision != "no":
+            plugin.set_mixed_precision(accelerator.mixed_precision)
+        accelerator.state.fsdp_plugin = plugin
+        # Both states say it, and a new accelerator takes it from the second.
         accelerator.state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def shard(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
@@ -55,3 +60,14 @@ def told_apart(model: nn.Module) -> Iterator[None]:
     finally:
         for tensor in empty:
             del vars(tensor)["data_ptr"]
+
+
+def whole_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """The state of a sharded model in the first process, on CPU; nothing in the others. Weights that are one in the
+    model are one in it too, or a file would have both."""
+    state = accelerator.get_state_dict(model)
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state:
+            state[name] = state[names.setdefault(id(parameter), name)]
+    return state

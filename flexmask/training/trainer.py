@@ -31,7 +31,7 @@ from flexmask.training.arguments import OnePassConfig
 from flexmask.training.batches import ByLength, conversations_at_once, data_seed, train_batches
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
 from flexmask.training.run_totals import IntervalFigures, RunTotals
-from flexmask.training.sharding import allow_on_cpu, shard, told_apart
+from flexmask.training.sharding import allow_on_cpu, shard, told_apart, whole_state
 from flexmask.training.trainer_inputs import (
     check_metric,
     check_rows,
@@ -320,6 +320,13 @@ class OnePassTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.run_totals.loss_sum = self._loss_sum()
         super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A model that `from_pretrained` loads, also of one that is sharded; checkpoints stay in parts."""
+        if self.is_fsdp_enabled and not _internal_call:
+            self._save(output_dir, whole_state(self.accelerator, self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -77,6 +77,11 @@ class MixedPrecision(StrEnum):
     bf16 = "bf16"
 
 
+class ParallelKind(StrEnum):
+    ddp = "ddp"  # every process holds all of the model
+    fsdp = "fsdp"  # weights, gradients and optimizer state are divided over the processes (FSDP2)
+
+
 class History(StrEnum):
     own = "own"  # the model's own earlier answers stand in the history, as with a real user
     teacher = "teacher"  # the data's earlier turns stand there, so that each turn is judged by itself
@@ -193,7 +198,7 @@ class DuplicationConfig:
 class TrainerConfig:
     epochs: float | None = MISSING  # times through the data; null: trainer.steps says how long
     steps: int | None = MISSING  # optimizer steps; null: trainer.epochs says how long
-    conversations_per_step: int = MISSING
+    conversations_per_step: int = MISSING  # of all processes together
     learning_rate: float = MISSING  # the highest
     schedule: str = MISSING  # a name of transformers' SchedulerType: linear, cosine, constant_with_warmup, ...
     schedule_args: dict[str, Any] = field(default_factory=dict)  # of that schedule: {min_lr: 1e-6}
@@ -214,6 +219,15 @@ class TrainerConfig:
     keep_best: bool = False  # model/ is the checkpoint of the lowest held-out loss; save_every is then evaluate_every
     early_stopping: int | None = None  # measurements without a lower held-out loss after which a run ends; null: never
     report_to: list[str] = field(default_factory=list)  # loggers of transformers' Trainer: tensorboard, mlflow, ...
+
+
+@dataclass
+class ParallelConfig:
+    """How the processes of a run train one model; with a single process there is nothing to divide."""
+
+    kind: ParallelKind = MISSING
+    # Of fsdp: give a layer's weights back once it has run forward, and gather them again for backward.
+    reshard_after_forward: bool = True
 
 
 @dataclass
@@ -249,6 +263,7 @@ class TrainConfig:
     duplication: DuplicationConfig = field(default_factory=DuplicationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     seed: int = 0  # of the weights and the order of conversations

@@ -2,13 +2,16 @@
 
 import datetime
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Conversation
 from flexmask.text.control_tokens import guard_control_tokens
 from recipes.configuration.schema import DataConfig, EvaluationConfig, History
+from recipes.distributed import ranks
 from recipes.evaluation.chat import chat, turns_to_ask
 from recipes.evaluation.matchers import load_matcher
 from recipes.evaluation.replies import ChatResult, figures
@@ -39,7 +42,8 @@ def evaluate_chats(
         if evaluation.history not in (history, History.both):
             continue
         with progress(turns, f"chatting with {history} history") as advance:
-            results = chat(
+            results = _of_all_processes(
+                chat,
                 model,
                 tokenizer,
                 chosen,
@@ -54,6 +58,24 @@ def evaluate_chats(
         found |= {prefix + name: value for name, value in figures(results).items()}
         chats += results
     return found, chats
+
+
+def _of_all_processes(
+    chat: Callable[..., list[ChatResult]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Sequence[Conversation],
+    **settings: Any,
+) -> list[ChatResult]:
+    """`chat` on a share of the conversations in each process of a run; the results of all of them, in order."""
+    mine = range(ranks.rank(), len(chosen), ranks.count())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = chat(model, tokenizer, [chosen[i] for i in mine], **settings)
+    for text in dict.fromkeys(ranks.gathered([str(one.message) for one in caught])):
+        warnings.warn(text, stacklevel=3)
+    of_all = ranks.gathered(list(zip(mine, results, strict=True)))
+    return [result for _, result in sorted(of_all, key=lambda one: one[0])]
 
 
 def sample(conversations: Sequence[Conversation], count: int | None, seed: int) -> list[Conversation]:

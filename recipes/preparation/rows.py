@@ -24,6 +24,7 @@ import flexmask
 from flexmask import Conversation, prepare_conversation
 from flexmask.model.support import unbranched_layers
 from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, OnInvalid, TooLong
+from recipes.distributed.ranks import first_on_machine
 from recipes.preparation import row_store
 from recipes.preparation.processes import available_processors, mapping
 from recipes.preparation.row_store import DamagedError, PreparedRows, invalid_record, to_record
@@ -84,7 +85,8 @@ def prepare(
 ) -> PreparedData:
     """Render and lay out every conversation as `duplication` says.
 
-    Runs in `data.processes` processes. The result is kept in the folder `flexmask` of the cache of `datasets`
+    Runs in `data.processes` processes, which the first process of a run on this machine starts while the others wait.
+    The result is kept in the folder `flexmask` of the cache of `datasets`
     (HF_DATASETS_CACHE, by default ~/.cache/huggingface/datasets) under a fingerprint of everything it depends on, and
     taken from there the next time; what was damaged since is prepared anew, with a warning, and what was not used for
     30 days is removed. Warnings of rendering are repeated once each, with the number of conversations that
@@ -96,7 +98,8 @@ def prepare(
     """
     settings = settings_of(data, duplication)
     unique = list({id(one): one for one in conversations}.values())
-    file = _prepared_file(unique, tokenizer, settings, data)
+    with first_on_machine():
+        file = _prepared_file(unique, tokenizer, settings, data)
     at = {id(one): index for index, one in enumerate(unique)}
     indices = np.array([at[id(one)] for one in conversations], dtype=np.int64)
     names = [*row_store.COUNTS, "name", "invalid", "warnings", "ends", "branches", "row_tokens", "row_turns"]

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
-from recipes.configuration.schema import MixedPrecision, TrainConfig, TrainerConfig
+from recipes.configuration.schema import MixedPrecision, ParallelConfig, ParallelKind, TrainConfig, TrainerConfig
+from recipes.distributed.ranks import PATIENCE
 from recipes.models.precision import resolve_precision
 from recipes.run.folder import CHECKPOINTS
 
@@ -24,15 +24,10 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
 
     evaluates: whether any conversation is held out.
 
-    Raises ValueError for a name that the installed transformers does not have, for a logger or an optimizer whose
-    package is not installed, and under several processes, each of which would write the same run folder.
+    Raises ValueError for a name that the installed transformers does not have, and for a logger or an optimizer whose
+    package is not installed.
     """
     trainer = config.trainer
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this recipe runs in one process; under torchrun use OnePassTrainer"
-            " in a script of your own"
-        )
     _check_loggers(trainer.report_to)
     settings = _settings(config, folder, evaluates and trainer.evaluate_every > 0)
     try:
@@ -66,6 +61,9 @@ def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, A
         max_steps=trainer.steps or -1,
         num_train_epochs=trainer.epochs or 0,
         per_device_train_batch_size=trainer.conversations_per_step,
+        accelerator_config={"split_batches": True},  # so many in all processes together, whatever their number
+        ddp_timeout=int(PATIENCE.total_seconds()),
+        **_sharding(config.parallel),
         learning_rate=trainer.learning_rate,
         lr_scheduler_type=_named("trainer.schedule", trainer.schedule, SchedulerType),
         lr_scheduler_kwargs=trainer.schedule_args or None,
@@ -99,6 +97,14 @@ def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, A
     if trainer.optimizer != "auto":
         settings["optim"] = _named("trainer.optimizer", trainer.optimizer, OptimizerNames)
     return settings
+
+
+def _sharding(parallel: ParallelConfig) -> dict[str, Any]:
+    if parallel.kind is ParallelKind.ddp:
+        return {}
+    # Each process writes its part of a checkpoint, from which any number of them can go on.
+    settings = {"state_dict_type": "SHARDED_STATE_DICT", "reshard_after_forward": parallel.reshard_after_forward}
+    return {"fsdp": True, "fsdp_config": settings}
 
 
 def _optimizer(arguments: TrainingArguments, trainer: TrainerConfig) -> tuple:
@@ -179,6 +185,7 @@ def quiet() -> None:
         "transformers.trainer",
         "transformers.trainer_utils",
         "transformers.trainer_callback",  # of early stopping, with a setting that is not ours
+        "accelerate.utils.fsdp_utils",  # that it writes checkpoints
         "transformers.tokenization_utils_base",  # of long texts, which are refused where they do not fit
     ):
         logging.getLogger(name).setLevel(logging.ERROR)

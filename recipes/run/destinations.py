@@ -111,6 +111,21 @@ class Reporter:
             _say(f"stopped after {type(error).__name__}: {error}; metrics go on in {self._metrics.name}")
 
 
+class Nowhere:
+    """In place of a `Reporter` in the processes of a run that report nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def log(self, *_: object, **__: object) -> None:
+        """Nothing."""
+
+    image = table = summary = log
+
+
 def _start_wandb(config: WandbConfig, folder: Path, values: dict[str, Any]) -> Any:
     """A wandb run, or None when wandb is off or cannot even write to the folder."""
     mode = _mode_from_environment() if config.mode is WandbMode.auto else config.mode

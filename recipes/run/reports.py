@@ -11,8 +11,9 @@ from transformers import TrainerCallback
 
 from flexmask import OnePassTrainer
 from flexmask.viz import plot_pack
+from recipes.distributed.ranks import rank
 from recipes.evaluation.replies import ChatResult
-from recipes.run.destinations import Reporter
+from recipes.run.destinations import Nowhere, Reporter
 from recipes.terminal.progress import duration, progress
 
 matplotlib.use("Agg")
@@ -25,7 +26,7 @@ class ReportingCallback(TrainerCallback):
     A context manager, so that the bar is gone whatever ends the training.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter | Nowhere) -> None:
         self.reporter = reporter
         self._bar = ExitStack()
         self._rate = ""
@@ -76,6 +77,8 @@ def _losses(logs: dict[str, float], prefix: str = "") -> str:
 
 def report_mask(reporter: Reporter, trainer: OnePassTrainer) -> None:
     """Save and send the picture of the mask of a pack as this trainer makes them."""
+    if rank() > 0:
+        return
     conversations = trainer.train_dataset[: trainer.args.per_device_train_batch_size]
     pack = trainer.data_collator(conversations)["packs"][0]
     path = reporter.folder / "block_mask.png"

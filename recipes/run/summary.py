@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from flexmask.model.support import unbranched_layers, unwrapped
 from recipes.configuration.schema import AdapterConfig, AdapterKind, DataKind, TrainConfig, TrainerConfig
+from recipes.distributed import ranks
 from recipes.evaluation.replies import Thinking
 from recipes.models.load import branching_note
 from recipes.models.precision import resolve_precision
@@ -56,9 +57,13 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.devi
     precision = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision)
     return [
         f"model       {type(whole).__name__} ({weights}): {total:,} parameters, {which}",
-        f"device      {device_name(device)}; {precision.description}",
+        f"device      {device_name(device)}; {precision.description}{_processes(config)}",
         f"attention   {_attention(model, device.type)}",
     ]
+
+
+def _processes(config: TrainConfig) -> str:
+    return f"; {ranks.count()} processes ({config.parallel.kind})" if ranks.count() > 1 else ""
 
 
 def _attention(model: PreTrainedModel, device: str) -> str:
@@ -172,6 +177,8 @@ def training_result(
         "dropped_heldout_turns": heldout.dropped_turns,
         "conversations_without_turns": rows.without_rows,
         "device": device_name(trainer.args.device),
+        "processes": trainer.args.world_size,
+        "parallel": str(config.parallel.kind) if trainer.args.world_size > 1 else None,
         "versions": versions(),
         "git_commit": git_commit(),
     }

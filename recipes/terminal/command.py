@@ -5,11 +5,13 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 from recipes.configuration import FROM_WHEEL
+from recipes.distributed.ranks import count, rank
 
 # The library names its arguments as a script gives them. In a run they are settings, which have longer names.
 _SETTINGS = {
@@ -25,6 +27,10 @@ _SETTINGS = {
 }
 # In the library's words: `pack_length=8`, `control_tokens="escape"`.
 _ARGUMENT = re.compile(rf"""(?<![\w.])({"|".join(_SETTINGS)})=(?:"(\w*)")?""")
+
+
+# Seconds in which a launcher notices that a process has ended, and stops the others.
+_UNTIL_STOPPED = 5.0
 
 
 class Interrupted(BaseException):
@@ -48,6 +54,9 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         if (outside := signal.getsignal(signal.SIGINT)) is signal.SIG_DFL:  # see recipes/__init__.py
             signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.formatwarning = lambda message, *_: f"warning: {in_settings(str(message))}\n"  # no source line
+        if rank() > 0:  # the first process of a run speaks for all
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115: until this process ends
+            warnings.showwarning = lambda *_, **__: None
         try:
             return main(*arguments, **named)
         except Interrupted as stopped:
@@ -57,6 +66,10 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
+            if rank() > 0:
+                # What ends the first process mostly ends all, and it has said so; then this one is stopped meanwhile.
+                time.sleep(_UNTIL_STOPPED)
+                print(f"process {rank()} of {count()}:", file=sys.stderr)
             message = explained(error)
             if message is None or os.environ.get("HYDRA_FULL_ERROR"):
                 raise

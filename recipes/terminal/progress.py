@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from recipes.distributed.ranks import rank
+
 SECONDS_BETWEEN_LINES = 20.0
 
 
 @contextmanager
 def progress(total: int, label: str, lines: bool = True) -> Iterator[Callable[..., None]]:
-    """Yields `advance(count=1, note="")`; `total` counts what `advance` counts. Nothing is shown of an empty stage.
+    """Yields `advance(count=1, note="")`; `total` counts what `advance` counts. Nothing is shown of an empty stage, nor
+    in any but the first process of a run.
 
     lines=False: a bar only, for a stage that prints lines of its own.
     """
-    if total == 0 or not (lines or sys.stderr.isatty()):
+    if total == 0 or rank() > 0 or not (lines or sys.stderr.isatty()):
         yield lambda count=1, note="": None
     elif sys.stderr.isatty():
         with _bar(total, label) as advance:

@@ -36,6 +36,13 @@ def test_a_null_in_a_schema_says_nothing_of_the_arguments(null):
     assert any("arguments that are null" in note for note in conversation.notes)
 
 
+# Breaks if any null of a message is taken for the mark of a table, also where its messages have other keys.
+@pytest.mark.parametrize("null", [{"content": None}, {"content": "", "refusal": None, "audio": None}])
+def test_a_null_in_a_message_says_nothing_of_the_arguments(null):
+    called = {"role": "assistant", **null, "tool_calls": [call(arguments={"town": None})]}
+    assert arguments(read({"messages": [user(), called, tool("7", tool_call_id=None)]})) == [{"town": None}]
+
+
 # Breaks if what a schema has lost to the rule for tables is not said.
 def test_a_null_that_goes_is_named_once_with_the_number_of_conversations():
     tools = [{"type": "function", "function": {**FLAT, "strict": None}}]

@@ -19,6 +19,10 @@ class ParameterText(str):
     where: str
 
 
+# What those write who think of Python.
+_ALIASES = {kind.__name__: name for kind, name in _PYTHON_TYPES.items()}
+
+
 def typed(call: dict[str, Any], tools: Sequence[dict[str, Any]]) -> bool:
     """Give the arguments of a call that are texts of parameters the type that the schema of the function declares, in
     place. False where one has no declared type, and stays text.
@@ -46,9 +50,11 @@ def _types(schema: Any) -> set[str]:
     if not isinstance(schema, Mapping):
         return set()
     given = schema.get("type")
-    found = {given} if isinstance(given, str) else {one for one in given or () if isinstance(one, str)}
+    named = given if isinstance(given, list) else [given]
+    found = {_ALIASES.get(one, one) for one in named if isinstance(one, str)} & set(_PYTHON_TYPES.values())
     for key in ("anyOf", "oneOf"):
-        found = found.union(*map(_types, schema.get(key) or ()))
+        if isinstance(alternatives := schema.get(key), list):
+            found = found.union(*map(_types, alternatives))
     if not found and isinstance(schema.get("enum"), list):
         found = {_PYTHON_TYPES[type(one)] for one in schema["enum"] if type(one) in _PYTHON_TYPES}
     return found

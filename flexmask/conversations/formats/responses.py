@@ -56,7 +56,7 @@ def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str
         yield {"role": "tool", "content": joined_text(message.pop("output", ""), where), **answered, **message}
     elif kind == "message":
         yield {**message, "content": joined_text(message.get("content"), where)}
-    elif kind in _CUSTOM:
+    elif isinstance(kind, str) and kind in _CUSTOM:
         raise ValueError(
             f"{where}: {kind} has free text as input, and chat templates write calls with named arguments; make it a "
             "function with an argument for the text, or remove the conversation"

@@ -83,6 +83,9 @@ def test_an_apostrophe_in_arguments_that_stand_in_single_quotes():
         ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "None", None),
         ({"enum": [1, 2]}, "1", 1),
         ({"enum": ["1", "2"]}, "1", "1"),
+        ({"type": "int"}, "5", 5),  # as those write who think of Python
+        ({"type": "List[int]"}, "[5]", "[5]"),
+        ({"type": 3, "anyOf": 4}, "5", "5"),
     ],
 )
 def test_arguments_in_xml_have_the_types_that_are_declared(schema, text, value):
@@ -123,7 +126,6 @@ def test_arguments_without_a_declared_type_stay_text_and_are_named():
         ('<|python_tag|>f.call(x="1")', r"<\|python_tag\|> in the text of an answer opens a call in a form"),
         ('Wait. <function=f>{"x": 1}</function>', "<function= in the text of an answer opens a call"),
         ("<\uff5ctool\u2581calls\u2581begin\uff5c>f", "in the text of an answer opens a call"),
-        ('f[ARGS]{"x": 1}', r"\[ARGS\] in the text of an answer opens a call"),
     ],
 )
 def test_what_cannot_be_read_as_a_call_is_refused_by_name(text, error):

@@ -15,7 +15,7 @@ ARGUMENTS = ("arguments", "parameters", "input")
 VALUES = ("default", "const", "enum", "example", "examples")
 FILLED = (
     "nulls in tool schemas, or in arguments of tool calls, are left out: a table has filled them in, or the schema of "
-    "the function does not know the argument"
+    "the function does not know the argument. To keep one, declare it and give the arguments as JSON text"
 )
 TRAINED = "tool calls have arguments that are null, and are trained so; if a table has filled them in, remove them"
 

@@ -68,7 +68,7 @@ def read_conversation(
         Beside them it may have a system text (`system`, `system_prompt`, `instructions`), tool schemas (`tools`,
         `tool_defs`, `functions`; a list or its JSON text), arguments of the template (`chat_template_kwargs`,
         `enable_thinking`, `reasoning_effort`), `reasoning` or `thinking` ("on", "off"), and a `weight` for all of its
-        messages. A key whose value is null or empty counts as absent.
+        messages. A key whose value is null or empty counts as absent, but for a text, which may be empty.
     name: with which errors about it begin.
     thinking_tags: the delimiters of thinking inside the text of answers: "auto" knows those of many models and data
         sets, [opening, closing] are others, None reads no thinking from text. Thinking that is empty or white space is

@@ -90,6 +90,16 @@ def test_nulls_in_the_text_of_arguments_are_somebodys():
     assert arguments(read(hermes)) == [{"town": None}]
 
 
+# Breaks if what is said of nulls that go advises what does not keep them.
+def test_what_the_note_on_nulls_advises_keeps_them():
+    padded = [{**user(), "tool_calls": None}, assistant("", None, call(arguments={"x": None}))]
+    conversation = read({"messages": padded})
+    assert arguments(conversation) == [{}] and "declare it and give the arguments as JSON text" in conversation.notes[0]
+    padded[1]["tool_calls"] = [{"type": "function", "function": {"name": "temperature", "arguments": '{"x": null}'}}]
+    tools = [{"name": "temperature", "parameters": {"properties": {"x": {"type": ["string", "null"]}}}}]
+    assert arguments(read({"messages": padded, "tools": tools})) == [{"x": None}]
+
+
 # Breaks if blocks, whose messages all have two keys, are taken for a table's by a null that somebody wrote.
 def test_a_null_in_the_input_of_a_block_stays():
     block = {"type": "tool_use", "name": "temperature", "input": {"town": None}}

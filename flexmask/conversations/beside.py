@@ -5,6 +5,7 @@ reads; errors begin with `name`."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from flexmask.conversations.calls import read_tools
@@ -55,19 +56,20 @@ def tool_schemas(left: Left, name: str) -> tuple[dict[str, Any], ...] | None:
     """The schemas of `read_tools`, under whichever key they stand."""
     found = {key: read_tools(left.pop(key), key, name) for key in TOOL_KEYS if key in left}
     given = [(key, tools) for key, tools in found.items() if tools]
-    if len(given) > 1 and given[0][1] != given[1][1]:
-        raise ValueError(f"{name}: different tools in {given[0][0]!r} and {given[1][0]!r}; keep one")
+    for key, tools in given[1:]:
+        if tools != given[0][1]:
+            raise ValueError(f"{name}: different tools in {given[0][0]!r} and {key!r}; keep one")
     return given[0][1] if given else None
 
 
 def template_kwargs(left: Left, name: str) -> dict[str, Any] | None:
-    """The arguments of the chat template for this conversation."""
+    """The arguments of the chat template for this conversation; those that are null are none."""
     kwargs = left.pop("chat_template_kwargs", None)
     if isinstance(kwargs, str):
         kwargs = parse_json(kwargs, f"{name}: 'chat_template_kwargs'") if kwargs.strip() else None
     if kwargs is not None and not isinstance(kwargs, dict):
         raise ValueError(f"{name}: 'chat_template_kwargs' is {shown(kwargs)}, not names with values")
-    found = {} if kwargs is None else dict(kwargs)
+    found = {key: value for key, value in (kwargs or {}).items() if value is not None}
     for key, kind in TEMPLATE_KEYS.items():
         if key not in left:
             continue
@@ -79,13 +81,17 @@ def template_kwargs(left: Left, name: str) -> dict[str, Any] | None:
     return found or None
 
 
-def thinks(left: Left, name: str) -> bool | None:
-    """Whether the record says that its answers are given with thinking or without; None where it says nothing."""
+def thinks(left: Left, name: str, kwargs: Mapping[str, Any]) -> bool | None:
+    """Whether the record says that its answers are given with thinking or without; None where it says nothing. Raises
+    ValueError where its arguments of the template, `kwargs`, say otherwise."""
     found = {key: switch for key in ("reasoning", "thinking") if (switch := as_switch(left.get(key))) is not None}
     for key in found:
         del left[key]
     if len(set(found.values())) > 1:
         raise ValueError(f"{name}: 'reasoning' and 'thinking' say different things; keep one")
+    for key, switch in found.items():
+        if other := [one for one in ("enable_thinking", "thinking") if kwargs.get(one) is (not switch)]:
+            raise ValueError(f"{name}: {key!r} and the template argument {other[0]!r} say different things; keep one")
     return next(iter(found.values()), None)
 
 
@@ -94,8 +100,6 @@ def as_switch(value: Any) -> bool | None:
     return SWITCHES.get(str(value).lower()) if isinstance(value, (str, bool)) else None
 
 
-def describes(key: Any, value: Any) -> bool:
-    """Whether a key is known to describe the conversation, or holds nothing."""
-    if not isinstance(key, str):
-        return False
-    return key in DESCRIBING_KEYS or bool(_DESCRIBING_PART.search(key)) or value in ("", [], {})
+def describes(key: Any) -> bool:
+    """Whether a key is known to describe the conversation."""
+    return isinstance(key, str) and (key in DESCRIBING_KEYS or bool(_DESCRIBING_PART.search(key)))

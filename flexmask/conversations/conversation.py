@@ -6,12 +6,11 @@ does not hold is an error that names the conversation and the message.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
+from flexmask.conversations.calls import read_call, read_schema
 from flexmask.conversations.values import brief, check_values, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -45,9 +44,11 @@ class Conversation:
     name: where the conversation comes from, e.g. "train.jsonl:12"; every error about it begins with it.
     messages: one dict a message. `role` is one of ROLES and `content` a string (an answer may be empty). An
         assistant message has `reasoning_content` only if it has thinking, `tool_calls` only if it calls
-        tools, and may have a `weight`, by which its loss is multiplied: 0 is context only, none is 1. No content is a
-        `<think>` block with an answer; the thinking stands in `reasoning_content`, without tags around it.
-    tools: the function schemas that the template shows, or None.
+        tools, and may have a `weight`, by which its loss is multiplied: 0 is context only, none is 1. The thinking
+        stands in `reasoning_content` without tags around it; tags in `content` are text, which rendering guards.
+        Calls may be given nested or flat, with an object or its JSON text as arguments; they are kept as
+        `{"id"?, "type": "function", "function": {"name", "arguments"}}`, with an object.
+    tools: the function schemas that the template shows, or None; nested or flat, and kept nested.
     template_kwargs: arguments of the chat template for this conversation (`{"enable_thinking": False}`), over those
         of the run; or None.
     thinks: whether the record says that its answers are given with thinking or without; None where it says nothing.
@@ -81,13 +82,18 @@ class Conversation:
         if all(message["role"] != "assistant" for message in self.messages):
             roles = ", ".join(message["role"] for message in self.messages)
             raise ValueError(f"{self.name}: no assistant message to learn from (roles: {roles}); remove it")
+        # The form is frozen for everybody but its maker.
+        object.__setattr__(self, "messages", tuple(_with_calls(one, self.name) for one in self.messages))
+        if self.tools:
+            tools = tuple(read_schema(tool, f"{self.name}: tools") for tool in self.tools)
+            object.__setattr__(self, "tools", tools)
         check_values(self.tools, f"{self.name}: tools")
         check_template_kwargs(self.template_kwargs, f"{self.name}: template_kwargs")
 
 
-def function_of(call: dict[str, Any]) -> dict[str, Any]:
-    """The name and arguments of a call, or the schema of a tool, which may stand under `function` or by themselves."""
-    return call.get("function") or call
+def _with_calls(message: dict[str, Any], where: str) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    return message | {"tool_calls": [read_call(call, where) for call in calls]} if calls else message
 
 
 def check_template_kwargs(kwargs: Any, where: str) -> None:
@@ -131,15 +137,16 @@ def _check_assistant(message: dict[str, Any], where: str) -> None:
         _check_text(thinking, "reasoning_content", where)
         if not message["reasoning_content"].strip():
             raise ValueError(f"{where}: 'reasoning_content' is empty; leave the key out when there is no thinking")
-    if message["content"].lstrip().startswith(THINK_OPEN) and THINK_CLOSE in message["content"]:
-        raise ValueError(f"{where}: a {THINK_OPEN} block in 'content'; give the thinking in 'reasoning_content'")
     if "weight" in message:
         check_weight(message["weight"], f"{where}: 'weight'")
-    calls = message.get("tool_calls", [{"name": ""}])
-    if not isinstance(calls, list) or not calls or not all(isinstance(call, dict) for call in calls):
-        raise ValueError(f"{where}: 'tool_calls' is {shown(calls)}, not a list of calls")
-    for call in calls:
-        _check_call(function_of(call), where)
+    if "tool_calls" in message:
+        calls = message["tool_calls"]
+        if not isinstance(calls, list) or not calls:
+            raise ValueError(
+                f"{where}: 'tool_calls' is {shown(calls)}, not a list of calls; leave it out without calls"
+            )
+        for call in calls:
+            check_values(read_call(call, where), f"{where}: a tool call")
 
 
 def check_weight(weight: Any, where: str) -> None:
@@ -147,23 +154,6 @@ def check_weight(weight: Any, where: str) -> None:
     number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not number or not 0 <= weight <= _MOST_WEIGHT:
         raise ValueError(f"{where} is {shown(weight)}; give 0 (context only), 1, or any other factor of the loss")
-
-
-def _check_call(function: Any, where: str) -> None:
-    """Arguments are an object or its JSON text; which of the two a template gets is decided where it is rendered."""
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ValueError(f"{where}: a tool call without a name: {shown(function)}; give it one")
-    arguments = function.get("arguments", {})
-    try:
-        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise ValueError(
-            f"{where}: the arguments of a tool call are {shown(arguments)}; give an object, or its JSON text"
-        )
-    if isinstance(arguments, str):
-        check_values(parsed, f"{where}: the arguments of a tool call")
 
 
 def _check_text(text: Any, key: str, where: str) -> None:

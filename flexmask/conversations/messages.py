@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flexmask.conversations.conversation import check_weight
-from flexmask.conversations.values import shown
+from flexmask.conversations.values import is_empty, shown
 
 # Keys of a message that describe it: what it says is the same without them.
 DESCRIBING = frozenset(
@@ -19,22 +19,20 @@ _ORDER = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", 
 ENCRYPTED = "thinking that is encrypted cannot be trained and is left out"
 # The parts of an assistant message in the order in which a model generates them.
 _PARTS = ("reasoning_content", "content", "tool_calls")
-_EMPTY: tuple[Any, ...] = (None, "", [], {}, ())
 
 
 def plain(message: Mapping[Any, Any], where: str) -> dict[Any, Any]:
     """A copy of a message without keys that describe it or hold nothing, and with one `weight`, absent where it is 1.
 
-    `train: false` is a weight of 0, as is `loss: false`. Content is kept though it is empty.
-    Raises ValueError beginning with `where`.
+    `train: false` is a weight of 0, as is `loss: false`. The text (`content`; `value` beside `from`) is kept though it
+    is empty. Raises ValueError beginning with `where`.
     """
+    text = "content" if is_empty(message.get("from")) else "value"
     kept = {
         key: value
         for key, value in message.items()
-        if key in ("role", "from", "content", "value")
-        or not (key in DESCRIBING or any(type(value) is type(empty) and value == empty for empty in _EMPTY))
+        if key not in DESCRIBING and (not is_empty(value) or (key == text and value is not None))
     }
-    kept = {key: value for key, value in kept.items() if value is not None}
     weights = []
     for key in ("train", "loss", "weight"):
         if key not in kept:

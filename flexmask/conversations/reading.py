@@ -12,13 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flexmask.conversations import beside
-from flexmask.conversations.calls import (
-    calls_in_text,
-    drop_undeclared_nulls,
-    filled_by_table,
-    holds_null,
-    read_calls,
-)
+from flexmask.conversations.calls import calls_in_text, read_calls, refuse_unread_calls
 from flexmask.conversations.conversation import (
     REASONING_KEYS,
     Conversation,
@@ -29,22 +23,39 @@ from flexmask.conversations.formats import (
     agentic,
     alpaca,
     anthropic,
+    glaive,
     harmony,
     hermes,
+    mistral,
     openai_chat,
     prompt_completion,
     responses,
     sharegpt,
 )
-from flexmask.conversations.messages import join_pieces, joined_text, plain
+from flexmask.conversations.messages import ENCRYPTED, join_pieces, joined_text, plain
+from flexmask.conversations.nulls import (
+    ARGUMENTS,
+    FILLED,
+    TRAINED,
+    VALUES,
+    arguments_hold_null,
+    filled_by_table,
+    holds_null,
+    without_undeclared_nulls,
+)
+from flexmask.conversations.parameters import typed
 from flexmask.conversations.thinking import AUTO as AUTO
 from flexmask.conversations.thinking import KNOWN, Tags, split_thinking, tags_of
-from flexmask.conversations.values import MOST_NESTED, brief, parse_json, shown, without_nulls
+from flexmask.conversations.values import MOST_NESTED, brief, difference, is_empty, parse_json, shown, without_nulls
 
 LISTS = ("messages", "conversations", "conversation")
 TOKEN_KEYS = ("input_ids", "prompt_ids", "completion_ids", "token_ids", "prompt_token_ids")
-FORMATS = (sharegpt, anthropic, responses, agentic, openai_chat)
+FORMATS = (sharegpt, anthropic, responses, agentic)  # what none of them fits is a chat message
 RECORD_FORMATS = (alpaca, prompt_completion)
+CALL_FORMATS = (hermes, glaive, mistral)  # in the text of an answer
+# Texts that are read though they are empty, as the content of a message is.
+TEXTS = frozenset(("instruction", "input", "output", "prompt", "completion", "response"))
+UNTYPED = "arguments of calls in XML whose type no tool schema declares are read as text"
 
 
 def read_conversation(
@@ -57,7 +68,7 @@ def read_conversation(
         Beside them it may have a system text (`system`, `system_prompt`, `instructions`), tool schemas (`tools`,
         `tool_defs`, `functions`; a list or its JSON text), arguments of the template (`chat_template_kwargs`,
         `enable_thinking`, `reasoning_effort`), `reasoning` or `thinking` ("on", "off"), and a `weight` for all of its
-        messages. A key whose value is null or empty counts as absent.
+        messages. A key whose value is null or empty counts as absent, but for a text, which may be empty.
     name: with which errors about it begin.
     thinking_tags: the delimiters of thinking inside the text of answers: "auto" knows those of many models and data
         sets, [opening, closing] are others, None reads no thinking from text. Thinking that is empty or white space is
@@ -100,7 +111,10 @@ class _Reading:
         if not isinstance(record, Mapping):
             raise ValueError(f"{name}: a conversation is a JSON object, not {shown(record)}")
         self.name, self.tags = name, tags
-        self.left = {key: value for key, value in record.items() if value is not None}
+        self.left = {
+            key: value for key, value in record.items() if not is_empty(value) or (key in TEXTS and value == "")
+        }
+        self.is_empty = any(isinstance(record.get(key), (list, tuple)) for key in LISTS)
         self.notes: dict[str, None] = {}
         self.formats: dict[str, None] = {}
 
@@ -109,8 +123,13 @@ class _Reading:
         beside.refuse_unsupported(self.left, self.name)
         tools = beside.tool_schemas(self.left, self.name)
         raw = self._turns()
-        if filled_by_table(tools):
-            tools, raw = tuple(without_nulls(list(tools or ()))), without_nulls(list(raw))
+        if filled_by_table(tools, VALUES):
+            tools = tuple(without_nulls(list(tools or ())))
+            self._note(FILLED)
+        if filled_by_table(raw, ARGUMENTS):
+            if arguments_hold_null(raw):
+                self._note(FILLED)
+            raw = without_nulls(list(raw))
         messages = join_pieces(piece for index, one in enumerate(raw) for piece in self._pieces(one, index))
         messages = [message for message in messages if message["role"] != "system" or message["content"].strip()]
         if system := beside.system_text(self.left, self.name):
@@ -122,16 +141,11 @@ class _Reading:
         self._weigh(messages)
         for message in messages:
             for call in message.get("tool_calls", ()):
-                drop_undeclared_nulls(call, tools or ())
-                if holds_null(call["function"]["arguments"]):
-                    self._note(
-                        "tool calls have arguments that are null, and are trained so; if a table has filled them in, "
-                        "remove them"
-                    )
+                self._settle(call, tools or ())
         if messages and messages[-1]["role"] != "assistant":
             self._note("what stands behind the last assistant message is shown to no turn")
         template_kwargs = beside.template_kwargs(self.left, self.name)
-        thinks = beside.thinks(self.left, self.name)
+        thinks = beside.thinks(self.left, self.name, template_kwargs or {})
         return Conversation(
             name=self.name,
             messages=tuple(messages),
@@ -139,7 +153,7 @@ class _Reading:
             template_kwargs=template_kwargs,
             thinks=thinks,
             format=" with ".join(self.formats),
-            unread=tuple(key for key, value in self.left.items() if not beside.describes(key, value)),
+            unread=tuple(key for key, value in self.left.items() if not (beside.describes(key) or is_empty(value))),
             notes=tuple(self.notes),
         )
 
@@ -163,6 +177,8 @@ class _Reading:
         if ids := [key for key in TOKEN_KEYS if key in self.left]:
             raise ValueError(f"{self.name}: {ids[0]!r} are token ids, which are not read; give text or messages")
         found = next((one for one in RECORD_FORMATS if one.fits(self.left)), None)
+        if found is None and self.is_empty:
+            return ()
         if found is None:
             raise ValueError(
                 f"{self.name}: found keys {sorted(map(str, self.left))!s:.200}; a conversation has 'messages' or "
@@ -175,7 +191,12 @@ class _Reading:
         if turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
             for key in REASONING_KEYS:  # of the one answer that there is
                 if isinstance(self.left.get(key), str) and beside.as_switch(self.left[key]) is None:
-                    turns[-1] = {**turns[-1], key: self.left.pop(key)}
+                    thinking = self.left.pop(key)
+                    if turns[-1].get(key) not in (None, "", thinking):
+                        raise ValueError(
+                            f"{self.name}: {key!r} of the record is not that of its last message; keep one"
+                        )
+                    turns[-1] = {**turns[-1], key: thinking}
         return turns
 
     def _pieces(self, raw: Any, index: int) -> Iterator[dict[str, Any]]:
@@ -184,8 +205,13 @@ class _Reading:
         if not isinstance(raw, Mapping):
             raise ValueError(f"{where}: a message is a JSON object, not {shown(raw)}")
         message = plain(raw, where)
-        if "tool_calls" in message:
-            message["tool_calls"] = read_calls(message["tool_calls"], where)
+        if "function_call" in message and "tool_calls" in message:
+            raise ValueError(f"{where}: both 'function_call' and 'tool_calls'; keep one")
+        for key in ("function_call", "tool_calls"):
+            if key in message:
+                message["tool_calls"] = read_calls(message.pop(key), where, key)
+        if "reasoning_details" in message:
+            self._read_details(message, where)
         reader = next((one for one in FORMATS if one.fits(message)), openai_chat)
         if reader is not openai_chat or not self.formats:
             self.formats.pop(openai_chat.NAME, None)
@@ -194,9 +220,10 @@ class _Reading:
             if isinstance(piece, str):
                 self._note(piece)
                 continue
-            results = hermes.results(piece) if piece.get("role") in ("tool", "user") else [piece]
-            if results != [piece]:
-                self.formats[hermes.NAME] = None
+            results = [piece]
+            for one in (hermes, glaive) if piece.get("role") in ("tool", "user") else ():
+                if (found := one.results(piece)) != [piece]:
+                    results, self.formats[one.NAME] = found, None
             for one in results:
                 if one.get("role") == "assistant":
                     self._read_answer(one, where)
@@ -212,7 +239,7 @@ class _Reading:
     def _read_answer(self, piece: dict[str, Any], where: str) -> None:
         """Move all forms of thinking into `reasoning_content` and calls into `tool_calls`, in place."""
         found: dict[str, str] = {}
-        for key in REASONING_KEYS:
+        for key in (*REASONING_KEYS, "reasoning_details"):
             if key not in piece:
                 continue
             thinking = joined_text(piece.pop(key), where)
@@ -220,8 +247,7 @@ class _Reading:
                 raise ValueError(f"{where}: {key!r} is {shown(thinking)}, not a string")
             if thinking.strip():
                 found[key] = self._bare(thinking)
-        key = agentic.CALL if agentic.CALL in piece else "content"
-        text = piece.get(key)
+        text = piece.get("content")
         if isinstance(text, str):
             if self.tags == KNOWN and harmony.fits(text):
                 self.formats[harmony.NAME] = None
@@ -230,16 +256,17 @@ class _Reading:
                     found["the analysis channel"] = thinking
                 calls = channels.pop("tool_calls", [])
                 piece |= channels
-                piece.pop(agentic.CALL, None)
             else:
                 split = split_thinking(text, where, self.tags, has_thinking=bool(found))
-                if split.note:
+                if split.note and not isinstance(text, agentic.CallText):
                     self._note(split.note)
                 if split.thinking.strip():
-                    found[f"the {key}"] = split.thinking
-                calls = self._calls(piece, key, split.answer, where)
+                    found["the content"] = split.thinking
+                calls = self._calls(piece, split.answer, where)
             if calls:
-                piece["tool_calls"] = [*piece.get("tool_calls", []), *calls]
+                given = piece.setdefault("tool_calls", calls)
+                if [one["function"] for one in given] != [one["function"] for one in calls]:
+                    raise ValueError(f"{where}: other calls in the text than in 'tool_calls'; keep one of the two")
         if len({thinking.strip("\n") for thinking in found.values()}) > 1:
             raise ValueError(f"{where}: contradicting thinking in {' and '.join(map(repr, found))}; keep one")
         if found:
@@ -253,19 +280,48 @@ class _Reading:
                 return inside.removeprefix(tags.open).removesuffix(tags.close).strip("\n")
         return thinking
 
-    def _calls(self, piece: dict[str, Any], key: str, text: str, where: str) -> list[dict[str, Any]]:
+    def _read_details(self, message: dict[str, Any], where: str) -> None:
+        """OpenRouter's `reasoning_details` as text, in place; what is encrypted has none."""
+        details = message.pop("reasoning_details")
+        if not isinstance(details, list) or not all(isinstance(one, Mapping) for one in details):
+            raise ValueError(f"{where}: 'reasoning_details' is {shown(details)}, not a list of objects")
+        texts = [one.get("text") or one.get("summary") or "" for one in details]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{where}: 'reasoning_details' is {shown(details)}, whose texts are no strings")
+        if not all(texts):
+            self._note(ENCRYPTED)
+        text = "".join(texts)
+        # They come in pieces, which may have been joined in another way.
+        same = [one for one in REASONING_KEYS if "".join(str(message.get(one)).split()) == "".join(text.split())]
+        if text and not same:
+            message["reasoning_details"] = text
+
+    def _calls(self, piece: dict[str, Any], text: str, where: str) -> list[dict[str, Any]]:
         """The calls in the text of an answer, which is left with what stands before them."""
-        before, calls = hermes.calls(text, where)
-        if calls:
-            self.formats[hermes.NAME] = None
-        if key == agentic.CALL:
-            del piece[agentic.CALL]
-            calls = calls or calls_in_text(text, where)
-            if before and before != text:
-                piece["content"] = before
-        else:
+        all_of_it = isinstance(piece.pop("content"), agentic.CallText)
+        before, calls = text, []
+        for one in CALL_FORMATS:
+            before, calls = one.calls(text, where)
+            if calls:
+                self.formats[one.NAME] = None
+                break
+        if all_of_it and not calls:
+            return calls_in_text(text, where)
+        if before or not all_of_it:
+            refuse_unread_calls(before, where)
             piece["content"] = before
         return calls
+
+    def _settle(self, call: dict[str, Any], tools: Sequence[dict[str, Any]]) -> None:
+        """Arguments as the schema of the function has them, now that all schemas are known."""
+        if not typed(call, tools):
+            self._note(UNTYPED)
+        declared = without_undeclared_nulls(call, tools)
+        if declared != call["function"]["arguments"]:
+            self._note(FILLED)
+        call["function"]["arguments"] = declared
+        if holds_null(declared):
+            self._note(TRAINED)
 
     def _declared_tools(
         self, messages: list[dict[str, Any]], tools: tuple[dict[str, Any], ...] | None
@@ -275,9 +331,14 @@ class _Reading:
             text, declared = hermes.declared_tools(message["content"], self.name)
             if declared is None:
                 continue
-            names = [{one["function"]["name"] for one in some} for some in (declared, tools or declared)]
-            if names[0] != names[1]:
-                raise ValueError(f"{self.name}: other tools beside the messages than in <tools>; keep one of the two")
+            here, beside_them = (
+                {one["function"]["name"]: one for one in some} for some in (declared, tools or declared)
+            )
+            if differs := difference(here, beside_them):
+                raise ValueError(
+                    f"{self.name}: other tools beside the messages than in <tools>: they differ in {differs}; keep one "
+                    "of the two"
+                )
             tools = tools or declared
             self.formats[hermes.NAME] = None
             self._note(hermes.NOTE)

@@ -104,7 +104,7 @@ def split_thinking(text: str, where: str, known: Sequence[Tags] = KNOWN, *, has_
             continue
         opened, closed = _places(text, tags.open), _places(text, tags.close)
         if not (begins and len(opened) == len(closed) == 1):
-            opened, closed = ([at for at in found if not _quoted(text, at)] for found in (opened, closed))
+            opened, closed = (unquoted(text, tag) for tag in (tags.open, tags.close))
         if closed or (opened and not tags.word):
             return _split(text, tags, [at.start() for at in opened], [at.start() for at in closed], where)
     return Split("", text, None if has_thinking else _note(text, known))
@@ -122,7 +122,13 @@ def _places(text: str, tag: str) -> list[re.Match[str]]:
     return list(re.finditer(re.escape(tag), text)) if tag in text else []
 
 
-def _quoted(text: str, found: re.Match[str]) -> bool:
+def unquoted(text: str, tag: str) -> list[re.Match[str]]:
+    """Where a tag stands in a text, but for places in quotes, where it is what the text is about."""
+    return [found for found in _places(text, tag) if not quoted(text, found)]
+
+
+def quoted(text: str, found: re.Match[str]) -> bool:
+    """Whether what was found in a text stands in quotes there."""
     before, behind = text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
     return bool(before and behind) and before in _QUOTES and behind in _QUOTES
 

@@ -49,6 +49,27 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a value is null, "", [] or {}: a key that has it says no more than one that is not there."""
+    return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)
+
+
+def difference(one: Any, other: Any, place: str = "") -> str | None:
+    """Where two values differ first, `place` and the keys behind it; None where they are equal."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in dict.fromkeys([*one, *other]):
+            inner = f"{place}.{key}" if place else str(key)
+            if key not in one or key not in other:
+                return inner
+            if found := difference(one[key], other[key], inner):
+                return found
+        return None
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return next(filter(None, (difference(*pair, f"{place}[{index}]") for index, pair in pairs)), None)
+    return None if one == other else place or "all of it"
+
+
 def without_nulls(value: Any) -> Any:
     """A value of a table without the keys whose value is null: a table fills in each key that another record has.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +54,8 @@ def literal_text(source: str) -> str:
 def guard_control_tokens(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase, control_tokens: str, mark: str = ZERO_WIDTH_SPACE
 ) -> Conversation:
-    """Refuse or escape control tokens and thinking tags that stand in message text (see `render_conversation`);
-    escaped, they have `mark` behind their first character.
+    """Refuse or escape control tokens and thinking tags in the texts of a conversation (see `render_conversation`): of
+    messages, tools and arguments of the template. Escaped, they have `mark` behind their first character.
 
     Rendered naively such text would turn into control tokens: a user could end a turn, or a thought. As in
     transformers (5.23, `sanitize_control_tokens`) they are the special tokens and the other added tokens that the chat
@@ -67,7 +68,7 @@ def guard_control_tokens(
     forbidden = control.pattern
 
     def guarded(value: Any, where: str) -> Any:
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {guarded(key, f"a key of {where}"): guarded(item, f"{where}.{key}") for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return type(value)(guarded(item, f"{where}[{i}]") for i, item in enumerate(value))
@@ -103,7 +104,8 @@ def guard_control_tokens(
         return value
 
     messages, tools = guarded(conversation.messages, "messages"), guarded(conversation.tools, "tools")
-    return replace(conversation, messages=messages, tools=tools)
+    kwargs = guarded(conversation.template_kwargs, "template_kwargs")
+    return replace(conversation, messages=messages, tools=tools, template_kwargs=kwargs)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flexmask.conversations.conversation import function_of
 from flexmask.text.template import ChatTemplate, RejectedError
 
 # Texts and names to find out where a template puts what. A turn that holds one itself is refused as rewritten.
@@ -128,7 +127,7 @@ class Forms:
         if calls := message.get("tool_calls"):
             following = {
                 "role": "tool",
-                "name": function_of(calls[0])["name"],
+                "name": calls[0]["function"]["name"],
                 "tool_call_id": calls[0].get("id"),
                 "content": NEXT,
             }
@@ -161,7 +160,7 @@ class Forms:
 def probed(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A message with probes for its texts; where the answer is empty, first with one for that as well."""
     calls = message.get("tool_calls", [])
-    named = [_renamed(call, TOOL.format(i)) for i, call in enumerate(calls)]
+    named = [call | {"function": call["function"] | {"name": TOOL.format(i)}} for i, call in enumerate(calls)]
     one = {"role": "assistant", "content": message["content"]}
     one |= {"reasoning_content": THINKING} if "reasoning_content" in message else {}
     one |= {"tool_calls": named} if calls else {}
@@ -239,9 +238,3 @@ def _exchange(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _trimmed(text: str) -> list[str]:
     left = (text, text.lstrip("\n"), text.lstrip())
     return list(dict.fromkeys(one for start in left for one in (start, start.rstrip("\n"), start.rstrip())))
-
-
-def _renamed(call: dict[str, Any], name: str) -> dict[str, Any]:
-    if call.get("function"):
-        return call | {"function": call["function"] | {"name": name}}
-    return call | {"name": name}

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from flexmask.conversations.conversation import Conversation, function_of
+from flexmask.conversations.conversation import Conversation
 from flexmask.text.forms import ANSWER, TOOL, Form
 from flexmask.text.template import ChatTemplate, RejectedError
 
@@ -75,14 +75,12 @@ def check_arguments_shown(message: dict[str, Any], text: str, where: str) -> Non
     """Raise ValueError, beginning with `where`, for an argument of a call that is not in the text of the turn, which
     would teach to call without it."""
     for call in message.get("tool_calls", []):
-        function = function_of(call)
-        arguments = function.get("arguments") or {}
-        given = json.loads(arguments) if isinstance(arguments, str) else arguments
-        for told in _leaves(given):
+        function = call["function"]
+        for told in _leaves(function["arguments"]):
             quoted = json.dumps(told), json.dumps(told, ensure_ascii=False), repr(told)
             if not any(one in text for one in (str(told), *quoted, *(one[1:-1] for one in map(json.dumps, quoted)))):
                 raise ValueError(
-                    f"{where}: the chat template does not render {told!r} of the call of {function.get('name')!r} in "
+                    f"{where}: the chat template does not render {told!r} of the call of {function['name']!r} in "
                     f"{text[-200:]!r}"
                 )
 
@@ -132,19 +130,14 @@ class _Probed:
         return probed
 
     def _call(self, at: int, call: dict[str, Any]) -> dict[str, Any]:
-        function = function_of(call)
-        name = self._probe(at, "the tool calls of assistant messages", function.get("name"))
-        self._names[str(function.get("name"))] = name
-        named = function | {"name": name}
-        return call | {"function": named} if call.get("function") else named
+        function = call["function"]
+        name = self._probe(at, "the tool calls of assistant messages", function["name"])
+        self._names[function["name"]] = name
+        return call | {"function": function | {"name": name}}
 
     def _tool(self, tool: dict[str, Any]) -> dict[str, Any]:
-        function = function_of(tool)
-        if not isinstance(function, dict):
-            return tool
-        name = self._probe(-1, "the tools", function.get("name"))
-        probed = self._schema(function) | {"name": name}
-        return tool | {"function": probed} if tool.get("function") else probed
+        name = self._probe(-1, "the tools", tool["function"]["name"])
+        return tool | {"function": self._schema(tool["function"]) | {"name": name}}
 
     def _schema(self, schema: Any) -> Any:
         """A schema with probes for its descriptions and for the names of its properties, at every depth."""

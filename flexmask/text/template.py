@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import jinja2
 from jinja2 import nodes
 
-from flexmask.conversations.conversation import REASONING_KEYS, Conversation, function_of
+from flexmask.conversations.conversation import REASONING_KEYS, Conversation
 from flexmask.text.control_tokens import special_pattern
 
 if TYPE_CHECKING:
@@ -79,19 +79,9 @@ class ChatTemplate:
             read["content"] = _parts(read["content"])
         if thinking is not None:
             read |= _with_thinking(self.thinking or REASONING_KEYS[0], thinking, read["content"])
-        if "tool_calls" in read:
-            read["tool_calls"] = [self._read_call(call) for call in read["tool_calls"]]
+        if "tool_calls" in read and self._text_arguments:
+            read["tool_calls"] = [_with_text_arguments(call) for call in read["tool_calls"]]
         return read
-
-    def _read_call(self, call: dict[str, Any]) -> dict[str, Any]:
-        """Arguments as the template takes them: an object, or for some (DeepSeek V3) its JSON text."""
-        function = function_of(call)
-        arguments = function.get("arguments")
-        if self._text_arguments and isinstance(arguments, dict):
-            function = function | {"arguments": json.dumps(arguments, ensure_ascii=False)}
-        elif not self._text_arguments and isinstance(arguments, str):
-            function = function | {"arguments": json.loads(arguments)}
-        return call | {"function": function} if call.get("function") else function
 
     def render(
         self, messages: Sequence[dict[str, Any]], where: str, /, *, add_generation_prompt: bool, **settings: Any
@@ -208,6 +198,12 @@ def _content_in_parts(tokenizer: PreTrainedTokenizerBase, source: str) -> bool:
         return _written(tokenizer, source, messages).count(_PROBE) == 2
 
     return not shows(_PROBE) and shows(_parts(_PROBE))
+
+
+def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """The call as some templates take it (DeepSeek V3): with the JSON text of its arguments."""
+    function = call["function"]
+    return call | {"function": function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
 @functools.lru_cache(maxsize=64)

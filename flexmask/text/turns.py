@@ -17,7 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from flexmask.conversations.conversation import Conversation, function_of
+from flexmask.conversations.conversation import Conversation
 from flexmask.text.ends import end_of_turn
 from flexmask.text.forms import (
     ANSWER,
@@ -114,7 +114,7 @@ def _generated(
 def _texts(message: dict[str, Any]) -> dict[str, str]:
     """A turn's own texts, by the probes that stand for them."""
     calls = message.get("tool_calls", [])
-    names = {TOOL.format(i): function_of(call)["name"] for i, call in enumerate(calls)}
+    names = {TOOL.format(i): call["function"]["name"] for i, call in enumerate(calls)}
     return names | {THINKING: message.get("reasoning_content", ""), ANSWER: message["content"]}
 
 

@@ -168,7 +168,7 @@ USER = {"role": "user", "content": "q"}
 INVALID = {
     "no object": ([1], None, "is a JSON object"),
     "no messages": ({"text": "q", "answers": "a"}, None, "'answers'"),
-    "both lists": ({"messages": [], "conversations": []}, None, "both 'messages' and 'conversations'"),
+    "both lists": ({"messages": [USER], "conversations": [USER]}, None, "both 'messages' and 'conversations'"),
     "messages no list": ({"messages": "hi"}, None, "'hi' (str), not a list"),
     "empty": ({"messages": []}, None, "is empty"),
     "no assistant": (
@@ -253,7 +253,6 @@ def test_invalid_records_are_refused_by_name(record, index, text):
     [
         reply(reasoning_content=""),
         reply(reasoning_content=None),
-        reply("<think>t</think>a"),
         reply(tool_calls=[]),
     ],
 )

@@ -41,7 +41,7 @@ def test_the_records_of_the_page_are_read_and_trained(name, record):
 def test_a_hermes_call_is_generated_with_the_tokenizers_own_token():
     """Breaks if the call is trained as plain text, or with characters between that no parser knows."""
     made = tokenizer()
-    (record,) = [record for name, record in ROWS if "Hermes" in name]
+    record = next(record for name, record in ROWS if "Hermes" in name)
     row = prepare_conversation(read_conversation(json.loads(record), "x"), made).rows[0]
     trained = row.input_ids[row.loss_weights > 0]
     for tag in ("<tool_call>", "</tool_call>"):

@@ -134,6 +134,22 @@ def test_what_is_no_message_of_its_format_is_refused_by_name(message, error):
     raised.match(error)
 
 
+def test_text_and_results_of_a_user_keep_their_order():
+    """Breaks if a text in front of a result is lost, or comes behind it."""
+    result = {"type": "tool_result", "content": "7", "is_error": True}
+    blocks = [
+        {"type": "text", "text": "Look: "},
+        {"type": "text", "text": "here."},
+        result,
+        {"type": "text", "text": "So?"},
+    ]
+    conversation = read(
+        {"messages": [user(), assistant("", None, LUND), {"role": "user", "content": blocks}, assistant()]}
+    )
+    assert list(conversation.messages[2:5]) == [user("Look: here."), tool("7"), user("So?")]
+    assert "'is_error' of tool results is not shown" in conversation.notes[0]
+
+
 # ---- tools ----
 
 
@@ -176,6 +192,12 @@ def test_tools_that_the_system_text_declares_are_tools(text, left):
 def test_a_system_text_that_only_mentions_tools_is_left_alone():
     text = "Write <tools> where you mean the tag, and </tools> to close it."
     assert said({"messages": [system(text), user(), assistant()]})[0] == system(text)
+
+
+def test_tools_may_stand_one_a_line():
+    text = f"<tools>\n{json.dumps(SCHEMA)}\n{json.dumps({**FLAT, 'name': 'g'})}\n</tools>"
+    names = [one["function"]["name"] for one in read({"messages": [system(text), user(), assistant()]}).tools]
+    assert names == ["temperature", "g"]
 
 
 # ---- thinking ----
@@ -544,7 +566,9 @@ def test_a_null_that_the_author_wrote_stays():
     record = {"messages": [user(), assistant("", None, call("f", {"town": None, "other": None}))], "tools": tools}
     conversation = read(record)
     assert conversation.messages[1]["tool_calls"][0]["function"]["arguments"] == {"town": None}
-    assert conversation.tools == tuple(tools) and "arguments that are null" in conversation.notes[0]
+    left_out, trained = conversation.notes
+    assert conversation.tools == tuple(tools)
+    assert "nulls in tool schemas, or in arguments" in left_out and "arguments that are null" in trained
     del record["tools"]
     assert read(record).messages[1]["tool_calls"][0]["function"]["arguments"] == {"town": None, "other": None}
 

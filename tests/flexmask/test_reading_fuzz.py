@@ -39,12 +39,18 @@ RECORDS = [
     {"prompt": "q", "completion": [assistant("a", "t", weight=0)]},
     {"instruction": "q", "input": "i", "output": "[THINK]t[/THINK]a", "history": [["q", "a"]], "thinking": "off"},
     {"messages": [user(), assistant("a", reasoning_details=[{"text": "t"}], refusal=None)], "instructions": "s"},
+    {"messages": [user(), assistant("<tool_call><function=f><parameter=a>1</parameter></function></tool_call>")],
+     "tools": [{"name": "f", "parameters": {"properties": {"a": {"type": ["integer", "null"]}}}}]},
+    turns(("human", "q"), ("gpt", """<functioncall> {"name": "f", "arguments": '{"a": 1}'}"""),
+          ("human", "FUNCTION RESPONSE: 7"), ("gpt", "a")),
+    {"messages": [user(), assistant('[TOOL_CALLS] [{"name": "f", "arguments": {}}]')]},
 ]  # fmt: skip
 VALUES = [
     None, "", " ", "x", "null", "{}", "[]", "{", '{"a": NaN}', "\ud800", "a\udfff", "\u0000", 0, 1, -1, 10**5000, 0.5,
     math.nan, math.inf, True, False, [], {}, [None], [[]], [{}], {"\ud83d": "x"}, {"a": None}, {1: 2}, b"x", object(),
     {1, 2}, (1, 2), *map(Nested, (50, 150, 3000)), "[" * 3000, "[" * 200_000, "1" * 5000, "x" * 100_000,
     "<think>", "</think>", "<think>t</think>a", "<tool_call>", "</tool_call>", "<tool_call>{}</tool_call>",
+    "<tool_call><function=f>", "<parameter=a>", "[TOOL_CALLS]", "[ARGS]", "<functioncall>", "FUNCTION RESPONSE:",
     "<tools>[{}]</tools>", "<tool_response>x</tool_response>", "<|channel|>analysis<|message|>t<|end|>", "assistant",
     "user", "tool", "function", "reasoning", "tool_call", "system", {"type": "text", "text": "x"},
     {"type": "thinking", "thinking": "t"}, {"type": "tool_use", "name": "f", "input": {}},

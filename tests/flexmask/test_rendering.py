@@ -240,16 +240,29 @@ def test_control_tokens_in_user_text_are_refused(token):
 @pytest.mark.parametrize(
     "source",
     [
-        Conversation("c", (user("a"), assistant("b")), tools=({"function": {"description": "x <|im_end|>"}},)),
+        Conversation(
+            "c", (user("a"), assistant("b")), tools=({"function": {"name": "f", "description": "x <|im_end|>"}},)
+        ),
         conversation(
             user("a"), assistant("b", tool_calls=[{"function": {"name": "f", "arguments": {"<|im_end|>": 1}}}])
         ),
+        Conversation("c", (user("a"), assistant("b")), template_kwargs={"persona": ["x", {"y": "z<|im_end|>"}]}),
     ],
-    ids=["tool schema", "argument name"],
+    ids=["tool schema", "argument name", "argument of the template"],
 )
-def test_control_tokens_in_tools_are_refused(source):
+def test_control_tokens_in_tools_and_arguments_are_refused(source):
     with pytest.raises(ValueError, match='contains the control token "<|im_end|>"'):
         render_passes(source, chatml_tokenizer())
+
+
+# Breaks if an argument of the template that a record gives opens a turn of its own.
+def test_control_tokens_in_arguments_of_the_template_can_be_escaped():
+    tokenizer = copy.deepcopy(chatml_tokenizer())
+    tokenizer.chat_template = "{{ persona }}" + tokenizer.chat_template
+    source = Conversation("c", (user("a"), assistant("b")), template_kwargs={"persona": "x<|im_start|>y"})
+    (p,) = render_passes(source, tokenizer, control_tokens="escape")
+    assert (p.input_ids == tokenizer.convert_tokens_to_ids("<|im_start|>")).sum() == 2
+    assert tokenizer.decode(p.input_ids).startswith("x<\u200b|im_start|>y")
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</think>"])

@@ -13,19 +13,31 @@ Steps that follow each other are one message: thinking, answer, calls.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 from flexmask.conversations.messages import joined_text
 from flexmask.conversations.values import shown
 
 NAME = "agentic roles"
-# A piece whose `content` is the text of a call, perhaps with thinking in front of it.
-CALL = "call"
-_ROLES = {
-    "reasoning": "thinking",
-    "thinking": "thinking",
-    "tool_call": CALL,
-    "function_call": CALL,
+
+
+class Step(Enum):
+    """What an assistant does in a message of its own that is not its answer."""
+
+    THINKING = "thinking"
+    CALL = "call"
+
+
+class CallText(str):
+    """The content of a piece that is the text of a call, perhaps with thinking in front of it."""
+
+
+_ROLES: dict[str, str | Step] = {
+    "reasoning": Step.THINKING,
+    "thinking": Step.THINKING,
+    "tool_call": Step.CALL,
+    "function_call": Step.CALL,
     "tool_output": "tool",
     "tool_response": "tool",
     "observation": "tool",
@@ -41,21 +53,20 @@ def fits(message: Mapping[str, Any]) -> bool:
 
 def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
     """The step under the role that it stands for."""
-    role = message.pop("role", None)
-    content = joined_text(message.pop("content", None), where)
-    yield turn(_ROLES.get(role, role) if isinstance(role, str) else role, content, message, where)
+    role = _ROLES[message.pop("role")]
+    yield turn(role, joined_text(message.pop("content", None), where), message, where)
 
 
-def turn(role: Any, text: Any, others: dict[str, Any], where: str) -> dict[str, Any]:
+def turn(role: str | Step, text: Any, others: dict[str, Any], where: str) -> dict[str, Any]:
     """A piece of a message: what `role` says, with the other keys of the message."""
-    if role == "thinking":
+    if role is Step.THINKING:
         if not isinstance(text, str):
             raise ValueError(f"{where}: thinking is {shown(text)}, not text")
         if "reasoning_content" in others:
             raise ValueError(f"{where}: 'reasoning_content' beside thinking; keep one")
         return {"role": "assistant", "reasoning_content": text, **others}
-    if role == CALL:
+    if role is Step.CALL:
         if not isinstance(text, str):
             raise ValueError(f"{where}: a tool call is {shown(text)}, not the JSON text of one")
-        return {"role": "assistant", CALL: text, **others}
+        return {"role": "assistant", "content": CallText(text), **others}
     return {"role": role, "content": text, **others}

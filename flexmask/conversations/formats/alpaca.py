@@ -36,14 +36,12 @@ def turns(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     asked = "\n".join(text for text in (instruction, belonging) if text)
     return [
         message
-        for question, answer in [*_history(record.get("history"), name), (asked, output)]
+        for question, answer in [*_history(record.get("history", []), name), (asked, output)]
         for message in ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     ]
 
 
 def _history(history: Any, name: str) -> list[Sequence[Any]]:
-    if history is None:
-        return []
     if not isinstance(history, Sequence) or not all(isinstance(one, Sequence) and len(one) == 2 for one in history):
         raise ValueError(f"{name}: 'history' is {shown(history)}, not a list of [question, answer]")
     return list(history)

@@ -19,7 +19,7 @@ from typing import Any
 
 from flexmask.conversations.calls import read_call
 from flexmask.conversations.messages import ENCRYPTED, joined_text, text_of
-from flexmask.conversations.values import shown
+from flexmask.conversations.values import is_empty, shown
 
 NAME = "content blocks"
 _BLOCKS = {"thinking", "reasoning", "redacted_thinking", "tool_use", "tool_result"}
@@ -95,11 +95,13 @@ def _assistant(blocks: list[Any], message: dict[str, Any], where: str) -> dict[s
 
 
 def _thinking(block: Mapping[str, Any], kind: str, where: str) -> str:
-    value = next((block[key] for key in (kind, "text", "content") if block.get(key) is not None), None)
-    text = joined_text(value, where)
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: thinking is {shown(value)}, not text")
-    return text
+    given = {key: block[key] for key in (kind, "text", "content") if not is_empty(block.get(key))}
+    texts = [joined_text(value, where) for value in given.values()] or [""]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where}: thinking is {shown(texts[0])}, not text")
+    if len(set(texts)) > 1:
+        raise ValueError(f"{where}: contradicting thinking in {' and '.join(map(repr, given))} of a block; keep one")
+    return str(texts[0])
 
 
 def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -108,5 +110,5 @@ def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {
         "role": "tool",
         "content": "" if content is None else content,
-        **({} if identity is None else {"tool_call_id": identity}),
+        **({} if is_empty(identity) else {"tool_call_id": identity}),
     }

@@ -7,6 +7,10 @@ r"""Tool calls in the XML of Hermes: `<tool_call>` and `<tool_response>` in mess
         {"from": "tool", "value": "<tool_response>\n7\n</tool_response>"},
         {"from": "gpt", "value": "Seven."}]}
 
+Qwen's coders write a call in a block as XML, whose values have the types that the schema of the function declares:
+
+    <tool_call>\n<function=weather>\n<parameter=town>\nLund\n</parameter>\n</function>\n</tool_call>
+
 They become calls, results and schemas, so that the chat template writes them as at inference. Sentences of the system
 text that explain the tags go with them: the template has its own.
 """
@@ -16,12 +20,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from flexmask.conversations.calls import calls_in_text, parse_text, read_tools
+from flexmask.conversations.calls import calls_in_text, parse_text, read_call, read_tools
+from flexmask.conversations.parameters import ParameterText
+from flexmask.conversations.thinking import unquoted
 from flexmask.conversations.values import shown
 
 NAME = "Hermes calls"
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_FUNCTION = re.compile(r"\s*<function=([^<>\n]+)>(.*)</function>\s*", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^<>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _RESPONSE = re.compile(r"\s*<tool_response>\n?(.*?)\n?</tool_response>\s*", re.DOTALL)
 _TOOLS = re.compile(r"<tools>((?:(?!<tools>).)*?)</tools>", re.DOTALL)
 _EXAMPLE = re.compile(r"<tool_call>\s*(?:\{.*?\})?\s*</tool_call>", re.DOTALL)
@@ -36,19 +44,37 @@ NOTE = (
 
 
 def calls(text: str, where: str) -> tuple[str, list[dict[str, Any]]]:
-    """(the text in front of them, the calls) of an answer; no calls where it has no `<tool_call>`.
+    """(the text in front of them, the calls) of an answer; no calls where it has no `<tool_call>` but in quotes.
 
     Raises ValueError for a call that is not closed or holds no call, and for text between or behind calls.
     """
-    if OPEN not in text:
+    opened = unquoted(text, OPEN)
+    if not opened:
         return text, []
-    before = text[: text.index(OPEN)]
-    rest = text[len(before) :]
-    found = [call for block in _CALL.findall(rest) for call in calls_in_text(block, where)]
+    before, rest = text[: opened[0].start()], text[opened[0].start() :]
+    found = [call for block in _CALL.findall(rest) for call in _calls_of(block, where)]
     if behind := _CALL.sub("", rest).strip():
         what = f"{OPEN} that is not closed" if OPEN in behind else f"text {shown(behind)} behind a call"
         raise ValueError(f"{where}: {what}; calls come last in a message. Repair it, or remove the conversation")
     return before.rstrip("\n"), found
+
+
+def _calls_of(block: str, where: str) -> list[dict[str, Any]]:
+    if not block.lstrip().startswith("<function="):
+        return calls_in_text(block, where)
+    function = _FUNCTION.fullmatch(block)
+    outside = _PARAMETER.sub("", function[2]).strip() if function else block
+    if function is None or outside:
+        raise ValueError(
+            f"{where}: {shown(outside)} in a call in XML is neither a function nor a parameter of it; repair it"
+        )
+    arguments: dict[str, ParameterText] = {}
+    for name, value in _PARAMETER.findall(function[2]):
+        if name in arguments:
+            raise ValueError(f"{where}: the parameter {name!r} stands twice in the call of {function[1]!r}; keep one")
+        arguments[name] = ParameterText(value)
+        arguments[name].where = where
+    return [read_call({"name": function[1], "arguments": arguments}, where)]
 
 
 def results(message: dict[str, Any]) -> list[dict[str, Any]]:

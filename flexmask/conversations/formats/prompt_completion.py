@@ -20,7 +20,7 @@ _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("input", "output"))
 
 def fits(record: Mapping[str, Any]) -> bool:
     """Whether a record has a prompt with its completion; `input` alone is a list of items that holds both."""
-    if "instruction" in record:
+    if record.get("instruction"):
         return False
     return any(first in record and second in record for first, second in _PAIRS) or isinstance(
         record.get("input"), (list, tuple)
@@ -28,8 +28,10 @@ def fits(record: Mapping[str, Any]) -> bool:
 
 
 def keys(record: Mapping[str, Any]) -> tuple[str, str]:
-    """The keys of the record that `turns` reads: of one pair, so that what stands under another is not read."""
-    return next(((first, second) for first, second in _PAIRS if first in record and second in record), _PAIRS[-1])
+    """The keys of the record that `turns` reads: of one pair, so that what stands under another is not read. A pair of
+    which something is empty is read where there is no other."""
+    pairs = [pair for pair in _PAIRS if all(key in record for key in pair)]
+    return max(pairs, key=lambda pair: sum(bool(record[key]) for key in pair), default=_PAIRS[-1])
 
 
 def turns(record: Mapping[str, Any], name: str) -> list[Any]:

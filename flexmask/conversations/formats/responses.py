@@ -20,14 +20,14 @@ from flexmask.conversations.messages import ENCRYPTED, joined_text
 from flexmask.conversations.values import shown
 
 NAME = "Responses items"
-_CALLS = {"function_call", "custom_tool_call"}
-_OUTPUTS = {"function_call_output", "custom_tool_call_output"}
+# Calls of custom tools have free text as input, which no chat template writes.
+_CUSTOM = {"custom_tool_call", "custom_tool_call_output"}
 
 
 def fits(message: Mapping[str, Any]) -> bool:
     """Whether a message is an item that no other format has, or its content holds parts of this one."""
     kind = message.get("type")
-    if isinstance(kind, str) and (kind in _CALLS | _OUTPUTS or (kind in ("reasoning", "message"))):
+    if isinstance(kind, str) and kind in {"function_call", "function_call_output", "reasoning", "message", *_CUSTOM}:
         return True
     content = message.get("content")
     parts = content if isinstance(content, list) else []
@@ -46,14 +46,21 @@ def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str
             yield {"role": "assistant", "reasoning_content": thinking, **message}
         elif encrypted:
             yield ENCRYPTED
-    elif isinstance(kind, str) and kind in _CALLS:
+    elif kind == "function_call":
         weight = {"weight": message.pop("weight")} if "weight" in message else {}
         yield {"role": "assistant", "tool_calls": [read_call(message, where, identity)], **weight}
-    elif isinstance(kind, str) and kind in _OUTPUTS:
+    elif kind == "function_call_output":
         answered = {} if identity is None else {"tool_call_id": identity}
+        if message.pop("content", None):
+            raise ValueError(f"{where}: 'content' beside 'output'; keep one")
         yield {"role": "tool", "content": joined_text(message.pop("output", ""), where), **answered, **message}
     elif kind == "message":
         yield {**message, "content": joined_text(message.get("content"), where)}
+    elif isinstance(kind, str) and kind in _CUSTOM:
+        raise ValueError(
+            f"{where}: {kind} has free text as input, and chat templates write calls with named arguments; make it a "
+            "function with an argument for the text, or remove the conversation"
+        )
     else:
         raise ValueError(f"{where}: items of the type {shown(kind)} cannot be trained on; remove the conversation")
 

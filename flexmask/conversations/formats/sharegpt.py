@@ -15,18 +15,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexmask.conversations.conversation import ROLES
-from flexmask.conversations.formats.agentic import CALL, turn
+from flexmask.conversations.formats.agentic import Step, turn
 from flexmask.conversations.values import shown
 
 NAME = "sharegpt"
-SPEAKERS = {
+SPEAKERS: dict[str, str | Step] = {
     "human": "user",
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
     "chatgpt": "assistant",
-    "function_call": CALL,
-    "tool_call": CALL,
+    "function_call": Step.CALL,
+    "tool_call": Step.CALL,
     "observation": "tool",
     "tool_response": "tool",
     "function_response": "tool",

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.thinking import AUTO
 from flexmask.text.control_tokens import CUT, ZERO_WIDTH_SPACE, guard_control_tokens, special_ids
 from flexmask.text.shown import left_out
 from flexmask.text.template import ChatTemplate
-from flexmask.text.thoughts import AUTO
 from flexmask.text.tokenization import TextTokenizer, TokenizedText
 from flexmask.text.turns import turn_texts
 
@@ -69,11 +69,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class RenderedConversation:
-    """The passes of a conversation. `slow_turns` of them were tokenized from the first message on, because the prompt
-    has no special token to restart from; the tokens are the same."""
+    """The passes of a conversation; `retokenized_texts` as `TextTokenizer` counts them."""
 
     passes: list[Pass]
-    slow_turns: int
+    retokenized_texts: int
 
 
 def render_passes(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> list[Pass]:
@@ -164,7 +163,7 @@ def render_conversation(
         answer_start = len(asked) + len(text.generated[: text.answer_start].replace(CUT, ""))
         passes.append(_pass(conversation.name, text.turn, prompt, generated, answer_start, copies, weights))
     _check_shown(conversation, template, trained, not_shown)
-    return RenderedConversation(passes, text_tokenizer.slow_texts)
+    return RenderedConversation(passes, text_tokenizer.retokenized_texts)
 
 
 def _check_shown(conversation: Conversation, template: ChatTemplate, trained: set[int], not_shown: str) -> None:

@@ -145,7 +145,8 @@ def test_a_call_begins_behind_the_thinking():
     [
         ("{{ c.function.name }}{{ c.function.arguments.a | tojson }}", "b"),
         ("{{ c.function.name }}{{ c.function.arguments.keys() | list }}", "17"),
-        ("{{ c.function.name }}{{ {'a': 17, 'b': {'c': 'no'}} | tojson }}", "Málaga"),
+        ("{{ c.function.name }}{{ {'a': 17, 'b': {'c': 'Málaga'}} | tojson }}", "a"),  # of its own
+        ("{{ c.function.name }}{{ c.function.arguments | string | truncate(16, true) }}", "c"),
     ],
 )
 def test_an_argument_that_a_template_leaves_out_is_refused(written, lost):

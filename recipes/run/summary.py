@@ -92,7 +92,9 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
             "            no row branches, so nothing is duplicated: the template keeps thinking, or there is none"
         )
     if rows.retokenized_texts:
-        lines.append(f"            {rows.retokenized_texts:,} texts tokenized anew from their beginning: slow, not wrong")
+        lines.append(
+            f"            {rows.retokenized_texts:,} texts tokenized anew from their beginning: slow, not wrong"
+        )
     invalid = left_out(data, rows, heldout)
     counts = {
         "invalid conversations": len(invalid),

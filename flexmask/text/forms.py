@@ -159,7 +159,8 @@ class Forms:
 
 
 def probed(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A message with probes for its texts; where the answer is empty, first with one for that as well."""
+    """A message with probes for its texts; where the answer is empty, first with one for that as well. At last with its
+    calls as they are, if their names are words that a template may know and write in a way of its own."""
     calls = message.get("tool_calls", [])
     named = [_renamed(call, TOOL.format(i)) for i, call in enumerate(calls)]
     one = {key: message[key] for key in ("role", "content", "name") if key in message}
@@ -169,6 +170,8 @@ def probed(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield one | {"content": ANSWER}
     if not message["content"].strip():
         yield one
+    if calls and all(re.fullmatch(r"[\w.:-]+", function_of(call)["name"]) for call in calls):
+        yield one | {"content": ANSWER if message["content"].strip() else message["content"], "tool_calls": calls}
 
 
 def filled(form: Form, texts: Mapping[str, str], whole: str) -> list[str] | None:

@@ -8,13 +8,14 @@ purpose is not asked for: thinking in the history, and the ids that join a resul
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation, function_of
 from flexmask.conversations.values import brief
-from flexmask.text.forms import ANSWER, TOOL, Form, Forms
+from flexmask.text.forms import ANSWER, THINKING, TOOL, Form, Forms
 from flexmask.text.leaves import NAME, PROBES, Place, places, probe, replaced
 from flexmask.text.shapes import arguments_of, unwritten_arguments, unwritten_of_tool, with_arguments
 from flexmask.text.template import ChatTemplate, RejectedError
@@ -86,24 +87,42 @@ def _path(place: Place) -> str:
     return ".".join(str(key) for key in place if key is not NAME)
 
 
-def check_turn_shown(form: Form, message: dict[str, Any], texts: dict[str, str], where: str) -> None:
-    """Raise ValueError, beginning with `where`, for a call or an answer that is not in the form of a turn.
+def check_turn_shown(forms: Forms, form: Form, message: dict[str, Any], texts: dict[str, str], where: str) -> None:
+    """Raise ValueError, beginning with `where`, for a call or an answer that is not in the form of a turn. `message` is
+    the turn with probes for its texts, and maybe with its calls as they are.
 
     Some templates show the first call only, or none beside content, or no content beside calls; such a turn would teach
     not to call, or not to answer.
     """
     calls, written = message.get("tool_calls", []), "".join(texts.get(piece, piece) for piece in form.pieces)
-    for name in map(TOOL.format, range(len(calls))):
-        if name not in form.pieces:
+    for i, name in enumerate(map(TOOL.format, range(len(calls)))):
+        if function_of(calls[i])["name"] != name:  # as it is: it is written if without it something is missing
+            others = {"tool_calls": [*calls[:i], *calls[i + 1 :]]} if len(calls) > 1 else {}
+            rest = {key: value for key, value in message.items() if key != "tool_calls"} | others
+            found = forms.of(message).pieces != forms.of(rest).pieces
+        else:
+            found = name in form.pieces
+        if not found:
             raise ValueError(
                 f"{where}: {len(calls)} tool calls, but the chat template does not render each: the call of "
-                f"{texts[name]!r} is missing from {written[-200:]!r}"
+                f"{texts[name]!r} is missing from {written[-200:]!r}; remove it, or give a template that shows it"
             )
     if ANSWER == message["content"] and ANSWER not in form.pieces and texts[ANSWER].strip():
-        raise ValueError(
-            f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r} does not stand in the "
-            f"generated text {written[-160:]!r}"
-        )
+        raise rewritten({ANSWER: texts[ANSWER]}, written, where)
+
+
+def rewritten(texts: Mapping[str, str], written: str, where: str) -> ValueError:
+    """The error for a turn of which a text is not in what the template writes as it is."""
+    kinds = {THINKING: "its thinking", ANSWER: "its content"}
+    changed = [(kinds.get(one, "the name of its call"), text) for one, text in texts.items() if text.strip()]
+    missing = [(kind, text) for kind, text in changed if text.strip() not in written] or changed
+    said = " or ".join(f"{kind} {text[:60]!r}" for kind, text in missing)
+    escaped = any(text.strip() in html.unescape(written) for _, text in missing if text.strip() not in written)
+    how = "is written as HTML" if escaped else "does not stand as it is"
+    return ValueError(
+        f"{where}: the chat template rewrites the turn: {said} {how} in {written[-160:]!r}; change it, make the turn "
+        'context with "weight": 0, or give a template that writes it as it is'
+    )
 
 
 def check_arguments_shown(

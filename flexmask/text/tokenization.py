@@ -136,7 +136,8 @@ class TextTokenizer:
         if decoded not in (expected, normalizer.normalize_str(expected) if normalizer else expected):
             raise ValueError(
                 f"{where}: the prompt is no token prefix of its pass, and tokenizing the two apart does not give "
-                f"the text back.\n{first_difference(expected, decoded)}"
+                'the text back; make the turn context with "weight": 0, or take a tokenizer that does.\n'
+                f"{first_difference(expected, decoded)}"
             )
         return asked, behind, whole
 

@@ -12,6 +12,7 @@ Texts in front of that message do not matter, so a template may show them otherw
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from flexmask.text.forms import (
     unshared,
     without_overlap,
 )
-from flexmask.text.shown import check_arguments_shown, check_turn_shown
+from flexmask.text.shown import check_arguments_shown, check_turn_shown, rewritten
 from flexmask.text.template import ChatTemplate, RejectedError
 from flexmask.text.thoughts import Thoughts
 from flexmask.text.tokenization import first_difference
@@ -95,20 +96,17 @@ def _generated(
             written = forms.render([*history, template.read(message)])
             for one in probed(message):
                 form = forms.of(one)
-                check_turn_shown(form, one, texts, where)
+                check_turn_shown(forms, form, one, texts, where)
                 pieces = filled(form, texts, written)
                 if pieces is not None and prompt.endswith(form.opening):
-                    check_arguments_shown(forms, one, message, "".join(pieces[form.body :]), where)
+                    check_arguments_shown(forms, one, message, "".join(pieces[form.body :] or pieces), where)
                     thoughts = Thoughts(forms, form, thinking_format, where)
                     return _Turn(forms, one, form, pieces, texts[THINKING], thoughts, where).generated()
         except RejectedError:
             if whole:
                 raise
     if prompt.endswith(form.opening):
-        raise ValueError(
-            f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r}, or a call (a template "
-            f"may write those of some names in a way of its own), does not stand as it is in {written[-160:]!r}"
-        )
+        raise rewritten(texts, written[len(os.path.commonprefix([written, prompt])) :], where)
     raise _not_a_prefix(where, form.opening, prompt)
 
 
@@ -202,5 +200,6 @@ class _Turn:
 def _not_a_prefix(where: str, opening: str, written: str) -> ValueError:
     return ValueError(
         f"{where}: the chat template's generation prompt is not a prefix of the rendered turn, so what the model must "
-        f"generate is not defined.\n{first_difference(opening, written)}"
+        'generate is not defined; make the turn context with "weight": 0, or give a template that writes turns as its '
+        f"prompts begin them.\n{first_difference(opening, written)}"
     )

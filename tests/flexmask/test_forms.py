@@ -100,8 +100,8 @@ LONG = {
 }
 
 
-# Breaks if forms are learned behind all that was said before, which gives the same, or if the few messages that they are
-# learned behind are not those that decide it, so that all are needed after all: with each turn twice as much is rendered.
+# Breaks if forms are learned behind all that was said before, which gives the same, or if the few messages that they
+# are learned behind are not those that decide it, so that all are needed after all.
 @pytest.mark.parametrize("kind", LONG)
 def test_forms_are_learned_from_the_exchange_of_a_turn(kind, monkeypatch):
     template = CHATML.replace("CALLS", CALLS) + ASKED.replace("assistant\n", "assistant\n" + QUIET)

@@ -154,8 +154,8 @@ def render_conversation(
         prompt, generated, known = text_tokenizer.continuation(asked, text.generated.split(CUT), known, where)
         if not len(prompt):
             raise ValueError(
-                f"{where}: the prompt renders to no tokens, so nothing predicts the first one; give a template that opens "
-                "assistant turns"
+                f"{where}: the prompt renders to no tokens, so nothing predicts the first one; give a template that "
+                "opens assistant turns"
             )
         if int(generated.ids[-1]) not in special:
             raise ValueError(

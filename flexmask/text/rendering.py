@@ -153,10 +153,7 @@ def render_conversation(
         asked = text.prompt.replace(CUT, ZERO_WIDTH_SPACE)
         prompt, generated, known = text_tokenizer.continuation(asked, text.generated.split(CUT), known, where)
         if not len(prompt):
-            raise ValueError(
-                f"{where}: the prompt renders to no tokens, so nothing predicts the first one; give a template that "
-                "opens assistant turns"
-            )
+            raise ValueError(f"{where}: the prompt renders to no tokens; give a template that opens assistant turns")
         if int(generated.ids[-1]) not in special:
             raise ValueError(
                 f"{where}: the end-of-turn token at the end of {text.generated[-40:]!r} is not tokenized as one token, "

@@ -559,7 +559,7 @@ FAULTS = [
         "text/shown.py",
         "missing.append((function_of(call)",
         "[].append((function_of(call)",
-        "flexmask/test_turns.py",
+        "flexmask/test_shown.py",
     ),
     Fault(
         "false and nothing are shown as well",

@@ -207,6 +207,30 @@ def test_an_argument_is_looked_for_in_its_place(arguments, lost, trained):
     assert render_conversation(source, template_tokenizer(template.replace("LOST", "''"))).passes
 
 
+# Breaks if it is enough that a value makes some difference: these are written as another value is, or as if they were not
+# there, or only when they are short.
+@pytest.mark.parametrize(
+    "written, value",
+    [
+        ("{{ k }}", False),
+        ("{{ k }}", None),
+        ("{{ k ~ '=' ~ v if v }}", False),
+        ("{{ k ~ '=' ~ v if v is not none }}", None),
+        ("{{ k }}={{ v[:30] }}", "x" * 40),
+    ],
+)
+def test_an_argument_that_is_written_only_in_part_is_refused(written, value):
+    each = "{{ c.function.name }}{% for k, v in c.function.arguments.items() %}EACH;{% endfor %}"
+    source = conversation(user("q"), assistant("", tool_calls=[calling(a=value)]), tools=(TOOL,))
+    part, whole = (
+        ALL.replace("{{ c.function | tojson }}", each.replace("EACH", e)) for e in (written, "{{ k }}={{ v }}")
+    )
+    part = part.replace(";", "")
+    with pytest.raises(ValueError, match="does not render .* of the call of 'weather' .arguments: a."):
+        render_conversation(source, template_tokenizer(part))
+    assert render_conversation(source, template_tokenizer(whole)).passes
+
+
 # Breaks if only one call of a kind is asked for: this template forgets the arguments of those before the last question.
 def test_arguments_that_only_later_turns_lose_are_named():
     later = ALL.replace("c.function | tojson", "c.function | tojson if loop.index > 1 or LAST else c.function.name")

@@ -151,6 +151,16 @@ def test_whatever_a_schema_says_of_a_parameter_is_not_lost(keyword, nested):
         assert render_conversation(source, template_tokenizer(shown)).passes
 
 
+# Breaks if it is enough that another value would be written.
+def test_what_a_template_writes_only_of_what_is_true_is_not_lost():
+    parameters = {"type": "object", "properties": {"town": {"default": False}}}
+    source = conversation(*TALK, tools=({"type": "function", "function": {"name": "f", "parameters": parameters}},))
+    template = ALL.replace("{{ t | tojson }}", WRITTEN.replace("REST", "{{ p.default if CONDITION }}"))
+    with pytest.raises(ValueError, match="shows 'default' in the schemas of tools to no turn"):
+        render_conversation(source, template_tokenizer(template.replace("CONDITION", "p.default")))
+    assert render_conversation(source, template_tokenizer(template.replace("CONDITION", "p.default is defined"))).passes
+
+
 # Breaks if a name among the parameters counts as what is said of it: nested lists of those that must be given.
 def test_which_parameters_are_required_is_not_lost():
     inner = {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["b"]}
@@ -222,13 +232,10 @@ def test_an_argument_is_looked_for_in_its_place(arguments, lost, trained):
 def test_an_argument_that_is_written_only_in_part_is_refused(written, value):
     each = "{{ c.function.name }}{% for k, v in c.function.arguments.items() %}EACH;{% endfor %}"
     source = conversation(user("q"), assistant("", tool_calls=[calling(a=value)]), tools=(TOOL,))
-    part, whole = (
-        ALL.replace("{{ c.function | tojson }}", each.replace("EACH", e)) for e in (written, "{{ k }}={{ v }}")
-    )
-    part = part.replace(";", "")
+    template = ALL.replace("{{ c.function | tojson }}", each)
     with pytest.raises(ValueError, match="does not render .* of the call of 'weather' .arguments: a."):
-        render_conversation(source, template_tokenizer(part))
-    assert render_conversation(source, template_tokenizer(whole)).passes
+        render_conversation(source, template_tokenizer(template.replace("EACH", written)))
+    assert render_conversation(source, template_tokenizer(template.replace("EACH", "{{ k }}={{ v }}"))).passes
 
 
 # Breaks if only one call of a kind is asked for: this template forgets the arguments of those before the last question.

@@ -217,8 +217,8 @@ def test_an_argument_is_looked_for_in_its_place(arguments, lost, trained):
     assert render_conversation(source, template_tokenizer(template.replace("LOST", "''"))).passes
 
 
-# Breaks if it is enough that a value makes some difference: these are written as another value is, or as if they were not
-# there, or only when they are short.
+# Breaks if it is enough that a value makes some difference: these are written as another value is, or as if they were
+# not there, or only when they are short.
 @pytest.mark.parametrize(
     "written, value",
     [

@@ -195,11 +195,14 @@ def test_a_call_that_a_template_knows_by_name_and_leaves_out_is_refused(written)
 @pytest.mark.parametrize(
     "written, said",
     [
-        ("{{ c.function.name | escape }}", "the name of its call 'a<b' is written as HTML in '<call>a&lt;b"),
-        ("{{ c.function.name | replace('<', '') }}", "the name of its call 'a<b' does not stand as it is in '<call>ab"),
+        ("{{ c.function.name | escape }}", "the name of its call 'a<b' is written as HTML in 'say<call>a&lt;b"),
+        (
+            "{{ c.function.name | replace('<', '') }}",
+            "the name of its call 'a<b' does not stand as it is in 'say<call>ab",
+        ),
     ],
 )
 def test_a_name_that_a_template_changes_is_named(written, said):
     template = calling().replace("{{ c.function.name }}", written)
     with pytest.raises(ValueError, match=f"data.jsonl:7: assistant turn 0 .* rewrites the turn: {said}"):
-        list(texts(template, user("q"), assistant("", name="a<b")))
+        list(texts(template, user("q"), assistant("say", name="a<b")))

@@ -5,13 +5,13 @@ before it on.
 
 What stands behind the message before the turn, and how it is called here and in turns.py:
 
-    opening   <|im_end|>\n<|im_start|>assistant\n<think>\n       of the prompt, all of it
-    turn      <|im_end|>\n<|im_start|>assistant\nANSWER<|im_end|>\n
-    lead      <|im_end|>\n<|im_start|>assistant\n                of the turn, up to its first text
-    over      <think>\n              what only the opening goes on with behind what it shares with the lead
-    ahead     (nothing here)         what only the lead goes on with
-    gap       what is generated in front of the answer besides thinking: tags, white space, what opens a call
-    tail      <|im_end|>\n           what the turn ends with, behind its last text
+    opening       <|im_end|>\n<|im_start|>assistant\n<think>\n       of the prompt, all of it
+    turn          <|im_end|>\n<|im_start|>assistant\nANSWER<|im_end|>\n
+    lead          <|im_end|>\n<|im_start|>assistant\n                of the turn, up to its first text
+    prompt only   <think>\n              what the opening goes on with behind what it shares with the lead
+    turn only     (nothing here)         what the lead goes on with there
+    gap           what is generated in front of the answer besides thinking: tags, white space, what opens a call
+    tail          <|im_end|>\n           what the turn ends with, behind its last text
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Forms:
     def __init__(
         self, template: ChatTemplate, history: list[dict[str, Any]], where: str, whole: bool, known: dict[Any, Form]
     ) -> None:
-        self.template, self.where = template, where
+        self.template, self.where, self.whole = template, where, whole
         self._known = {} if whole else known  # with all of its history, a form is good for this turn only
         self.history = history if whole else _exchange(history)
         last = self.history[-1]
@@ -111,7 +111,7 @@ class Forms:
             return self._learned(message, **settings)
         roles = tuple(one["role"] for one in self.history)
         calls = "tool_calls" in message
-        key = (self.opening, roles, message.get("reasoning_content"), message["content"], calls)
+        key = (self.opening, roles, *map(message.get, ("reasoning_content", "content", "name")), calls)
         if key not in self._known:
             self._known[key] = self._learned(message)
         return self._known[key]
@@ -158,16 +158,19 @@ class Forms:
 
 
 def probed(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A message with probes for its texts; where the answer is empty, first with one for that as well."""
+    """A message with probes for its texts; where the answer is empty, first with one for that as well. At last with its
+    calls as they are, if their names are words that a template may know and write in a way of its own."""
     calls = message.get("tool_calls", [])
     named = [call | {"function": call["function"] | {"name": TOOL.format(i)}} for i, call in enumerate(calls)]
-    one = {"role": "assistant", "content": message["content"]}
+    one = {key: message[key] for key in ("role", "content", "name") if key in message}
     one |= {"reasoning_content": THINKING} if "reasoning_content" in message else {}
     one |= {"tool_calls": named} if calls else {}
     if message["content"].strip() or not calls:
         yield one | {"content": ANSWER}
     if not message["content"].strip():
         yield one
+    if calls and all(re.fullmatch(r"[\w.:-]+", call["function"]["name"]) for call in calls):
+        yield one | {"content": ANSWER if message["content"].strip() else message["content"], "tool_calls": calls}
 
 
 def filled(form: Form, texts: Mapping[str, str], whole: str) -> list[str] | None:
@@ -197,31 +200,31 @@ def behind(text: str, probe: str) -> str:
     return text[text.rfind(probe) + len(probe) :] if probe in text else text
 
 
-def apart(opening: str, lead: str) -> tuple[str, str]:
+def unshared(opening: str, lead: str) -> tuple[str, str]:
     """What each of the two goes on with behind what they share; words and tags are not cut."""
     left, right = _WORDS.findall(opening), _WORDS.findall(lead)
     shared = len(os.path.commonprefix([left, right]))
     return "".join(left[shared:]), "".join(right[shared:])
 
 
-def holds(over: str, ahead: str) -> bool:
-    """Whether what only the prompt goes on with ends as the turn's own does, but for white space: the longer of the two
-    has something in front, words of the prompt or a header of the turn."""
-    over, ahead = over.strip(), ahead.strip()
-    return over != "" and (over.endswith(ahead) or ahead.endswith(over))
+def end_alike(prompt_only: str, turn_only: str) -> bool:
+    """Whether what only the prompt goes on with ends as what only the turn does, but for white space: the longer of the
+    two has something in front, words of the prompt or a header of the turn."""
+    prompt_only, turn_only = prompt_only.strip(), turn_only.strip()
+    return prompt_only != "" and (prompt_only.endswith(turn_only) or turn_only.endswith(prompt_only))
 
 
-def beyond(over: str, ahead: str) -> str:
-    """What a turn goes on with, without what it shares with the end of what only the prompt goes on with: a header that
-    both open, behind a message that only one of them closes. White space does not count."""
-    left, right = ([one for one in _WORDS.findall(text) if not one.isspace()] for text in (over, ahead))
+def without_overlap(prompt_only: str, turn_only: str) -> str:
+    """What only the turn goes on with, without a beginning of it with which the prompt ends: a header that both open,
+    behind a message that only one of them closes. White space does not count."""
+    left, right = ([one for one in _WORDS.findall(text) if not one.isspace()] for text in (prompt_only, turn_only))
     for count in range(min(len(left), len(right)), 0, -1):
         if left[-count:] == right[:count] and any(re.fullmatch(TAG, one) for one in right[:count]):
-            rest = ahead
+            rest = turn_only
             for one in right[:count]:
                 rest = rest.partition(one)[2]
-            return rest.removeprefix(over[len(over.rstrip()) :])
-    return ahead
+            return rest.removeprefix(prompt_only[len(prompt_only.rstrip()) :])
+    return turn_only
 
 
 def _exchange(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -231,8 +234,7 @@ def _exchange(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not users:
         return history
     said = [i for i in range(users[-1] + 1, len(history)) if history[i]["role"] == "assistant"]
-    begin = [message for message in history[: users[0]] if message["role"] != "assistant"]
-    return [*begin, history[users[-1]], *history[said[-1] if said else users[-1] + 1 :]]
+    return [*history[: users[0]], history[users[-1]], *history[said[-1] if said else users[-1] + 1 :]]
 
 
 def _trimmed(text: str) -> list[str]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.thinking import AUTO
 from flexmask.text.control_tokens import CUT, ZERO_WIDTH_SPACE, guard_control_tokens, special_ids
 from flexmask.text.shown import left_out
 from flexmask.text.template import ChatTemplate
-from flexmask.text.thoughts import AUTO
 from flexmask.text.tokenization import TextTokenizer, TokenizedText
 from flexmask.text.turns import turn_texts
 
@@ -69,11 +69,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class RenderedConversation:
-    """The passes of a conversation. `slow_turns` of them were tokenized from the first message on, because the prompt
-    has no special token to restart from; the tokens are the same."""
+    """The passes of a conversation; `retokenized_texts` as `TextTokenizer` counts them."""
 
     passes: list[Pass]
-    slow_turns: int
+    retokenized_texts: int
 
 
 def render_passes(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> list[Pass]:
@@ -154,17 +153,17 @@ def render_conversation(
         asked = text.prompt.replace(CUT, ZERO_WIDTH_SPACE)
         prompt, generated, known = text_tokenizer.continuation(asked, text.generated.split(CUT), known, where)
         if not len(prompt):
-            raise ValueError(f"{where}: the prompt renders to no tokens, so nothing predicts the first one")
+            raise ValueError(f"{where}: the prompt renders to no tokens; give a template that opens assistant turns")
         if int(generated.ids[-1]) not in special:
             raise ValueError(
                 f"{where}: the end-of-turn token at the end of {text.generated[-40:]!r} is not tokenized as one token, "
-                "so the model would never learn to stop; check the tokenizer's added tokens (normalized, single_word)"
+                "so the model would never learn to stop; add it to the tokenizer without single_word and normalized"
             )
         copies = _copy_spans(conversation.messages[: text.index], asked)
         answer_start = len(asked) + len(text.generated[: text.answer_start].replace(CUT, ""))
         passes.append(_pass(conversation.name, text.turn, prompt, generated, answer_start, copies, weights))
     _check_shown(conversation, template, trained, not_shown)
-    return RenderedConversation(passes, text_tokenizer.slow_texts)
+    return RenderedConversation(passes, text_tokenizer.retokenized_texts)
 
 
 def _check_shown(conversation: Conversation, template: ChatTemplate, trained: set[int], not_shown: str) -> None:

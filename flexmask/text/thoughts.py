@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flexmask.text.forms import ANSWER, CALLING, PLAIN, TAG, THINKING, THOUGHTFUL, Form, Forms, apart, holds
+from flexmask.conversations.thinking import AUTO
+from flexmask.text.forms import ANSWER, CALLING, PLAIN, TAG, THINKING, THOUGHTFUL, Form, Forms, end_alike, unshared
 from flexmask.text.template import RejectedError
 
-AUTO = "auto"
 THINK_BLOCK = "<think>\n{thinking}\n</think>\n\n"
 # What every template is rendered with: no arguments that a person would set.
 _RENDERED_WITH = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
@@ -63,21 +63,24 @@ class Thoughts:
         token = re.search(f"{special}|{TAG}", form.behind_thinking)
         if token is None:
             return None
-        return apart(form.opening, form.lead)[1] + "{thinking}" + form.behind_thinking[: token.end()]
+        return unshared(form.opening, form.lead)[1] + "{thinking}" + form.behind_thinking[: token.end()]
 
     @property
     def tags(self) -> tuple[str, str]:
         """What opens and what closes a thought."""
         if form := self._thoughtful:
-            return apart(self.forms.of(PLAIN).lead, form.lead)[1], form.behind_thinking
+            return unshared(self.forms.of(PLAIN).lead, form.lead)[1], form.behind_thinking
         opens, _, closes = (self._format or THINK_BLOCK).partition("{thinking}")
         return opens, closes
 
-    def opened(self, over: str) -> bool:
-        """Whether a thought would follow the prompt at once."""
+    @property
+    def awaited(self) -> bool:
+        """Whether the prompt ends where a thought would follow at once, and not an answer."""
         if form := self._thoughtful:
-            held, ahead = apart(form.opening, form.lead)
-            return bool(over.strip()) and not self.closes(held) and (not ahead.strip() or holds(held, ahead))
+            prompt_only, turn_only = unshared(form.opening, form.lead)
+            more = unshared(form.opening, self.forms.of(PLAIN).lead)[0].strip() != ""
+            begun = not turn_only.strip() or end_alike(prompt_only, turn_only)
+            return more and begun and not self.closes(prompt_only)
         opens = self.tags[0].strip()
         return opens != "" and self.form.opening.rstrip().endswith(opens)
 
@@ -116,7 +119,7 @@ class Thoughts:
         """What stands in front of the answer with thinking that the template does not show, and the answer's start."""
         thinking, declared = thinking.strip(), self._format
         opens, closes = self.tags
-        if self.opened(gap) and end:  # history shows the closing of the thought, and only that (DeepSeek V3.1)
+        if self.awaited and end:  # history shows the closing of the thought, and only that (DeepSeek V3.1)
             return thinking + gap, len(thinking) + end
         empty = re.search(f"{re.escape(opens.strip())}(\\s*){re.escape(closes.strip())}", gap) if end else None
         if empty:
@@ -132,7 +135,7 @@ class Thoughts:
                 f"instance thinking_format={THINK_BLOCK!r}"
             )
         self._warn(f"renders no thinking; it is trained as {declared!r} in front of the answer")
-        if self.opened(gap):
+        if self.awaited:
             return thinking + closes + gap, len(thinking + closes)
         block = declared.replace("{thinking}", thinking)
         if header:  # generated in front of all else

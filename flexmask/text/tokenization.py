@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from flexmask.text.control_tokens import special_ids
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -61,7 +63,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], **settings: bool)
 class TextTokenizer:
     """Tokenizes texts that begin alike, as `tokenizer(text, add_special_tokens=False)` would.
 
-    `slow_texts` counts texts that began like the one before but had to be tokenized from their first character.
+    `retokenized_texts` counts texts (a turn has two: its prompt, and that with what is generated) that began like the
+    one before but were tokenized from their first character, because no special token stands in what they share. That
+    is slower, and the tokens are the same.
     Raises ValueError for a tokenizer that does not tell which characters a token stands for.
     """
 
@@ -72,8 +76,8 @@ class TextTokenizer:
                 "for; load one that is backed by the tokenizers library (AutoTokenizer, or convert it)"
             )
         self.tokenizer = tokenizer
-        self.can_restart = _can_restart(tokenizer, len(tokenizer))
-        self.slow_texts = 0
+        self._can_restart = _can_restart(tokenizer, special_ids(tokenizer))
+        self.retokenized_texts = 0
         self._tails: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def tokenize(self, text: str, known: TokenizedText | None = None) -> TokenizedText:
@@ -95,7 +99,7 @@ class TextTokenizer:
                     restarts=np.concatenate([known_restarts[:-1], tail.restarts + first]),
                 )
         if shared:
-            self.slow_texts += 1
+            self.retokenized_texts += 1
         return self._from(text, 0)
 
     def continuation(
@@ -132,7 +136,8 @@ class TextTokenizer:
         if decoded not in (expected, normalizer.normalize_str(expected) if normalizer else expected):
             raise ValueError(
                 f"{where}: the prompt is no token prefix of its pass, and tokenizing the two apart does not give "
-                f"the text back.\n{parting(expected, decoded)}"
+                'the text back; make the turn context with "weight": 0, or take a tokenizer that does.\n'
+                f"{first_difference(expected, decoded)}"
             )
         return asked, behind, whole
 
@@ -142,7 +147,7 @@ class TextTokenizer:
             encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
             ids = np.array(encoded["input_ids"], dtype=np.int64)
-            found = ids, offsets, np.flatnonzero(self.can_restart[ids])
+            found = ids, offsets, np.flatnonzero(np.take(self._can_restart, ids, mode="clip"))
             if len(text) <= _TAIL:
                 self._tails[text] = found
         ids, offsets, restarts = found
@@ -150,12 +155,11 @@ class TextTokenizer:
 
 
 @functools.lru_cache(maxsize=8)
-def _can_restart(tokenizer: PreTrainedTokenizerBase, size: int) -> np.ndarray:
-    """Bool by token id: special tokens that are found in the raw text whatever stands before them."""
-    added = tokenizer.added_tokens_decoder
-    table = np.zeros(max([size, *(index + 1 for index in added)]), dtype=bool)
-    for index, token in added.items():
-        table[index] = token.special and not (token.normalized or token.lstrip or token.single_word)
+def _can_restart(tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> np.ndarray:
+    """Bool by token id: special tokens that are found in the raw text. What a normalizer makes of one that is found
+    behind it may depend on the text before. The last entry stands for all ids behind it."""
+    table = np.zeros(max(special, default=0) + 2, dtype=bool)
+    table[[index for index in special if not tokenizer.added_tokens_decoder[index].normalized]] = True
     return table
 
 
@@ -173,7 +177,7 @@ def _common_prefix(left: str, right: str, step: int = 4096) -> int:
     return low
 
 
-def parting(left: str, right: str, around: int = 60) -> str:
+def first_difference(left: str, right: str, around: int = 60) -> str:
     """Prompt and whole around the character where they part, for an error message."""
     at = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     begin = max(0, at - around)

@@ -12,12 +12,14 @@ Texts in front of that message do not matter, so a template may show them otherw
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.thinking import AUTO
 from flexmask.text.ends import end_of_turn
 from flexmask.text.forms import (
     ANSWER,
@@ -26,17 +28,17 @@ from flexmask.text.forms import (
     TOOL,
     Form,
     Forms,
-    apart,
-    beyond,
+    end_alike,
     filled,
-    holds,
     is_probe,
     probed,
+    unshared,
+    without_overlap,
 )
-from flexmask.text.shown import check_arguments_shown, check_turn_shown
+from flexmask.text.shown import check_arguments_shown, check_turn_shown, rewritten
 from flexmask.text.template import ChatTemplate, RejectedError
-from flexmask.text.thoughts import AUTO, Thoughts
-from flexmask.text.tokenization import parting
+from flexmask.text.thoughts import Thoughts
+from flexmask.text.tokenization import first_difference
 
 
 @dataclass(frozen=True)
@@ -94,21 +96,18 @@ def _generated(
             written = forms.render([*history, template.read(message)])
             for one in probed(message):
                 form = forms.of(one)
-                check_turn_shown(form, one, texts, where)
+                check_turn_shown(forms, form, one, texts, where)
                 pieces = filled(form, texts, written)
                 if pieces is not None and prompt.endswith(form.opening):
-                    check_arguments_shown(message, "".join(pieces[form.body :]), where)
+                    check_arguments_shown(forms, one, message, "".join(pieces[form.body :] or pieces), where)
                     thoughts = Thoughts(forms, form, thinking_format, where)
                     return _Turn(forms, one, form, pieces, texts[THINKING], thoughts, where).generated()
         except RejectedError:
             if whole:
                 raise
     if prompt.endswith(form.opening):
-        raise ValueError(
-            f"{where}: the chat template rewrites the turn: its content {texts[ANSWER][:60]!r}, or a call (a template "
-            f"may write those of some names in a way of its own), does not stand as it is in {written[-160:]!r}"
-        )
-    raise _parted(where, form.opening, prompt)
+        raise rewritten(texts, written[len(os.path.commonprefix([written, prompt])) :], where)
+    raise _not_a_prefix(where, form.opening, prompt)
 
 
 def _texts(message: dict[str, Any]) -> dict[str, str]:
@@ -133,21 +132,23 @@ class _Turn:
     def generated(self) -> tuple[str, int]:
         """The generated text, and the character of it at which the answer starts."""
         form, shown = self.form, self.form.shows_thinking
-        over, ahead = self._apart()
+        prompt_only, turn_only = self._unshared()
         answer = self.pieces[form.body :]
         tail = answer.pop() if answer and not is_probe(form.pieces[-1]) else ""
-        gap = form.behind_thinking if shown else ahead  # what stands in front of the answer
+        gap = form.behind_thinking if shown else turn_only  # what stands in front of the answer
         end = self.thoughts.end_in(gap)
         if not answer:  # the template shows nothing of an empty answer
             gap, tail = gap[:end], gap[end:]
-        if self.thinking and self.thoughts.closes(over if shown else form.opening):
+        if self.thinking and self.thoughts.closes(prompt_only if shown else form.opening):
             raise self.thoughts.contradiction(self.thinking)
         if shown:
-            thought = ("" if holds(over, ahead) else ahead) + self.pieces[form.pieces.index(THINKING)]
+            thought = ("" if end_alike(prompt_only, turn_only) else turn_only) + self.pieces[
+                form.pieces.index(THINKING)
+            ]
             before, start = thought + gap, len(thought) + end
         elif self.thinking:
             before, start = self.thoughts.untold(self.thinking, gap, end, self._header(gap))
-        elif not end and self.thoughts.opened(over):
+        elif not end and self.thoughts.awaited:
             before, start = self.thoughts.empty(self.message, gap)
         else:
             before, start = gap, end
@@ -167,37 +168,38 @@ class _Turn:
 
     # ---- What the prompt holds of it already ----
 
-    def _apart(self) -> tuple[str, str]:
+    def _unshared(self) -> tuple[str, str]:
         """What only the prompt goes on with behind the message before, and what only the turn does, up to its first
         text. Raises ValueError where the two have nothing to do with each other."""
         form, plain = self.form, self.forms.of(PLAIN)
         if form.shows_thinking or not form.lead.startswith(plain.lead):
             plain = form
-        over, ahead = apart(form.opening, plain.lead)
+        prompt_only, turn_only = unshared(form.opening, plain.lead)
         calls = form.lead.removeprefix(plain.lead)  # what opens the calls
-        if form.opening.endswith(plain.lead) or (not form.shows_thinking and holds(over, ahead)):
-            return over, calls
-        ahead = beyond(over, ahead)
+        if form.opening.endswith(plain.lead) or (not form.shows_thinking and end_alike(prompt_only, turn_only)):
+            return prompt_only, calls
+        turn_only = without_overlap(prompt_only, turn_only)
         special = self.forms.template.special
         # A scaffold that the prompt has closed, and the token that opens an answer (Command R7B).
-        scaffold = special.match(ahead) and not special.sub("", over).strip()
-        explained = form.shows_thinking or self.thoughts.end_in(ahead) or self.thoughts.opened(over) or scaffold
-        if over.strip() and ahead.strip() and not explained:
-            raise _parted(self.where, form.opening, form.lead)
+        scaffold = special.match(turn_only) and not special.sub("", prompt_only).strip()
+        explained = form.shows_thinking or self.thoughts.end_in(turn_only) or self.thoughts.awaited or scaffold
+        if prompt_only.strip() and turn_only.strip() and not explained:
+            raise _not_a_prefix(self.where, form.opening, form.lead)
         # Elsewhere the generation prompt opens turns, so this one goes on in an open one (Gemma, behind a result).
-        if (header := self._header(ahead)) and self.forms.generation_prompt():
-            ahead = ahead.removeprefix(header)
-        return over, ahead + calls
+        if (header := self._header(turn_only)) and self.forms.generation_prompt():
+            turn_only = turn_only.removeprefix(header)
+        return prompt_only, turn_only + calls
 
-    def _header(self, ahead: str) -> str:
+    def _header(self, turn_only: str) -> str:
         """What opens the turn, if that is generated."""
         special = self.forms.template.special
-        header = self.forms.header() if special.search(ahead) else ""
-        return header if ahead.startswith(header) and special.search(header) else ""
+        header = self.forms.header() if special.search(turn_only) else ""
+        return header if turn_only.startswith(header) and special.search(header) else ""
 
 
-def _parted(where: str, opening: str, written: str) -> ValueError:
+def _not_a_prefix(where: str, opening: str, written: str) -> ValueError:
     return ValueError(
         f"{where}: the chat template's generation prompt is not a prefix of the rendered turn, so what the model must "
-        f"generate is not defined.\n{parting(opening, written)}"
+        'generate is not defined; make the turn context with "weight": 0, or give a template that writes turns as its '
+        f"prompts begin them.\n{first_difference(opening, written)}"
     )

@@ -7,8 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from flexmask.conversations.conversation import check_template_kwargs
-from flexmask.conversations.thinking import tags_of
-from flexmask.text.thoughts import AUTO
+from flexmask.conversations.thinking import AUTO, tags_of
 
 # What of the arguments `prepare_conversation` takes.
 _PREPARATION = (

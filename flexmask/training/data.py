@@ -42,7 +42,7 @@ def prepare_conversation(
     # This layout keeps what earlier turns generated in front of later ones, whether it is trained or not.
     rendered = render_conversation(conversation, tokenizer, untrained=layout == "keep_thinking", **rendering)
     laid_out = lay_out(rendered.passes, layout, pack_length, too_long)
-    return replace(laid_out, slow_turns=rendered.slow_turns)
+    return replace(laid_out, retokenized_texts=rendered.retokenized_texts)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the pack length, so both are free to change without changing what is learned.
 
 import contextlib
 import copy
+import os
 import time
 import warnings
 from collections import Counter
@@ -319,14 +320,18 @@ class OnePassTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.run_totals.loss_sum = self._loss_sum()
+        # The Trainer (5.23) knows the best checkpoint by its folder, and looks for it before sharded weights are there.
+        os.makedirs(os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), exist_ok=True)
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A model that `from_pretrained` loads, also of one that is sharded; checkpoints stay in parts."""
+        """A model that `from_pretrained` loads, also of one that is sharded, whose checkpoints stay in parts. It is there
+        when this returns, in every process."""
         if self.is_fsdp_enabled and not _internal_call:
             self._save(output_dir, whole_state(self.accelerator, self.model))
         else:
             super().save_model(output_dir, _internal_call)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -85,13 +85,13 @@ class Row:
 class LaidOut:
     """Rows of one conversation, and the turns whose pass is longer than a pack and was dropped.
 
-    `slow_turns` counts turns that could not be rendered in linear time (see `RenderedConversation`). `ends` are the
-    token ids that end the passes in `rows`, sorted: where the model learns to stop (`flexmask.model.end_of_turn`).
+    `retokenized_texts` as `flexmask.text.tokenization.TextTokenizer` counts them. `ends` are the token ids that end the
+    passes in `rows`, sorted: where the model learns to stop (`flexmask.model.end_of_turn`).
     """
 
     rows: tuple[Row, ...]
     dropped_turns: tuple[int, ...]
-    slow_turns: int = 0
+    retokenized_texts: int = 0
     ends: tuple[int, ...] = ()
 
 

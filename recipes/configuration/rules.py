@@ -23,7 +23,6 @@ from recipes.configuration.schema import (
     TrainConfig,
     TrainerConfig,
 )
-from recipes.distributed.ranks import launched
 
 
 class ConfigError(ValueError):
@@ -210,11 +209,8 @@ def _trainer(trainer: TrainerConfig) -> Iterator[str]:
 
 
 def _run(config: TrainConfig) -> Iterator[str]:
-    if config.parallel.kind is ParallelKind.fsdp:
-        if not launched():
-            yield "parallel=fsdp: divides a model over processes; start them: NPROC=<GPUs> make train, or torchrun"
-        if config.adapter.kind is AdapterKind.qlora:
-            yield "parallel=fsdp: weights in 4 bits cannot be divided; choose parallel=ddp, or adapter=lora"
+    if config.parallel.kind is ParallelKind.fsdp and config.adapter.kind is AdapterKind.qlora:
+        yield "parallel=fsdp: weights in 4 bits cannot be divided; choose parallel=ddp, or adapter=lora"
     if config.seed >= 2**32:
         yield f"seed={config.seed}: must be less than {2**32}"
     if config.output_dir is not None and not config.output_dir.strip():

@@ -100,8 +100,8 @@ def first_on_machine() -> Iterator[None]:
 
 def _state() -> "PartialState":
     """Joins the others, the first time."""
-    # Else DistributedDataParallel warns in each process that it looks for parameters that a pass does not use, and finds
-    # none; transformers has it look, because some models have such.
+    # transformers has DistributedDataParallel look for parameters that a pass does not use, because some models have
+    # such; where it finds none, it would say so in every process.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     from accelerate import PartialState

@@ -29,7 +29,7 @@ _ROW_ARRAYS = {
     "node_parent": pyarrow.int32(),
 }
 _BORDERS = ("row_tokens", "row_nodes", "row_turns")  # how much of the arrays each row of a conversation has
-COUNTS = ("dropped_turns", "slow_turns", "tokens_trained", "tokens_per_turn", "tokens_copied")
+COUNTS = ("dropped_turns", "retokenized_texts", "tokens_trained", "tokens_per_turn", "tokens_copied")
 SCHEMA = pyarrow.schema(
     {name: pyarrow.list_(dtype) for name, dtype in _ROW_ARRAYS.items()}
     | {name: pyarrow.list_(pyarrow.int32()) for name in (*_BORDERS, "turns", "ends")}
@@ -78,7 +78,7 @@ def to_record(name: str, laid_out: LaidOut, warnings: Sequence[str]) -> dict[str
         "too_long": False,
         "warnings": list(warnings),
         "dropped_turns": len(laid_out.dropped_turns),
-        "slow_turns": laid_out.slow_turns,
+        "retokenized_texts": laid_out.retokenized_texts,
         "branches": not all(row.is_chain for row in rows),
         "ends": list(laid_out.ends),
         "tokens_trained": sum(int((row.loss_weights > 0).sum()) for row in rows),

@@ -54,7 +54,7 @@ class PreparedData:
     ends: tuple[int, ...]  # token ids that end the trained turns, sorted; see `LaidOut`
     dropped_turns: int  # longer than a pack, with too_long=drop
     without_rows: int  # conversations none of whose turns is trained
-    slow_turns: int  # rendered or tokenized from the first message on; see `RenderedConversation`
+    retokenized_texts: int  # as `flexmask.text.tokenization.TextTokenizer` counts them
     branching: int  # conversations with a row that branches; the others are chains, in which nothing is duplicated
     invalid: dict[str, str]  # with on_invalid=drop: conversations that cannot be rendered, by name, and why
 

@@ -14,7 +14,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
 from recipes.configuration.schema import MixedPrecision, ParallelConfig, ParallelKind, TrainConfig, TrainerConfig
-from recipes.distributed.ranks import PATIENCE
+from recipes.distributed.ranks import PATIENCE, launched
 from recipes.models.precision import resolve_precision
 from recipes.run.folder import CHECKPOINTS
 
@@ -24,8 +24,8 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
 
     evaluates: whether any conversation is held out.
 
-    Raises ValueError for a name that the installed transformers does not have, and for a logger or an optimizer whose
-    package is not installed.
+    Raises ValueError for a name that the installed transformers does not have, for a logger or an optimizer whose
+    package is not installed, and for parallel=fsdp in a process that is none of several.
     """
     trainer = config.trainer
     _check_loggers(trainer.report_to)
@@ -102,6 +102,11 @@ def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, A
 def _sharding(parallel: ParallelConfig) -> dict[str, Any]:
     if parallel.kind is ParallelKind.ddp:
         return {}
+    if not launched():
+        raise ValueError(
+            "parallel=fsdp: divides a model over processes, and this is a single one; start them with NPROC=<GPUs> make "
+            "train, or with torchrun"
+        )
     # Each process writes its part of a checkpoint, from which any number of them can go on.
     settings = {"state_dict_type": "SHARDED_STATE_DICT", "reshard_after_forward": parallel.reshard_after_forward}
     return {"fsdp": True, "fsdp_config": settings}

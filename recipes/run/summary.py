@@ -96,8 +96,10 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
         lines.append(
             "            no row branches, so nothing is duplicated: the template keeps thinking, or there is none"
         )
-    if rows.slow_turns:
-        lines.append(f"            {rows.slow_turns:,} turns rendered the slow way: slow, not wrong")
+    if rows.retokenized_texts:
+        lines.append(
+            f"            {rows.retokenized_texts:,} texts tokenized anew from their beginning: slow, not wrong"
+        )
     invalid = left_out(data, rows, heldout)
     counts = {
         "invalid conversations": len(invalid),

@@ -17,7 +17,7 @@ ROWS = re.findall(r"^\| ([^|`]+) \| `(\{.*\})` \|$", PAGE, re.MULTILINE)
 
 def tokenizer():
     calling = copy.deepcopy(chatml_tokenizer())
-    calling.chat_template = CALLING_TEMPLATE
+    calling.chat_template = "{% if enable_thinking %}{% endif %}" + CALLING_TEMPLATE  # for a record with a switch
     calling.add_tokens(["<tool_call>", "</tool_call>"])
     return calling
 

@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from factories import template_tokenizer
+from factories import Work, template_tokenizer
 
 from flexmask import Conversation
 from flexmask.text.rendering import render_conversation
@@ -80,3 +80,36 @@ def test_variables_of_a_template_have_any_name(name):
     template = template("for m in", f"for {name} in").replace("m.", f"{name}.")
     with pytest.raises(ValueError, match="c: assistant turn 0 .* has closed the thought"):
         generated(template, user("q"), assistant("a") | {"reasoning_content": "t"})
+
+
+# Breaks if an exchange has to begin with a question.
+def test_a_turn_may_answer_instructions():
+    template = CHATML.replace("CALLS", "") + ASKED
+    assert generated(template, SYSTEM, assistant("a"), assistant("b"), user("q"), assistant("c")) == [
+        *("a<|im_end|>", "b<|im_end|>", "c<|im_end|>")
+    ]
+
+
+RESULT = {"role": "tool", "name": "add", "tool_call_id": "c0", "content": "r"}
+SYSTEM = {"role": "system", "content": "quiet"}
+QUIET = "{% if messages[0].content == 'quiet' %}<think></think>{% endif %}"
+LONG = {
+    "questions": [one for i in range(30) for one in (user(f"q{i}"), assistant(f"a{i}"))],
+    "behind a system message": [SYSTEM, *(one for i in range(30) for one in (user(f"q{i}"), assistant(f"a{i}")))],
+    "calls": [user("q"), *(one for i in range(30) for one in (assistant("", {"a": i}), RESULT)), assistant("a")],
+}
+
+
+# Breaks if forms are learned behind all that was said before, which gives the same, or if the few messages that they
+# are learned behind are not those that decide it, so that all are needed after all.
+@pytest.mark.parametrize("kind", LONG)
+def test_forms_are_learned_from_the_exchange_of_a_turn(kind, monkeypatch):
+    template = CHATML.replace("CALLS", CALLS) + ASKED.replace("assistant\n", "assistant\n" + QUIET)
+    tokenizer, messages = template_tokenizer(template), LONG[kind]
+    work = Work(tokenizer, monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        render_conversation(Conversation("c", tuple(messages)), tokenizer)
+    histories = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    # The prompt and the turn itself are rendered behind all that was said.
+    assert work.messages <= 2 * sum(histories) + 30 * len(histories)

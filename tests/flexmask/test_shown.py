@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import pytest
 from factories import template_tokenizer
@@ -82,6 +83,12 @@ LOST = {
         conversation(user("q"), assistant("look", tool_calls=[CALL], weight=0), RESULT, assistant("a"), tools=(TOOL,)),
     ),
     "the template argument 'style'": (ALL, conversation(*TALK, template_kwargs={"style": "long"})),
+    "the switch of thinking": (ALL, conversation(*TALK, thinks=False)),
+    "the arguments of the tool calls of assistant messages": (
+        ALL.replace("c.function | tojson", "c.function.name"),
+        conversation(user("q"), assistant("look", tool_calls=[CALL], weight=0), RESULT, assistant("a"), tools=(TOOL,)),
+    ),
+    "the name of assistant messages": (ALL.replace(NAME, ""), conversation(user("q"), assistant("a", name="Ada"))),
 }
 # A template that looks at the text itself is not seen through by probes in its place.
 del LOST["the text of user messages"]
@@ -100,9 +107,153 @@ def test_what_a_template_leaves_out_is_refused_or_said(kind):
     assert passes
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LOST if "argument" not in kind])
+@pytest.mark.parametrize("kind", [kind for kind in LOST if not re.search("template argument|switch", kind)])
 def test_nothing_is_said_of_what_is_shown(kind):
     assert render_conversation(LOST[kind][1], template_tokenizer(ALL)).passes
+
+
+# Breaks if only the arguments of a conversation are looked at, and not those of the run.
+def test_an_argument_of_the_run_that_the_template_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="shows the template argument 'style' to no turn .* \\('long'\\)"):
+        render_conversation(conversation(*TALK), template_tokenizer(ALL), template_kwargs={"style": "long"})
+    known = template_tokenizer("{{ style }}" + ALL)
+    assert render_conversation(conversation(*TALK), known, template_kwargs={"style": "long"}).passes
+
+
+# Breaks for a keyword that is looked for by name: whatever a schema says, at whatever depth, under a template that
+# writes it in a way of its own.
+SAID = {
+    "pattern": {"pattern": "^[A-Z]"},
+    "minimum": {"minimum": 3},
+    "default": {"default": False},
+    "enum": {"enum": ["Lund", "Oslo"]},
+    "nullable": {"nullable": True},
+    "type": {"type": "string"},
+    "anything": {"anything": {"inside": [1, None, "x"]}},
+}
+WRITTEN = "{{ t.function.name }}({% for n, p in t.function.parameters.properties.items() %}{{ n }}REST{% endfor %})"
+
+
+@pytest.mark.parametrize("keyword", SAID)
+@pytest.mark.parametrize("nested", [False, True])
+def test_whatever_a_schema_says_of_a_parameter_is_not_lost(keyword, nested):
+    inner = SAID[keyword]
+    said = {"type": "object", "properties": {"inner": inner}} if nested else inner
+    parameters = {"type": "object", "properties": {"town": said}}
+    source = conversation(*TALK, tools=({"type": "function", "function": {"name": "f", "parameters": parameters}},))
+    kind = re.escape(f"{keyword.replace('anything', 'inside')!r} in the schemas of tools")
+    names = "{{ p.properties | list if p.properties }}"
+    without = ALL.replace("{{ t | tojson }}", WRITTEN.replace("REST", names))
+    with pytest.raises(ValueError, match=f"shows {kind} to no turn .*f: parameters.properties.town"):
+        render_conversation(source, template_tokenizer(without))
+    for told in ("{{ p | tojson }}", "{{ p.items() | list }}"):
+        shown = ALL.replace("{{ t | tojson }}", WRITTEN.replace("REST", told))
+        assert render_conversation(source, template_tokenizer(shown)).passes
+
+
+# Breaks if it is enough that another value would be written.
+def test_what_a_template_writes_only_of_what_is_true_is_not_lost():
+    parameters = {"type": "object", "properties": {"town": {"default": False}}}
+    source = conversation(*TALK, tools=({"type": "function", "function": {"name": "f", "parameters": parameters}},))
+    template = ALL.replace("{{ t | tojson }}", WRITTEN.replace("REST", "{{ p.default if CONDITION }}"))
+    with pytest.raises(ValueError, match="shows 'default' in the schemas of tools to no turn"):
+        render_conversation(source, template_tokenizer(template.replace("CONDITION", "p.default")))
+    assert render_conversation(source, template_tokenizer(template.replace("CONDITION", "p.default is defined"))).passes
+
+
+# Breaks if a name among the parameters counts as what is said of it: nested lists of those that must be given.
+def test_which_parameters_are_required_is_not_lost():
+    inner = {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["b"]}
+    parameters = {"type": "object", "properties": {"town": inner}, "required": ["town"]}
+    source = conversation(*TALK, tools=({"type": "function", "function": {"name": "f", "parameters": parameters}},))
+    inside = "{% for m in p.properties or {} %}{{ m }}INNER{% endfor %}"
+    outer = "{{ '!' if n in t.function.parameters.required }}"
+    named = ALL.replace("{{ t | tojson }}", WRITTEN.replace("REST", outer + inside))
+    with pytest.raises(ValueError, match="shows 'required' in the schemas of tools to no turn .*town.required.0: 'b'"):
+        render_conversation(source, template_tokenizer(named.replace("INNER", "")))
+    assert render_conversation(
+        source, template_tokenizer(named.replace("INNER", "{{ '!' if m in p.required }}"))
+    ).passes
+
+
+# Breaks if a template that writes all of a short schema, or nothing of what structure says already, is refused.
+@pytest.mark.parametrize(
+    "parameters", [{}, {"type": "object", "properties": {}}, {"type": "object", "properties": {}, "required": []}]
+)
+def test_a_tool_without_parameters_says_no_more_than_its_name(parameters):
+    source = conversation(*TALK, tools=({"type": "function", "function": {"name": "f", "parameters": parameters}},))
+    assert render_conversation(source, template_tokenizer(ALL.replace("t | tojson", "t.function.name"))).passes
+
+
+def calling(**arguments):
+    return {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+# Breaks if arguments are looked for anywhere: each of these stands elsewhere in the text as well.
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("lost", ["b", "c"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"a": 1, "b": 1, "c": 1},
+        {"a": "weather", "b": "weather", "c": "weather"},
+        {"a": {"b": [1, 1], "c": 1}, "b": 1, "c": "1"},
+        {"a": False, "b": False, "c": False},
+        {"a": None, "b": None, "c": None},
+        {"a": "bc", "b": "", "c": []},
+        {"a": 0.5, "b": 0.5, "c": 0},
+    ],
+    ids=str,
+)
+def test_an_argument_is_looked_for_in_its_place(arguments, lost, trained):
+    kept = "{% for k, v in c.function.arguments.items() if k != LOST %}{{ k }}={{ v | tojson }};{% endfor %}"
+    calls = [calling(**arguments)]
+    messages = (user("q"), assistant("", tool_calls=calls, weight=int(trained)), RESULT, assistant("a"))
+    source = conversation(*messages, tools=(TOOL,))
+    template = ALL.replace("{{ c.function | tojson }}", "{{ c.function.name }}" + kept)
+    error = "does not render" if trained else "shows the arguments of the tool calls of assistant messages to no turn"
+    with pytest.raises(ValueError, match=error):
+        render_conversation(source, template_tokenizer(template.replace("LOST", repr(lost))))
+    assert render_conversation(source, template_tokenizer(template.replace("LOST", "''"))).passes
+
+
+# Breaks if it is enough that a value makes some difference: these are written as another value is, or as if they were
+# not there, or only when they are short.
+@pytest.mark.parametrize(
+    "written, value",
+    [
+        ("{{ k }}", False),
+        ("{{ k }}", None),
+        ("{{ k ~ '=' ~ v if v }}", False),
+        ("{{ k ~ '=' ~ v if v is not none }}", None),
+        ("{{ k }}={{ v[:30] }}", "x" * 40),
+    ],
+)
+def test_an_argument_that_is_written_only_in_part_is_refused(written, value):
+    each = "{{ c.function.name }}{% for k, v in c.function.arguments.items() %}EACH;{% endfor %}"
+    source = conversation(user("q"), assistant("", tool_calls=[calling(a=value)]), tools=(TOOL,))
+    template = ALL.replace("{{ c.function | tojson }}", each)
+    with pytest.raises(ValueError, match="does not render .* of the call of 'weather' .arguments: a."):
+        render_conversation(source, template_tokenizer(template.replace("EACH", written)))
+    assert render_conversation(source, template_tokenizer(template.replace("EACH", "{{ k }}={{ v }}"))).passes
+
+
+# Breaks if only one call of a kind is asked for: this template forgets the arguments of those before the last question.
+def test_arguments_that_only_later_turns_lose_are_named():
+    later = ALL.replace("c.function | tojson", "c.function | tojson if loop.index > 1 or LAST else c.function.name")
+    messages = (user("q"), assistant("", tool_calls=[CALL], weight=0), RESULT, assistant("a"))
+    source = conversation(*messages, tools=(TOOL,))
+    with pytest.raises(ValueError, match="shows the arguments of the tool calls .*'Lund'"):
+        render_conversation(source, template_tokenizer(later.replace("LAST", "messages[-1].role != 'tool'")))
+    assert render_conversation(source, template_tokenizer(later.replace("LAST", "true"))).passes
+
+
+# Breaks if the name of who speaks last is neither generated nor missed.
+def test_the_name_of_the_last_speaker_is_generated_where_the_template_writes_it():
+    tokenizer = template_tokenizer(ALL)
+    source = conversation(user("q"), assistant("a", name="Ada"), user("r"), assistant("b", name="Eve"))
+    passes = render_conversation(source, tokenizer).passes
+    assert [tokenizer.decode(p.input_ids[p.prompt_length :]) for p in passes] == ["Adaa<|im_end|>", "Eveb<|im_end|>"]
 
 
 # Breaks if only the last prompt is looked at: this template clears results once they are answered.

@@ -25,6 +25,7 @@ TEMPLATES = {
     "thinking": THINKING.replace("OPENING", ""),
     "opens": THINKING.replace("OPENING", "<think>"),
     "opens with a newline": THINKING.replace("OPENING", "<think>\n"),
+    "closes only": THINKING.replace("OPENING", "").replace("<think>{{", "{{"),
     "own words": THINKING.replace("OPENING", "My steps:\n"),
     "closed scaffold": PLAIN + ASKED.replace("OPENING", "<think>\n</think>"),
     "deepseek": DEEPSEEK,
@@ -62,6 +63,7 @@ GENERATED = [
     ("thinking", {}, "<think>two and two</think>" + END, END),
     ("opens", {}, "two and two</think>" + END, "</think>" + END),
     ("opens with a newline", {}, "two and two</think>" + END, "</think>" + END),
+    ("closes only", {}, "two and two</think>" + END, END),
     ("own words", {}, "<think>two and two</think>" + END, END),
     ("closed scaffold", {}, ValueError("has closed the thought"), END),
     ("deepseek", {}, ValueError(r'has closed the thought .* set template_kwargs={"thinking": true}'), END),
@@ -145,7 +147,8 @@ def test_a_call_begins_behind_the_thinking():
     [
         ("{{ c.function.name }}{{ c.function.arguments.a | tojson }}", "b"),
         ("{{ c.function.name }}{{ c.function.arguments.keys() | list }}", "17"),
-        ("{{ c.function.name }}{{ {'a': 17, 'b': {'c': 'no'}} | tojson }}", "Málaga"),
+        ("{{ c.function.name }}{{ {'a': 17, 'b': {'c': 'Málaga'}} | tojson }}", "a"),  # of its own
+        ("{{ c.function.name }}{{ c.function.arguments | string | truncate(16, true) }}", "c"),
     ],
 )
 def test_an_argument_that_a_template_leaves_out_is_refused(written, lost):

@@ -161,3 +161,48 @@ def test_a_thinking_turn_without_an_answer_behind_one_that_calls():
     thinks = [assistant("", "two"), assistant("so", "two"), assistant("", "two")]
     found = list(texts(template, *(one for turn in thinks for one in (user("q"), turn))))
     assert [generated for _, generated in found] == [f"<think>two</think>{end}<|im_end|>" for end in ("", "so", "")]
+
+
+# Functionary's python, and the builtin_tools of Llama 3.1.
+KNOWN = (
+    "{% for c in m.tool_calls or [] %}{% if c.function.name == 'run' %}<run>{{ c.function.arguments | tojson }}"
+    "{% else %}<call>{{ c.function.name }}{{ c.function.arguments | tojson }}</call>{% endif %}{% endfor %}"
+)
+
+
+# Breaks if calls are only known by a probe in place of their names.
+@pytest.mark.parametrize("text", ["", "look"])
+@pytest.mark.parametrize("thinking", [None, "two"])
+@pytest.mark.filterwarnings("ignore:the chat template")
+def test_a_call_that_a_template_knows_by_name(text, thinking):
+    turn = assistant(text, thinking, name="run", code="a\nb")
+    ((_, generated),) = texts(BASE.replace("CALLS", KNOWN), user("q"), turn)
+    thought = "<think>\ntwo\n</think>\n\n" if thinking else ""
+    assert generated == thought + text + '<run>{"code": "a\\nb"}<|im_end|>'
+
+
+# Breaks if a call that a template knows by name is not missed: it forgets each behind the first, or each.
+@pytest.mark.parametrize("written", ["{% if not loop.first %}", "{% if c.function.name == 'run' %}"])
+def test_a_call_that_a_template_knows_by_name_and_leaves_out_is_refused(written):
+    turn = assistant("", name="run", code="a")
+    turn["tool_calls"] *= 2
+    template = BASE.replace("CALLS", KNOWN.replace("{% if", f"{written}{{% elif", 1))
+    with pytest.raises(ValueError, match=r"data.jsonl:7: assistant turn 0 .*does not render each"):
+        list(texts(template, user("q"), turn))
+
+
+# Breaks if the error names another text than the one that the template changes: Ministral escapes the names of calls.
+@pytest.mark.parametrize(
+    "written, said",
+    [
+        ("{{ c.function.name | escape }}", "the name of its call 'a<b' is written as HTML in 'say<call>a&lt;b"),
+        (
+            "{{ c.function.name | replace('<', '') }}",
+            "the name of its call 'a<b' does not stand as it is in 'say<call>ab",
+        ),
+    ],
+)
+def test_a_name_that_a_template_changes_is_named(written, said):
+    template = calling().replace("{{ c.function.name }}", written)
+    with pytest.raises(ValueError, match=f"data.jsonl:7: assistant turn 0 .* rewrites the turn: {said}"):
+        list(texts(template, user("q"), assistant("say", name="a<b")))

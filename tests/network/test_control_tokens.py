@@ -24,7 +24,7 @@ UNTRAINABLE = {
     "llama.cpp/fireworks-ai-llama-3-firefunction-v2",
     "llama.cpp/llama-cpp-rwkv-world",
 }
-# It writes `&lt;` in the name of a tool, and refuses such a call, so the richest shape is not tried.
+# It writes `&lt;` in the name of a call, which is refused, so the richest shape is not tried.
 SIMPLER = {"llama.cpp/mistralai-Ministral-3-14B-Reasoning-2512": "system thinking"}
 
 

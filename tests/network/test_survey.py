@@ -106,6 +106,27 @@ def test_each_template(name, chat, record_property):
             assert "weather" in generated and generated.count(call["function"]["arguments"]["town"]) == 1
 
 
+# Breaks if calls are only known by a probe in place of their names: these templates write some names in another way.
+@pytest.mark.parametrize(
+    "name, called, settings, written",
+    [
+        ("meetkai-functionary-medium-v3.1", "python", {}, '<|python_tag|>{"query": "cats"}<|eom_id|>'),
+        (
+            "meta-llama-Llama-3.1-8B-Instruct",
+            "brave_search",
+            {"template_kwargs": {"builtin_tools": ["brave_search"]}},
+            '<|python_tag|>brave_search.call(query="cats")<|eom_id|>',
+        ),
+    ],
+)
+def test_calls_that_a_template_knows_by_name(name, called, settings, written):
+    call = {"id": "c", "type": "function", "function": {"name": called, "arguments": {"query": "cats"}}}
+    messages = (user("Cats?"), said("") | {"tool_calls": [call]})
+    tokenizer = tokenizer_of(templates()[f"llama.cpp/{name}"])
+    (p,) = render_conversation(Conversation(name, messages), tokenizer, **settings).passes
+    assert tokenizer.decode(p.input_ids[p.prompt_length :]) == written
+
+
 # The causes for which a template is refused, by words of the error.
 REFUSALS = {
     "does not render each": "refused: shows no calls",

@@ -148,7 +148,7 @@ def test_chats(name, seed, loaded, record_property):
     stock, tokenizer = STOCK[name], loaded(name)
     messages = chat(stock, seed, turns=(4, 7, 14)[seed])
     conversation, rendered = render(name, stock, tokenizer, messages)
-    assert rendered.slow_turns <= stock.slow
+    assert rendered.retokenized_texts <= stock.slow
     for p, index, _, generated in check_prompts(stock, tokenizer, messages, rendered.passes):
         message = messages[index]
         expected = stock.turn if "reasoning_content" in message else stock.plain
@@ -207,7 +207,7 @@ def test_tool_calls(name, seed, loaded):
     stock, tokenizer = STOCK[name], loaded(name)
     messages = tool_chat(stock, seed, exchanges=(3, 6)[seed])
     conversation, rendered = render(name, stock, tokenizer, messages, TOOLS)
-    assert rendered.slow_turns <= stock.slow
+    assert rendered.retokenized_texts <= stock.slow
     for _, index, prompt, generated in check_prompts(stock, tokenizer, messages, rendered.passes, TOOLS):
         message = messages[index]
         thinking = message.get("reasoning_content")

@@ -74,7 +74,6 @@ def test_how_long_a_run_is():
         planned_steps(compose([*epochs, "trainer.warmup_steps=10"]).trainer, 40)
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="WORLD_SIZE=2: this recipe runs in one process"):
-        arguments()
+def test_a_model_is_not_divided_over_a_single_process():
+    with pytest.raises(ValueError, match="parallel=fsdp: divides a model over processes, and this is a single one"):
+        arguments("parallel=fsdp")

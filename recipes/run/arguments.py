@@ -104,8 +104,8 @@ def _sharding(parallel: ParallelConfig) -> dict[str, Any]:
         return {}
     if not launched():
         raise ValueError(
-            "parallel=fsdp: divides a model over processes, and this is a single one; start them with NPROC=<GPUs> make "
-            "train, or with torchrun"
+            "parallel=fsdp: divides a model over processes, and this is a single one; start them with NPROC=<GPUs> "
+            "make train, or with torchrun"
         )
     # Each process writes its part of a checkpoint, from which any number of them can go on.
     settings = {"state_dict_type": "SHARDED_STATE_DICT", "reshard_after_forward": parallel.reshard_after_forward}

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from recipes.configuration import CONF_DIR
 from recipes.configuration.compose import save_run_config, to_dataclass
 from recipes.configuration.overrides import checked_overrides, given_keys
-from recipes.configuration.schema import ParallelKind, TrainConfig
+from recipes.configuration.schema import TrainConfig
 from recipes.distributed import ranks
 from recipes.run.folder import (
     MODEL,
@@ -206,7 +206,7 @@ def evaluate_run(
 
     measured = heldout_figures(trainer)
     model = run.model
-    if config.parallel.kind is ParallelKind.fsdp:  # each process holds a part of it; what was saved is whole
+    if trainer.is_fsdp_enabled:  # each process holds a part of it; what was saved is whole
         model = load_trained(Path(config.output_dir, MODEL), config.model.dtype).to(ranks.device())
     figures, chats = evaluate_chats(model, run.tokenizer, run.heldout.valid, config.evaluation, config.data)
     report_chats(reporter, chats, trainer.state.global_step)

@@ -325,8 +325,8 @@ class OnePassTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A model that `from_pretrained` loads, also of a sharded one, whose checkpoints stay in parts. It is there when
-        this returns, in every process."""
+        """A model that `from_pretrained` loads, also of a sharded one, whose checkpoints stay in parts. It is there
+        when this returns, in every process."""
         if self.is_fsdp_enabled and not _internal_call:
             self._save(output_dir, whole_state(self.accelerator, self.model))
         else:

@@ -39,20 +39,20 @@ def launched() -> bool:
 
 def device() -> "torch.device":
     """The accelerator of this process, or the CPU."""
+    if count() > 1:
+        return _state().device
     import torch
 
-    if count() == 1:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return _state().device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def agreed(decide: Callable[[], Decided]) -> Decided:
     """What `decide` returns in the first process, in all of them. Where it raises, all end."""
     if count() == 1:
         return decide()
+    _state()
     from accelerate.utils import broadcast_object_list
 
-    _state()
     decided: list = [None, False]
     error = None
     if rank() == 0:
@@ -72,19 +72,20 @@ def any_of(mine: bool) -> bool:
     """Whether it is so in any process; each has to ask."""
     if count() == 1:
         return mine
+    on = device()
     import torch
     from accelerate.utils import reduce
 
-    return bool(reduce(torch.tensor([int(mine)], device=device()), "sum").item())
+    return bool(reduce(torch.tensor([int(mine)], device=on), "sum").item())
 
 
 def gathered(mine: Sequence[Decided]) -> list[Decided]:
     """The items of all processes, those of the first one first."""
     if count() == 1:
         return list(mine)
+    _state()
     from accelerate.utils import gather_object
 
-    _state()
     return gather_object(list(mine))
 
 
@@ -100,8 +101,8 @@ def first_on_machine() -> Iterator[None]:
 
 def _state() -> "PartialState":
     """Joins the others, the first time."""
-    # transformers has DistributedDataParallel look for parameters that a pass does not use, because some models have
-    # such; where it finds none, it would say so in every process.
+    # torch reads it when it is imported. transformers has DistributedDataParallel look for parameters that a pass does
+    # not use, because some models have such; where it finds none, it would say so in every process.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
     from accelerate import PartialState

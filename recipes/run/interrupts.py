@@ -48,7 +48,12 @@ class StopAfterStep(TrainerCallback):
         self.received, self._at = number, time.monotonic()
         if not self._training:
             raise Interrupted(number, f"stopped by {signal.Signals(number).name}. {self.message}")
-        print("stopping after this step, with a checkpoint; a second signal stops at once", file=sys.stderr, flush=True)
+        if ranks.rank() == 0:
+            print(
+                "stopping after this step, with a checkpoint; a second signal stops at once",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def check(self, step: int, steps: int, folder: Path) -> None:
         """Raise Interrupted where a signal has ended the training of `folder`, behind `step` of `steps`."""

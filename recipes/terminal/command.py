@@ -1,6 +1,7 @@
 """What every command does alike: its errors are sentences, its warnings lines, and an interruption is no crash."""
 
 import functools
+import logging
 import os
 import re
 import signal
@@ -55,12 +56,14 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         warnings.formatwarning = lambda message, *_: f"warning: {in_settings(str(message))}\n"  # no source line
         if rank() > 0:  # the first process of a run speaks for all
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115: until this process ends
+            sys.stdout = open(os.devnull, "w")
             warnings.showwarning = lambda *_, **__: None
+            logging.disable(logging.WARNING)
         try:
             return main(*arguments, **named)
         except Interrupted as stopped:
-            print(stopped, file=sys.stderr)
+            if rank() == 0:
+                print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signal)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -65,11 +65,13 @@ class Workshop:
 
         real: no library is imported before.
         """
-        environment = forked.clean_environment() | {"PATH": f"{self.folder / '.venv/bin'}:{os.environ['PATH']}"}
+        programs = self.folder / ".venv/bin"
+        environment = forked.clean_environment() | {"PATH": f"{programs}:{os.environ['PATH']}"}
+        forking = {forked.SERVER: str(self._server), "PYTHON_EXEC": str(programs / "python")}  # the second for torchrun
         return subprocess.Popen(
             ["bash", "-c", command],
             cwd=self.folder,
-            env=environment if real else environment | {forked.SERVER: str(self._server)},
+            env=environment if real else environment | forking,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -198,6 +198,30 @@ def state_table(results: Sequence[dict]) -> str:
     return f"{text}\n\n{markdown([*header, 'ratio'], rows)}"
 
 
+def sharing_table(result: dict) -> str:
+    spreads = markdown(
+        ["mix", "conversations a step", "shared out", "worst step", "dealt out"],
+        [
+            [one["mix"], one["conversations"], *(f"{one[key]:.3f}" for key in ("shared", "shared_worst", "dealt"))]
+            for one in result["spreads"]
+        ],
+    )
+    splits = markdown(
+        ["one conversation", "pack length", "packs", "tokens computed", "cost"],
+        [
+            [
+                f"{one['tokens']:,} tokens, {one['mix']}",
+                f"{one['pack_length']:,}",
+                one["packs"],
+                f"{one['tokens_ratio']:.2f}x",
+                f"{one['cost_ratio']:.2f}x",
+            ]
+            for one in result["splits"]
+        ],
+    )
+    return f"{spreads}\n\n{splits}"
+
+
 TABLES = {
     Section.grid: grid_table,
     Section.packing: packing_table,
@@ -207,6 +231,7 @@ TABLES = {
     Section.preparation: preparation_table,
     Section.recompiles: recompiles_table,
     Section.state: state_table,
+    Section.sharing: sharing_table,
 }
 
 
@@ -249,5 +274,9 @@ def _targets(result: dict) -> Iterator[tuple[str, float, str, float, str]]:
             yield "create_block_mask over build_block_mask", mask["create_block_mask"]["ratio"], ">=", 500, ""
     if recompiles := result.get("recompiles"):
         yield f"graphs compiled for {recompiles['packs']} packs", recompiles["graphs_compiled"], "=", 1, ""
+    for one in result.get("sharing", {}).get("spreads", []):
+        if one["mix"] == "mathchatsync" and one["conversations"] >= 32:
+            name = f"most over mean of {result['sharing']['processes']} processes, {one['conversations']} conversations"
+            yield name, one["shared"], "<=", 1.05, ""
     for one in result.get("state", []):
         yield f"state: one pass over packed per-turn, {one['layers']}", one["ratio"], ">=", 1, ""

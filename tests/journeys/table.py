@@ -42,6 +42,9 @@ ADAPTER = ("runs/*/result.json", "runs/*/model/adapter_config.json", "runs/*/mod
 MERGED = ("runs/one/merged/config.json", "runs/one/merged/model.safetensors", "runs/one/merged/tokenizer.json")
 LOCAL_MODEL = "model.name_or_path=models/dense"
 
+OWN_MODEL = f"model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune {OWN_FILE}"
+TWO, CORES = {"NPROC=8": "NPROC=2"}, "there are not so many processors"
+
 TABLE = {
     # first steps
     "make help": How(shows=("make train", "make test", "make inspect")),
@@ -129,6 +132,21 @@ TABLE = {
         leaves=("runs/bench/*/*",),
         why="it needs a GPU",
     ),
+    'make bench ARGS="sections=[sharing]"': How(args=BENCH, leaves=("runs/bench/*/*",), shows=("pack length",)),
+    # several processes
+    f'NPROC=8 make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune {OWN_FILE}"': How(
+        replace=NO_HUB | TWO, args=FINETUNE, leaves=RUN, why=CORES
+    ),
+    f'NPROC=8 make train ARGS="parallel=fsdp model=hub model.name_or_path=<folder> {OWN_FILE}"': How(
+        replace=DENSE | TWO, args=f"{FINETUNE} trainer.warmup_steps=0", leaves=RUN, why=CORES
+    ),
+    f"torchrun --nproc-per-node=8 -m recipes.train {OWN_MODEL}": How(
+        replace=NO_HUB | {"node=8": "node=2", OWN_FILE: f"{OWN_FILE} {FINETUNE}"}, leaves=RUN, why=CORES
+    ),
+    f"accelerate launch --multi_gpu --num_processes=8 -m recipes.train {OWN_MODEL}": How(
+        replace=NO_HUB | {"processes=8": "processes=2", OWN_FILE: f"{OWN_FILE} {FINETUNE}"}, leaves=RUN, why=CORES
+    ),
+    "NPROC=8 make evaluate": How(replace=TWO, args="runs/one", needs="finished", shows=("answer_accuracy",), why=CORES),
     # documentation and house
     "make picture": How(leaves=("docs/images/block_mask.png", "docs/images/state_branches.png")),
     "make notebook": How(leaves=("runs/notebooks/*.ipynb",)),

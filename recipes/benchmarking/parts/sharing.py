@@ -1,0 +1,85 @@
+"""A step divided over processes, and a conversation over packs: how even, and how much is computed twice."""
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+from flexmask import lay_out
+from flexmask.tree.layouts import Row
+from flexmask.tree.sharing import even_groups, row_cost
+from recipes.benchmarking.config import DATA_MIXES, BenchmarkConfig
+from recipes.benchmarking.workloads import draw_dialogues, passes_of, sampler_of
+
+PROCESSES = 8
+CONVERSATIONS = (8, 16, 32, 64, 128)  # of a step
+STEPS = 50
+# What a pair costs in tokens in Qwen3-0.6B (`flexmask.model.cost.pair_cost`).
+PAIR_COST = 2 * 28 * 16 * 128 / 440_467_456
+# Tokens of one conversation, and of packs that it is divided into; its last pass alone has about 40,000.
+LONG, PACK_LENGTHS = 131_072, (65_536, 49_152, 40_960)
+LONG_TURNS = 64
+TOKENS, VOCABULARY = 800_000, 10**9  # of the dialogues of a mix
+
+
+def measure(config: BenchmarkConfig) -> dict:
+    """spreads: of each mix and number of conversations in a step, what the process that has most to do costs over the
+    mean of 8, median and worst of 50 steps: with rows shared out, and with conversations dealt out in their order.
+    splits: what one conversation of 131,072 tokens in 64 turns computes in packs of parts of that, over one pack.
+    """
+    spreads = []
+    for mix in config.grid.mixes:
+        sampler = sampler_of(config, mix, None if mix in DATA_MIXES else 8)
+        dialogues = draw_dialogues(sampler, config.seed, VOCABULARY, TOKENS)
+        rows = [list(lay_out(passes_of(one), "one_pass").rows) for one in dialogues]
+        for count in (one for one in CONVERSATIONS if one <= len(rows)):
+            rng = np.random.default_rng(config.seed)
+            steps = [[rows[i] for i in rng.choice(len(rows), count, replace=False)] for _ in range(STEPS)]
+            shared, dealt = [spread_of_shares(step) for step in steps], [spread_of_dealing(step) for step in steps]
+            spreads.append(
+                {
+                    "mix": mix,
+                    "conversations": count,
+                    "shared": statistics.median(shared),
+                    "shared_worst": max(shared),
+                    "dealt": statistics.median(dealt),
+                }
+            )
+    return {"processes": PROCESSES, "spreads": spreads, "splits": splits(config)}
+
+
+def spread_of_shares(step: Sequence[Sequence[Row]]) -> float:
+    costs = [row_cost(row, PAIR_COST) for rows in step for row in rows]
+    return _spread([sum(costs[i] for i in group) for group in even_groups(costs, PROCESSES)])
+
+
+def spread_of_dealing(step: Sequence[Sequence[Row]]) -> float:
+    costs = [sum(row_cost(row, PAIR_COST) for row in rows) for rows in step]
+    return _spread([sum(costs[i::PROCESSES]) for i in range(PROCESSES)])
+
+
+def _spread(sums: Sequence[float]) -> float:
+    return max(sums) * len(sums) / sum(sums)
+
+
+def splits(config: BenchmarkConfig) -> list[dict]:
+    name = next(iter(config.mixes))
+    shares = vars(config.mixes[name]) if not isinstance(config.mixes[name], dict) else config.mixes[name]
+    lengths = [max(1, round(LONG / LONG_TURNS * share / (1 + shares["answer"]))) for share in shares.values()]
+    (dialogue,) = draw_dialogues(lambda rng: [tuple(lengths)] * LONG_TURNS, config.seed, VOCABULARY, 1)
+    passes = passes_of(dialogue)
+    (whole,) = lay_out(passes, "one_pass").rows
+    found = []
+    for pack_length in PACK_LENGTHS:
+        rows = lay_out(passes, "one_pass", pack_length).rows
+        found.append(
+            {
+                "mix": name,
+                "tokens": len(whole),
+                "pack_length": pack_length,
+                "packs": len(rows),
+                "tokens_ratio": sum(map(len, rows)) / len(whole),
+                "cost_ratio": sum(row_cost(row, PAIR_COST) for row in rows) / row_cost(whole, PAIR_COST),
+            }
+        )
+    return found

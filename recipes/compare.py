@@ -2,21 +2,26 @@
 
     python -m recipes.compare SWEEP_FOLDER        (the last step of make sweep)
 
-Reads the result.json and metrics.jsonl of every run in the folder; writes comparison.md and comparison.png there.
+Reads the config.yaml, result.json and metrics.jsonl of every run in the folder; writes comparison.md and comparison.png
+there. Runs are told apart by the settings in which they differ; those that differ in the seed only stand together.
 """
 
 import argparse
 import json
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from omegaconf import OmegaConf
 
+from recipes.run.folder import RESULT
+from recipes.run.sweeps import FAILED
 from recipes.terminal.command import command, typed
 
 # Column, key in result.json, format. A column that no run has measured is left out.
@@ -26,94 +31,157 @@ COLUMNS = (
     ("answers right on the data's history", "teacher_answer_accuracy", "{:.1%}"),
     ("held-out loss", "heldout_loss", "{:.4f}"),
     ("last training loss", "loss_last", "{:.4f}"),
+    ("steps", "steps", "{:,.0f}"),
     ("training seconds", "train_seconds", "{:.0f}"),
     ("tokens computed", "tokens_computed", "{:,.0f}"),
     ("tokens trained", "tokens_trained", "{:,.0f}"),
 )
+LAYOUT = "duplication.layout"
 COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E00", "last_turn": "#CC79A7"}
+# What is no setting of the training: where it lies, how it is called, how far it is.
+NOT_COMPARED = ("output_dir", "resume", "seed", "data.date", "data.processes", "wandb", "trainer.report_to")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: `variant` are the settings in which it differs from others of the sweep, in the order of
+    `Sweep.keys`; `curve` is [(step, loss), ...]."""
+
+    variant: tuple[str, ...]
+    result: dict[str, Any]
+    curve: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """keys: settings in which the runs differ. variants: the runs of each, in order of seed. missing: runs without a
+    result, and why."""
+
+    keys: list[str]
+    variants: dict[tuple[str, ...], list[Run]]
+    missing: dict[str, str]
 
 
 def compare(folder: Path) -> None:
-    """Write and print the comparison. Raises ValueError as `read_runs` does."""
-    runs = read_runs(folder)
-    table = markdown_table(runs)
-    (folder / "comparison.md").write_text(table, encoding="utf-8")
-    plot(runs).savefig(folder / "comparison.png", dpi=110)
+    """Write and print the comparison. Raises ValueError as `read_runs` does, and at last where a run has no result."""
+    sweep = read_runs(folder)
+    table = markdown_table(sweep)
+    missing = "".join(f"- no result in {name}: {reason}\n" for name, reason in sweep.missing.items())
+    (folder / "comparison.md").write_text(f"{table}\n{missing}" if missing else table, encoding="utf-8")
+    plot(sweep).savefig(folder / "comparison.png", dpi=110)
     print(table)
     print(folder / "comparison.md")
     print(folder / "comparison.png")
+    if missing:
+        total = len(sweep.missing) + sum(map(len, sweep.variants.values()))
+        raise ValueError(f"{len(sweep.missing)} of {total} runs have no result:\n{missing}".rstrip())
 
 
-def read_runs(folder: Path) -> dict[str, list[dict]]:
-    """Results by layout, in order of seed, each with its loss curve as `curve`: [(step, loss), ...].
-
-    Raises ValueError when a run of the sweep has no result, or the runs of one seed do not share their steps.
-    """
-    unfinished = [path.parent for path in folder.glob("*/config.yaml") if not (path.parent / "result.json").exists()]
-    if unfinished:
-        raise ValueError(
-            f"{folder}: no result.json in {', '.join(path.name for path in sorted(unfinished))}; "
-            f"finish it with {typed('train', f'resume={sorted(unfinished)[0]}')}"
-        )
-    runs: dict[str, list[dict]] = defaultdict(list)
-    for path in sorted(folder.glob("*/result.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+def read_runs(folder: Path) -> Sweep:
+    """The runs of a sweep. Raises ValueError when none has a result."""
+    results = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RESULT}"))}
+    if not results:
+        raise ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(_missing(folder, set()))}")
+    settings = {path: _settings(path / "config.yaml") for path in results}
+    every = sorted({key for one in settings.values() for key in one})
+    keys = [key for key in every if len({one.get(key) for one in settings.values()}) > 1] or [LAYOUT]
+    variants: dict[tuple[str, ...], list[Run]] = {}
+    for path, result in sorted(results.items(), key=lambda one: one[1]["seed"]):
         # A resumed run logs the steps after its checkpoint again: the last line of a step counts.
-        lines = map(json.loads, (path.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        result["curve"] = sorted({line["step"]: line["loss"] for line in lines if "loss" in line}.items())
-        runs[result["layout"]].append(result)
-    if not runs:
-        raise ValueError(f"{folder}: no run with a result.json in it")
-    steps = {result["steps"] for results in runs.values() for result in results}
-    if len(steps) > 1:
-        raise ValueError(f"{folder}: the runs have {sorted(steps)} optimizer steps; they compare only at equal steps")
-    return {layout: sorted(runs[layout], key=lambda result: result["seed"]) for layout in COLORS if layout in runs}
+        lines = map(json.loads, (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        curve = sorted({line["step"]: line["loss"] for line in lines if "loss" in line}.items())
+        variant = tuple(settings[path].get(key, "") for key in keys)
+        variants.setdefault(variant, []).append(Run(variant, result, curve))
+    if keys == [LAYOUT]:
+        variants = {(name,): variants[name,] for name in COLORS if (name,) in variants}
+    return Sweep(keys, variants, _missing(folder, set(results)))
 
 
-def markdown_table(runs: dict[str, list[dict]]) -> str:
-    """A line a run, and for several seeds a line with each layout's mean."""
-    every = [result for results in runs.values() for result in results]
+def _settings(path: Path) -> dict[str, str]:
+    """The settings of a run that shape its training, as text by their dotted keys."""
+    found: dict[str, str] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if any(key == one or key.startswith(f"{one}.") for one in NOT_COMPARED):
+            return
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(inner, f"{key}.{name}" if key else str(name))
+        else:
+            found[key] = f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    walk(OmegaConf.to_container(OmegaConf.load(path), resolve=False), "")
+    return found
+
+
+def _missing(folder: Path, finished: set[Path]) -> dict[str, str]:
+    """The runs that began or failed and have no result, by name, and what to do."""
+    found = {}
+    for path in sorted(
+        {path.parent for name in ("config.yaml", FAILED) for path in folder.glob(f"*/{name}")} - finished
+    ):
+        failed = path / FAILED
+        said = "it was stopped"
+        if failed.exists():
+            first, _, more = failed.read_text(encoding="utf-8").strip().partition("\n")
+            said = f"{first} ... ({failed})" if more else first
+        goes_on = (path / "config.yaml").exists()
+        found[path.name] = f"{said}; finish it with {typed('train', f'resume={path}')}" if goes_on else said
+    return found
+
+
+def _reasons(missing: dict[str, str]) -> str:
+    return "".join(f"\n- {name}: {reason}" for name, reason in missing.items())
+
+
+def markdown_table(sweep: Sweep) -> str:
+    """A line a run, and for several seeds a line with each variant's mean."""
+    every = [run.result for runs in sweep.variants.values() for run in runs]
     columns = [one for one in COLUMNS if any(result.get(one[1]) is not None for result in every)]
+    if len({result["steps"] for result in every}) == 1:
+        columns = [one for one in columns if one[1] != "steps"]
+    short = {key: key.rpartition(".")[2] for key in sweep.keys}
+    names = [name if list(short.values()).count(name) == 1 else key for key, name in short.items()]
     lines = [
-        "| layout | seed | " + " | ".join(name for name, _, _ in columns) + " |",
-        "|---|---|" + "---:|" * len(columns),
+        f"| {' | '.join(names)} | seed | " + " | ".join(name for name, _, _ in columns) + " |",
+        "|---" * (len(names) + 1) + "|" + "---:|" * len(columns),
     ]
-    for layout, results in runs.items():
-        for result in results:
-            lines.append(_line(layout, str(result["seed"]), result, columns))
-        if len(results) > 1:
-            means = {key: _mean([result.get(key) for result in results]) for _, key, _ in columns}
-            lines.append(_line(f"**{layout}**", f"mean of {len(results)}", means, columns))
+    for variant, runs in sweep.variants.items():
+        for run in runs:
+            lines.append(_line(variant, str(run.result["seed"]), run.result, columns))
+        if len(runs) > 1:
+            means = {key: _mean([run.result.get(key) for run in runs]) for _, key, _ in columns}
+            lines.append(_line([f"**{one}**" for one in variant], f"mean of {len(runs)}", means, columns))
     return "\n".join(lines) + "\n"
 
 
-def _line(layout: str, seed: str, values: dict, columns: Sequence[tuple[str, str, str]]) -> str:
+def _line(variant: Sequence[str], seed: str, values: dict, columns: Sequence[tuple[str, str, str]]) -> str:
     """A row of the table; what was not measured is a dash."""
     cells = ["-" if values.get(key) is None else form.format(values[key]) for _, key, form in columns]
-    return f"| {layout} | {seed} | " + " | ".join(cells) + " |"
+    return f"| {' | '.join(variant)} | {seed} | " + " | ".join(cells) + " |"
 
 
 def _mean(values: list[float | None]) -> float | None:
     return None if None in values else statistics.mean(values)
 
 
-def plot(runs: dict[str, list[dict]]) -> plt.Figure:
+def plot(sweep: Sweep) -> plt.Figure:
     """Answers right against tokens computed, and the loss curves."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    for layout, results in runs.items():
-        color = COLORS[layout]
-        scored = [result for result in results if result.get("answer_accuracy") is not None]
+    for number, (variant, runs) in enumerate(sweep.variants.items()):
+        color, name = COLORS.get(variant[0], f"C{number % 10}"), ", ".join(variant)
+        scored = [run.result for run in runs if run.result.get("answer_accuracy") is not None]
         left.scatter(
             [result["tokens_computed"] / 1e6 for result in scored],
             [100 * result["answer_accuracy"] for result in scored],
             color=color,
             s=60,
-            label=layout,
+            label=name,
         )
-        for i, result in enumerate(results):
+        for i, run in enumerate(runs):
             # Dashed: exact layouts draw over each other, and both must be seen.
-            style = "--" if layout == "per_turn" else "-"
-            right.plot(*zip(*result["curve"], strict=True), style, color=color, label=None if i else layout)
+            style = "--" if variant[0] == "per_turn" else "-"
+            right.plot(*zip(*run.curve, strict=True), style, color=color, label=None if i else name)
     left.set_xlabel("tokens computed in training (millions)")
     left.set_ylabel("held-out answers right when chatting (%)")
     left.set_xlim(left=0)
@@ -123,7 +191,7 @@ def plot(runs: dict[str, list[dict]]) -> plt.Figure:
     right.set_yscale("log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(title=", ".join(sweep.keys))
     return figure
 
 

@@ -36,6 +36,7 @@ from recipes.run.folder import (
     remember_data,
     write_json,
 )
+from recipes.run.sweeps import noted, searching, sweep_name, sweeping
 from recipes.terminal.command import command, typed
 
 if TYPE_CHECKING:
@@ -49,10 +50,20 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name="config")
 @command
-def main(composed: DictConfig) -> None:
+def main(composed: DictConfig) -> float | None:
+    """Trains; returns the held-out loss, which a sweep may search by."""
+    if sweeping():
+        return noted(lambda: run(composed))
+    return run(composed)
+
+
+def run(composed: DictConfig) -> float | None:
+    """One run as the configuration says; its held-out loss."""
     given = list(HydraConfig.get().overrides.task)
     config = to_dataclass(composed, given)
-    train(ranks.agreed(lambda: resumed_config(config, given)))
+    if sweeping() and config.wandb.group is None:
+        config = replace(config, wandb=replace(config.wandb, group=sweep_name()))
+    return train(ranks.agreed(lambda: resumed_config(config, given)))["heldout_loss"]
 
 
 def resumed_config(config: TrainConfig, given: list[str]) -> TrainConfig:
@@ -167,7 +178,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
     heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model)
-    check_heldout(config.trainer, len(heldout.items))
+    check_heldout(config.trainer, len(heldout.items), searching())
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)
     return PreparedRun(tokenizer, data, rows, heldout, model, note, lines)

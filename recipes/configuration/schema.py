@@ -251,6 +251,7 @@ class WandbConfig:
     mode: WandbMode = MISSING
     project: str = "flexmask"
     name: str | None = None  # null: the run folder's name
+    group: str | None = None  # under which runs stand together; null: in a sweep the name of its folder, else none
     tags: list[str] = field(default_factory=list)
     chats: bool = False  # send sample chats, which hold text of held-out conversations; they are in chats.jsonl anyway
 

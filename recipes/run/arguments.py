@@ -154,8 +154,12 @@ def planned_steps(trainer: TrainerConfig, conversations: int) -> tuple[int, floa
     return steps, steps / an_epoch
 
 
-def check_heldout(trainer: TrainerConfig, heldout: int) -> None:
-    """Raise ValueError for settings that go by the held-out loss where nothing is held out."""
+def check_heldout(trainer: TrainerConfig, heldout: int, searched: bool = False) -> None:
+    """Raise ValueError for settings, or a search over them, that go by the held-out loss where nothing is held out."""
+    if searched and not heldout:
+        raise ValueError(
+            "a search goes by the held-out loss, and no conversation is held out; give data.heldout_conversations=<number>"
+        )
     if not heldout and (trainer.keep_best or trainer.early_stopping):
         raise ValueError(
             f"trainer.keep_best={trainer.keep_best}, trainer.early_stopping={trainer.early_stopping}: go by the "

@@ -141,6 +141,7 @@ def _start_wandb(config: WandbConfig, folder: Path, values: dict[str, Any]) -> A
         run = wandb.init(
             project=config.project,
             name=config.name or folder.name,
+            group=config.group,
             tags=config.tags,
             config=values,
             dir=folder,

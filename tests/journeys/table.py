@@ -121,6 +121,30 @@ TABLE = {
     'make merge ARGS="runs/<folder>"': How(replace=ONE, needs="adapted", leaves=MERGED),
     "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/comparison.png")),
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
+    'make sweep ARGS="duplication=one_pass trainer.learning_rate=1e-3,3e-3 seed=0,1"': How(
+        args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| learning_rate | seed |",)
+    ),
+    "make sweep SWEEP=search": How(
+        args=f"{TINY} hydra.sweeper.n_trials=2",
+        leaves=("runs/sweep/*/optimization_results.yaml",),
+        shows=("Best value",),
+    ),
+    f'make sweep SWEEP=search ARGS="hydra.sweeper.n_trials=30 model=hub model.name_or_path=<folder> trainer=finetune '
+    f'{OWN_FILE} data.heldout_conversations=50"': How(
+        replace=DENSE | {"n_trials=30": "n_trials=2", "conversations=50": "conversations=2"},
+        args=FINETUNE,
+        leaves=("runs/sweep/*/comparison.md",),
+        why="thirty take long",
+    ),
+    'make sweep ARGS="hydra/launcher=joblib hydra.launcher.n_jobs=2"': How(
+        args=f"{TINY} seed=0 duplication=one_pass,per_turn", leaves=("runs/sweep/*/comparison.md",)
+    ),
+    'make sweep ARGS="hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1"': How(
+        replace={"submitit_slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1": "submitit_local"},
+        args=f"{TINY} seed=0 duplication=one_pass,per_turn",
+        leaves=("runs/sweep/*/comparison.md",),
+        why="there is no SLURM; its own local executor starts the jobs",
+    ),
     # measuring
     "make bench": How(args=f"sections=[grid] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="threads=1"': How(args=f"sections=[packing,preparation] {BENCH}", leaves=("runs/bench/*/*",)),

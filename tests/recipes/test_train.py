@@ -179,5 +179,27 @@ def test_a_sweep_ends_in_one_table_and_one_plot(tmp_path, run):
     assert one_pass["tokens_computed"] < per_turn["tokens_computed"]  # for less
     assert one_pass["tokens_trained"] == per_turn["tokens_trained"]
     (tmp_path / "sweep" / "0_one_pass_seed4" / "result.json").unlink()
-    with pytest.raises(ValueError, match="no result.json in 0_one_pass_seed4"):
+    with pytest.raises(
+        ValueError, match="1 of 3 runs have no result:\n- no result in 0_one_pass_seed4: it was stopped; "
+    ):
         compare(tmp_path / "sweep")
+    assert "no result in 0_one_pass_seed4" in (tmp_path / "sweep" / "comparison.md").read_text()
+
+
+def test_a_search_without_held_out_data_is_refused(tmp_path, run):
+    own = ["sweep=search", "hydra.sweep.dir=sweep", "hydra.sweeper.n_trials=2", "data.heldout_conversations=0"]
+    done = run(tmp_path, *own, *[one for one in SMALL if "heldout" not in one], "wandb=off")
+    assert "a search goes by the held-out loss, and no conversation is held out" in done.stderr
+
+
+# Breaks if a job that fails ends the sweep, is not named in the table, or the settings that differ are not its columns.
+def test_a_job_that_fails_leaves_the_others_alone(tmp_path, run):
+    lengths = ["duplication.pack_length=32,2048", "trainer.learning_rate=0.001,0.01", "duplication=one_pass", "seed=4"]
+    done = run(tmp_path, "sweep=layouts", "hydra.sweep.dir=sweep", *lengths, *SMALL, "wandb=off")
+    assert done.returncode == 0 and done.stderr.count("failed: ") == 2, done.stderr
+    with pytest.raises(ValueError, match=r"2 of 4 runs have no result:(?s:.*)cannot be prepared"):
+        compare(tmp_path / "sweep")
+    table = (tmp_path / "sweep" / "comparison.md").read_text()
+    assert table.startswith("| learning_rate | seed |") and "| 0.001 | 4 |" in table and "| 0.01 | 4 |" in table
+    config = (tmp_path / "sweep" / "3_one_pass_seed4" / "config.yaml").read_text()
+    assert "group: sweep" in config  # under which wandb shows them together

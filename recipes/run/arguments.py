@@ -158,7 +158,8 @@ def check_heldout(trainer: TrainerConfig, heldout: int, searched: bool = False) 
     """Raise ValueError for settings, or a search over them, that go by the held-out loss where nothing is held out."""
     if searched and not heldout:
         raise ValueError(
-            "a search goes by the held-out loss, and no conversation is held out; give data.heldout_conversations=<number>"
+            "a search goes by the held-out loss, and no conversation is held out; give "
+            "data.heldout_conversations=<number>"
         )
     if not heldout and (trainer.keep_best or trainer.early_stopping):
         raise ValueError(

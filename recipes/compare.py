@@ -68,7 +68,7 @@ def compare(folder: Path) -> None:
     table = markdown_table(sweep)
     missing = "".join(f"- no result in {name}: {reason}\n" for name, reason in sweep.missing.items())
     (folder / "comparison.md").write_text(f"{table}\n{missing}" if missing else table, encoding="utf-8")
-    plot(sweep).savefig(folder / "comparison.png", dpi=110)
+    plot(curves(sweep)).savefig(folder / "comparison.png", dpi=110)
     print(table)
     print(folder / "comparison.md")
     print(folder / "comparison.png")
@@ -165,12 +165,21 @@ def _mean(values: list[float | None]) -> float | None:
     return None if None in values else statistics.mean(values)
 
 
-def plot(sweep: Sweep) -> plt.Figure:
-    """Answers right against tokens computed, and the loss curves."""
+def curves(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
+    """The results of the runs of each variant, by its name, each with its `curve`: what `plot` draws."""
+    return {
+        ", ".join(variant): [run.result | {"curve": run.curve} for run in runs]
+        for variant, runs in sweep.variants.items()
+    }
+
+
+def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:
+    """Answers right against tokens computed, and the loss curves, of `curves`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    for number, (variant, runs) in enumerate(sweep.variants.items()):
-        color, name = COLORS.get(variant[0], f"C{number % 10}"), ", ".join(variant)
-        scored = [run.result for run in runs if run.result.get("answer_accuracy") is not None]
+    for number, (name, runs) in enumerate(variants.items()):
+        layout = name.partition(", ")[0]
+        color = COLORS.get(name, f"C{number % 10}")
+        scored = [run for run in runs if run.get("answer_accuracy") is not None]
         left.scatter(
             [result["tokens_computed"] / 1e6 for result in scored],
             [100 * result["answer_accuracy"] for result in scored],
@@ -180,8 +189,8 @@ def plot(sweep: Sweep) -> plt.Figure:
         )
         for i, run in enumerate(runs):
             # Dashed: exact layouts draw over each other, and both must be seen.
-            style = "--" if variant[0] == "per_turn" else "-"
-            right.plot(*zip(*run.curve, strict=True), style, color=color, label=None if i else name)
+            style = "--" if layout == "per_turn" else "-"
+            right.plot(*zip(*run["curve"], strict=True), style, color=color, label=None if i else name)
     left.set_xlabel("tokens computed in training (millions)")
     left.set_ylabel("held-out answers right when chatting (%)")
     left.set_xlim(left=0)
@@ -191,7 +200,7 @@ def plot(sweep: Sweep) -> plt.Figure:
     right.set_yscale("log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(title=", ".join(sweep.keys))
+        axes.legend()
     return figure
 
 

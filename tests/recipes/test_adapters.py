@@ -240,7 +240,9 @@ def test_an_adapter_and_its_merged_model_give_the_trained_logits(case, models, t
         assert torch.equal(logits(load(run / "model")), expected)
     assert merge(with_tokenizer(run, models)) == run / "merged"
     assert not list((run / "merged").glob("adapter*"))
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(run / "merged")), expected)
+    # Sums of weights are rounded to float32, in Qwen3-Next to 3e-5 of logits on some processors; a lost part is 1e-2.
+    found = logits(AutoModelForCausalLM.from_pretrained(run / "merged"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 # A base model given by a relative path is named by its whole one.

@@ -14,7 +14,7 @@ def sweep(tmp_path):
     for layout in ("one_pass", "per_turn"):
         folder = tmp_path / "sweep" / layout
         folder.mkdir(parents=True)
-        (folder / "config.yaml").touch()
+        (folder / "config.yaml").write_text(f"duplication: {{layout: {layout}}}\n")
         result = {"layout": layout, "seed": 0, "steps": 2, "answer_accuracy": 0.5, "tokens_computed": 1000}
         (folder / "result.json").write_text(json.dumps(result))
         lines = [{"step": step, "loss": 2.0 / step} for step in (1, 2)]

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from flexmask.attention.masks import build_block_mask, dense_mask, visible_until_mask_mod, visible_until_score_mod
     from flexmask.conversations.conversation import Conversation
     from flexmask.conversations.reading import read_conversation
-    from flexmask.errors import UnsupportedModelError
+    from flexmask.errors import NonFiniteLossError, UnsupportedModelError
     from flexmask.model.end_of_turn import align_end_of_turn
     from flexmask.model.loss import TokenLosses, token_losses
     from flexmask.model.support import prepare_model
     from flexmask.text.rendering import Pass, Role, render_passes
     from flexmask.training.arguments import OnePassConfig
     from flexmask.training.data import OnePassCollator, prepare_conversation
-    from flexmask.training.trainer import NonFiniteLossError, OnePassTrainer
+    from flexmask.training.trainer import OnePassTrainer
     from flexmask.tree.layouts import LaidOut, Row, keep_thinking, lay_out, one_pass, per_turn
     from flexmask.tree.packing import Pack, pack
 
@@ -62,11 +62,11 @@ _HOMES = {
     "model.end_of_turn": ["align_end_of_turn"],
     "model.loss": ["TokenLosses", "token_losses"],
     "attention.masks": ["build_block_mask", "dense_mask", "visible_until_mask_mod", "visible_until_score_mod"],
-    "errors": ["UnsupportedModelError"],
+    "errors": ["NonFiniteLossError", "UnsupportedModelError"],
     "model.support": ["prepare_model"],
     "tree.packing": ["Pack", "pack"],
     "text.rendering": ["Pass", "Role", "render_passes"],
-    "training.trainer": ["NonFiniteLossError", "OnePassTrainer"],
+    "training.trainer": ["OnePassTrainer"],
     "training.data": ["OnePassCollator", "prepare_conversation"],
     "tree.layouts": ["LaidOut", "Row", "keep_thinking", "lay_out", "one_pass", "per_turn"],
 }

@@ -20,7 +20,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from omegaconf import OmegaConf
 
-from recipes.run.folder import RESULT
+from recipes.configuration.compose import RUN_CONFIG
+from recipes.run.folder import RESULT, settings_of_training
 from recipes.run.sweeps import FAILED
 from recipes.terminal.command import command, typed
 
@@ -38,27 +39,15 @@ COLUMNS = (
 )
 LAYOUT = "duplication.layout"
 COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E00", "last_turn": "#CC79A7"}
-# What is no setting of the training: where it lies, how it is called, how far it is.
-NOT_COMPARED = ("output_dir", "resume", "seed", "data.date", "data.processes", "wandb", "trainer.report_to")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: `variant` are the settings in which it differs from others of the sweep, in the order of
-    `Sweep.keys`; `curve` is [(step, loss), ...]."""
-
-    variant: tuple[str, ...]
-    result: dict[str, Any]
-    curve: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """keys: settings in which the runs differ. variants: the runs of each, in order of seed. missing: runs without a
-    result, and why."""
+    """keys: settings in which the runs differ. variants: by the values of these, the results of the runs in order of
+    seed, each with its loss curve as `curve`: [(step, loss), ...]. missing: runs without a result, and why."""
 
     keys: list[str]
-    variants: dict[tuple[str, ...], list[Run]]
+    variants: dict[tuple[str, ...], list[dict[str, Any]]]
     missing: dict[str, str]
 
 
@@ -66,15 +55,15 @@ def compare(folder: Path) -> None:
     """Write and print the comparison. Raises ValueError as `read_runs` does, and at last where a run has no result."""
     sweep = read_runs(folder)
     table = markdown_table(sweep)
-    missing = "".join(f"- no result in {name}: {reason}\n" for name, reason in sweep.missing.items())
-    (folder / "comparison.md").write_text(f"{table}\n{missing}" if missing else table, encoding="utf-8")
-    plot(curves(sweep)).savefig(folder / "comparison.png", dpi=110)
+    missing = _reasons(sweep.missing)
+    (folder / "comparison.md").write_text(f"{table}{missing}\n" if missing else table, encoding="utf-8")
+    plot(by_name(sweep)).savefig(folder / "comparison.png", dpi=110)
     print(table)
     print(folder / "comparison.md")
     print(folder / "comparison.png")
     if missing:
         total = len(sweep.missing) + sum(map(len, sweep.variants.values()))
-        raise ValueError(f"{len(sweep.missing)} of {total} runs have no result:\n{missing}".rstrip())
+        raise ValueError(f"{len(sweep.missing)} of {total} runs have no result:{missing}")
 
 
 def read_runs(folder: Path) -> Sweep:
@@ -82,61 +71,48 @@ def read_runs(folder: Path) -> Sweep:
     results = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RESULT}"))}
     if not results:
         raise ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(_missing(folder, set()))}")
-    settings = {path: _settings(path / "config.yaml") for path in results}
+    settings = {path: _settings(path / RUN_CONFIG) for path in results}
     every = sorted({key for one in settings.values() for key in one})
     keys = [key for key in every if len({one.get(key) for one in settings.values()}) > 1] or [LAYOUT]
-    variants: dict[tuple[str, ...], list[Run]] = {}
+    variants: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for path, result in sorted(results.items(), key=lambda one: one[1]["seed"]):
         # A resumed run logs the steps after its checkpoint again: the last line of a step counts.
         lines = map(json.loads, (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         curve = sorted({line["step"]: line["loss"] for line in lines if "loss" in line}.items())
         variant = tuple(settings[path].get(key, "") for key in keys)
-        variants.setdefault(variant, []).append(Run(variant, result, curve))
+        variants.setdefault(variant, []).append(result | {"curve": curve})
     if keys == [LAYOUT]:
         variants = {(name,): variants[name,] for name in COLORS if (name,) in variants}
     return Sweep(keys, variants, _missing(folder, set(results)))
 
 
 def _settings(path: Path) -> dict[str, str]:
-    """The settings of a run that shape its training, as text by their dotted keys."""
-    found: dict[str, str] = {}
-
-    def walk(value: Any, key: str) -> None:
-        if any(key == one or key.startswith(f"{one}.") for one in NOT_COMPARED):
-            return
-        if isinstance(value, dict) and value:
-            for name, inner in value.items():
-                walk(inner, f"{key}.{name}" if key else str(name))
-        else:
-            found[key] = f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    walk(OmegaConf.to_container(OmegaConf.load(path), resolve=False), "")
-    return found
+    """The settings of a run that shape its training but for the seed, as text."""
+    saved = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return {key: str(value) for key, value in settings_of_training(saved).items() if key != "seed"}
 
 
 def _missing(folder: Path, finished: set[Path]) -> dict[str, str]:
     """The runs that began or failed and have no result, by name, and what to do."""
     found = {}
-    for path in sorted(
-        {path.parent for name in ("config.yaml", FAILED) for path in folder.glob(f"*/{name}")} - finished
-    ):
+    for path in sorted({path.parent for name in (RUN_CONFIG, FAILED) for path in folder.glob(f"*/{name}")} - finished):
         failed = path / FAILED
         said = "it was stopped"
         if failed.exists():
             first, _, more = failed.read_text(encoding="utf-8").strip().partition("\n")
             said = f"{first} ... ({failed})" if more else first
-        goes_on = (path / "config.yaml").exists()
+        goes_on = (path / RUN_CONFIG).exists()
         found[path.name] = f"{said}; finish it with {typed('train', f'resume={path}')}" if goes_on else said
     return found
 
 
 def _reasons(missing: dict[str, str]) -> str:
-    return "".join(f"\n- {name}: {reason}" for name, reason in missing.items())
+    return "".join(f"\n- no result in {name}: {reason}" for name, reason in missing.items())
 
 
 def markdown_table(sweep: Sweep) -> str:
     """A line a run, and for several seeds a line with each variant's mean."""
-    every = [run.result for runs in sweep.variants.values() for run in runs]
+    every = [result for results in sweep.variants.values() for result in results]
     columns = [one for one in COLUMNS if any(result.get(one[1]) is not None for result in every)]
     if len({result["steps"] for result in every}) == 1:
         columns = [one for one in columns if one[1] != "steps"]
@@ -146,12 +122,13 @@ def markdown_table(sweep: Sweep) -> str:
         f"| {' | '.join(names)} | seed | " + " | ".join(name for name, _, _ in columns) + " |",
         "|---" * (len(names) + 1) + "|" + "---:|" * len(columns),
     ]
-    for variant, runs in sweep.variants.items():
-        for run in runs:
-            lines.append(_line(variant, str(run.result["seed"]), run.result, columns))
-        if len(runs) > 1:
-            means = {key: _mean([run.result.get(key) for run in runs]) for _, key, _ in columns}
-            lines.append(_line([f"**{one}**" for one in variant], f"mean of {len(runs)}", means, columns))
+    for variant, results in sweep.variants.items():
+        named = [_short(one) for one in variant]
+        for result in results:
+            lines.append(_line(named, str(result["seed"]), result, columns))
+        if len(results) > 1:
+            means = {key: _mean([result.get(key) for result in results]) for _, key, _ in columns}
+            lines.append(_line([f"**{one}**" for one in named], f"mean of {len(results)}", means, columns))
     return "\n".join(lines) + "\n"
 
 
@@ -165,16 +142,21 @@ def _mean(values: list[float | None]) -> float | None:
     return None if None in values else statistics.mean(values)
 
 
-def curves(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
-    """The results of the runs of each variant, by its name, each with its `curve`: what `plot` draws."""
-    return {
-        ", ".join(variant): [run.result | {"curve": run.curve} for run in runs]
-        for variant, runs in sweep.variants.items()
-    }
+def _short(value: str) -> str:
+    """A setting as a reader wants it: of a number that a search has drawn, four digits."""
+    try:
+        return value if value.lstrip("-").isdecimal() else f"{float(value):.4g}"
+    except ValueError:
+        return value
+
+
+def by_name(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
+    """The results of the runs of each variant, by its name: what `plot` draws."""
+    return {", ".join(map(_short, variant)): results for variant, results in sweep.variants.items()}
 
 
 def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:
-    """Answers right against tokens computed, and the loss curves, of `curves`."""
+    """Answers right against tokens computed, and the loss curves, of `by_name`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     for number, (name, runs) in enumerate(variants.items()):
         layout = name.partition(", ")[0]

@@ -73,7 +73,7 @@ def main(folder: Path, sweep: Path | None = None, benchmark: Path | None = None)
 def results_of_sweep(folder: Path) -> dict[str, list[dict]]:
     """What `recipes.compare` draws of a sweep, by what differs. Raises ValueError as `read_runs` does."""
     keys = ("seed", "answer_accuracy", "tokens_computed", "curve")
-    runs = compare.curves(compare.read_runs(folder))
+    runs = compare.by_name(compare.read_runs(folder))
     return {name: [{key: run[key] for key in keys} for run in some] for name, some in runs.items()}
 
 

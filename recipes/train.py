@@ -52,18 +52,15 @@ if TYPE_CHECKING:
 @command
 def main(composed: DictConfig) -> float | None:
     """Trains; returns the held-out loss, which a sweep may search by."""
-    if sweeping():
-        return noted(lambda: run(composed))
-    return run(composed)
 
+    def job() -> float | None:
+        given = list(HydraConfig.get().overrides.task)
+        config = to_dataclass(composed, given)
+        if sweeping() and config.wandb.group is None:
+            config = replace(config, wandb=replace(config.wandb, group=sweep_name()))
+        return train(ranks.agreed(lambda: resumed_config(config, given)))["heldout_loss"]
 
-def run(composed: DictConfig) -> float | None:
-    """One run as the configuration says; its held-out loss."""
-    given = list(HydraConfig.get().overrides.task)
-    config = to_dataclass(composed, given)
-    if sweeping() and config.wandb.group is None:
-        config = replace(config, wandb=replace(config.wandb, group=sweep_name()))
-    return train(ranks.agreed(lambda: resumed_config(config, given)))["heldout_loss"]
+    return noted(job) if sweeping() else job()
 
 
 def resumed_config(config: TrainConfig, given: list[str]) -> TrainConfig:

@@ -57,13 +57,15 @@ def holds_null(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(map(holds_null, value))
 
 
+def parameters_of(call: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> Any:
+    """The schema of the arguments of a call; None where no tool declares them."""
+    name = call["function"]["name"]
+    return next((one["function"].get("parameters") for one in tools if one["function"]["name"] == name), None)
+
+
 def without_undeclared_nulls(call: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The arguments of a call without the nulls whose keys the schema of the function does not know."""
-    function = call["function"]
-    schema: Mapping[str, Any] = next(
-        (one["function"] for one in tools if one["function"]["name"] == function["name"]), {}
-    )
-    arguments: dict[str, Any] = _declared(function["arguments"], schema.get("parameters"))
+    arguments: dict[str, Any] = _declared(call["function"]["arguments"], parameters_of(call, tools))
     return arguments
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexmask.conversations.calls import parse_text
+from flexmask.conversations.nulls import parameters_of
 from flexmask.conversations.values import shown
 
 _PYTHON_TYPES = {
@@ -30,8 +31,7 @@ def typed(call: dict[str, Any], tools: Sequence[dict[str, Any]]) -> bool:
     Raises ValueError for a text that is not of the type.
     """
     function, all_declared = call["function"], True
-    schema: Any = next((one["function"] for one in tools if one["function"]["name"] == function["name"]), {})
-    parameters = schema.get("parameters")
+    parameters = parameters_of(call, tools)
     properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
     for name, text in function["arguments"].items():
         if not isinstance(text, ParameterText):

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig, LengthGroupedSampler
 
 from flexmask.training.data import OnePassCollator, Rows
+from flexmask.tree.layouts import Row
 
 
 def conversations_at_once(args: TrainingArguments) -> int:
@@ -49,14 +50,13 @@ def data_seed(args: TrainingArguments) -> int:
 
 
 class ByLength(LengthGroupedSampler):
-    """Conversations of like length together, in an order that depends on seed and epoch alone.
+    """Conversations of like length together in a step, in an order that depends on seed and epoch alone."""
 
-    lengths: of each conversation's rows, in tokens. at_once: conversations of an optimizer step.
-    """
-
-    def __init__(self, lengths: Sequence[int], at_once: int, seed: int) -> None:
-        super().__init__(at_once, lengths=list(lengths), generator=torch.Generator())
-        self._seed = seed
+    def __init__(self, dataset: Sequence[Sequence[Row]], args: TrainingArguments) -> None:
+        lengths = [sum(map(len, rows)) for rows in dataset]
+        at_once = conversations_at_once(args) * args.gradient_accumulation_steps
+        super().__init__(at_once, lengths=lengths, generator=torch.Generator())
+        self._seed = data_seed(args)
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:

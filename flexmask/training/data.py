@@ -18,7 +18,7 @@ from flexmask.conversations.values import without_nulls
 from flexmask.text.rendering import render_conversation
 from flexmask.tree.layouts import LaidOut, Row, lay_out
 from flexmask.tree.packing import lay_end_to_end, pack_groups, weightless_pack
-from flexmask.tree.sharing import even_groups, row_cost
+from flexmask.tree.sharing import even_groups, row_cost, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +97,8 @@ class OnePassCollator:
     def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, Any]:
         """The packs of this process, and the figures of the batch: the rows of each of its conversations."""
         rows = [row for conversation in conversations for row in conversation]
-        costs = [row_cost(row, self.pair_cost) for row in rows]
+        # One process has it all, and nothing to weigh.
+        costs = [row_cost(row, self.pair_cost) if self.processes > 1 else len(row) for row in rows]
         shares = even_groups(costs, self.processes)
         groups = [self._groups([rows[i] for i in share]) for share in shares]
         own = [lay_end_to_end(group, self.pack_length) for group in groups[self.process_index]]
@@ -108,7 +109,7 @@ class OnePassCollator:
             tokens_computed=sum(map(len, rows)),
             tokens_trained=sum(int((row.loss_weights > 0).sum()) for row in rows),
             packs=sum(map(len, groups)),
-            spread=max(sum(costs[i] for i in share) for share in shares) * self.processes / (sum(costs) or 1.0),
+            spread=spread([sum(costs[i] for i in share) for share in shares]) if rows else 1.0,
         )
         return {"packs": [*own, *([weightless_pack(rows[0], self.pack_length)] * missing)], "figures": figures}
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from flexmask.training.layers import decoder_layers
 
 
 def allow_on_cpu(accelerator: Accelerator, args: TrainingArguments) -> None:
@@ -39,9 +40,8 @@ def shard(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
         "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
         "offload_policy": plugin.cpu_offload,
     }
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **settings)
+    for layer in decoder_layers(model):
+        fully_shard(layer, reshard_after_forward=plugin.reshard_after_forward, **settings)
     fully_shard(model, reshard_after_forward=False, **settings)
 
 

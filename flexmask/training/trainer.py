@@ -19,9 +19,9 @@ from accelerate.utils import DistributedType, TorchDynamoPlugin, extract_model_f
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import speed_metrics
 
+from flexmask.errors import NonFiniteLossError
 from flexmask.model.cost import pair_cost
 from flexmask.model.end_of_turn import align_end_of_turn
 from flexmask.model.exactness import check_exact
@@ -29,8 +29,9 @@ from flexmask.model.loss import loss_by_role, token_losses
 from flexmask.model.randomness import warn_of_shared_draws
 from flexmask.model.support import evaluating, prepare_model, unbranched_layers, unwrapped
 from flexmask.training.arguments import OnePassConfig
-from flexmask.training.batches import ByLength, conversations_at_once, data_seed, train_batches
+from flexmask.training.batches import ByLength, train_batches
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
+from flexmask.training.layers import compile_layers
 from flexmask.training.run_totals import IntervalFigures, RunTotals
 from flexmask.training.sharding import allow_on_cpu, shard, told_apart, whole_state
 from flexmask.training.trainer_inputs import (
@@ -43,10 +44,6 @@ from flexmask.training.trainer_inputs import (
     pretrained_tokenizer,
     settle_collator,
 )
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A pack's loss, or the gradient of a step, is NaN or infinite; raised before the optimizer moves."""
 
 
 class OnePassTrainer(Trainer):
@@ -63,13 +60,13 @@ class OnePassTrainer(Trainer):
         by name brings its own. Where conversations are prepared, tokenizer and model are made to agree on the end of
         turn that is trained (`flexmask.align_end_of_turn`), with a warning that says what has changed.
 
-    `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. Each process trains a share of
-    the rows of a batch, so that all have as much to do. The loss of a step is the
-    weighted sum of token losses divided by the sum of weights over all its packs, accumulation and processes.
-    Beside `loss`, logs `thinking_loss`, `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`,
-    `pack_fill` (the share of `pack_length` that packs fill), `block_sparsity` (of this process) and, under several
-    processes, `rank_spread` (what the one that has most to do costs over the mean), each over the interval since the
-    last log. `train_loss` and the other totals of a resumed run are those of all its steps.
+    `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. Each process trains a share
+    of the rows of a batch, so that all have as much to do. The loss of a step is the weighted sum of token losses
+    divided by the sum of weights over all its packs, accumulation and processes. Beside `loss`, logs `thinking_loss`,
+    `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`, `pack_fill` (the share of `pack_length` that
+    packs fill), `block_sparsity` (of this process) and, under several, `rank_spread` (what the one that has most to
+    do costs over the mean), each over the interval since the last log. `train_loss` and the other totals of a resumed
+    run are those of all its steps.
     `torch_compile` compiles the model's layers, each by itself.
 
     A model with layers whose state does not branch with the tree (`unbranched_layers` of support.py) is trained
@@ -159,7 +156,7 @@ class OnePassTrainer(Trainer):
             draws = [f"neftune_noise_alpha={self.args.neftune_noise_alpha}"]
             warn_of_shared_draws(type(inner).__name__, draws, stacklevel=3)
         if self.args.torch_compile:
-            _compile_layers(inner, self.args)
+            compile_layers(inner, self.args)
 
     def _prepare_data(self, train_dataset: Any, eval_dataset: Any) -> None:
         settings, reading = {}, {}
@@ -212,8 +209,7 @@ class OnePassTrainer(Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(dataset)
-        at_once = conversations_at_once(self.args) * self.args.gradient_accumulation_steps
-        return ByLength([sum(map(len, rows)) for rows in dataset], at_once, data_seed(self.args))
+        return ByLength(dataset, self.args)
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader of `flexmask.training.batches`."""
@@ -222,7 +218,7 @@ class OnePassTrainer(Trainer):
         return train_batches(self.train_dataset, self.data_collator, self.args, self._get_train_sampler())
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the Trainer does, and with parameters sharded on CPUs as well."""
+        """The Trainer's, with parameters sharded on CPUs as well."""
         super().create_accelerator_and_postprocess()
         allow_on_cpu(self.accelerator, self.args)
         self.is_fsdp_enabled = self.accelerator.distributed_type is DistributedType.FSDP
@@ -314,13 +310,13 @@ class OnePassTrainer(Trainer):
 
     def _add_up(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Sums over all processes, each of which has the same names."""
-        values = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums.values()])
-        total = self.accelerator.reduce(values.to(self.args.device), "sum").tolist()
-        return dict(zip(sums, total, strict=True))
+        device = self.args.device
+        values = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in sums.values()]
+        return dict(zip(sums, self.accelerator.reduce(torch.stack(values), "sum").tolist(), strict=True))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.run_totals.loss_sum = self._loss_sum()
-        # The Trainer (5.23) knows the best checkpoint by its folder, and looks for it before sharded weights are there.
+        # The Trainer (5.23) looks for the folder of the best checkpoint before sharded weights are there.
         os.makedirs(os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), exist_ok=True)
         super()._save_checkpoint(model, trial)
 
@@ -404,14 +400,3 @@ class OnePassTrainer(Trainer):
         """6 operations a token and parameter outside the embeddings; attention is not counted."""
         parameters = unwrapped(self.model).num_parameters(exclude_embeddings=True)
         return 6 * sum(len(p) for p in inputs["packs"]) * parameters
-
-
-def _compile_layers(model: nn.Module, args: TrainingArguments) -> None:
-    """Compile each layer in place: the loss stands in the model's own call, and packs have lengths of their own."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise ValueError(
-            f"torch_compile=True: {type(model).__name__} has no layers that transformers can compile alone"
-        )
-    for layer in layers:
-        layer.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)

@@ -61,6 +61,12 @@ class Row:
         return positions
 
     @property
+    def visible_pairs(self) -> int:
+        """How many pairs of a query and a key that it sees there are: each token sees those before it on its path, and
+        itself."""
+        return int(self.position_ids.sum()) + len(self)
+
+    @property
     def visible_until(self) -> np.ndarray:
         """int32 [S]: end (exclusive) of the token's subtree; token k is visible to q iff k <= q < visible_until[k]."""
         subtree_end = self.node_end.copy()

@@ -11,7 +11,12 @@ from flexmask.tree.layouts import Row
 
 def row_cost(row: Row, pair_cost: float) -> float:
     """What a row costs in tokens: its own, and `pair_cost` for each pair of a query and a key that it sees."""
-    return len(row) + pair_cost * float(row.position_ids.sum() + len(row))
+    return len(row) + pair_cost * row.visible_pairs
+
+
+def spread(sums: Sequence[float]) -> float:
+    """How uneven shares are: the greatest over the mean, 1 where all are the same."""
+    return max(sums) * len(sums) / sum(sums)
 
 
 def even_groups(costs: Sequence[float], count: int) -> list[list[int]]:

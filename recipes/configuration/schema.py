@@ -4,7 +4,7 @@ The YAML files in conf/ fill them (`recipes.configuration.compose`); what types 
 `recipes.configuration.rules`. A new setting is a field here, with a comment that says its unit and its special values.
 What it means for rows stands in `recipes.preparation.rows.settings_of`, for the Trainer in `recipes.run.arguments`;
 `flexmask.OnePassConfig` has the same as an argument for scripts where it shapes rows. One that does not change what is
-trained is left out of `recipes.run.folder._identity`, by which resume=auto knows a run.
+trained is left out of `recipes.run.folder.settings_of_training`, by which resume=auto knows a run.
 """
 
 from dataclasses import dataclass, field

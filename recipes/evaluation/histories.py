@@ -3,7 +3,7 @@
 import datetime
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,8 +42,7 @@ def evaluate_chats(
         if evaluation.history not in (history, History.both):
             continue
         with progress(turns, f"chatting with {history} history") as advance:
-            results = _of_all_processes(
-                chat,
+            results = _chat_in_all_processes(
                 model,
                 tokenizer,
                 chosen,
@@ -60,19 +59,18 @@ def evaluate_chats(
     return found, chats
 
 
-def _of_all_processes(
-    chat: Callable[..., list[ChatResult]],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chosen: Sequence[Conversation],
-    **settings: Any,
+def _chat_in_all_processes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Conversation], **settings: Any
 ) -> list[ChatResult]:
     """`chat` on a share of the conversations in each process of a run; the results of all of them, in order."""
+    if ranks.count() == 1:
+        return chat(model, tokenizer, chosen, **settings)
     mine = range(ranks.rank(), len(chosen), ranks.count())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         results = chat(model, tokenizer, [chosen[i] for i in mine], **settings)
-    for text in dict.fromkeys(ranks.gathered([str(one.message) for one in caught])):
+    texts = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    for text in dict.fromkeys(ranks.gathered(texts)):
         warnings.warn(text, stacklevel=3)
     of_all = ranks.gathered(list(zip(mine, results, strict=True)))
     return [result for _, result in sorted(of_all, key=lambda one: one[0])]

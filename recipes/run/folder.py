@@ -5,15 +5,17 @@ config.yaml  data.json  metrics.jsonl  checkpoints/  model/  chats.jsonl  block_
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import TrainConfig
 
 RUNS = Path("runs")
+_NOT_TRAINED = ("output_dir", "resume", "wandb", "data.date", "data.processes", "trainer.report_to")
 RESULT, DATA, CHECKPOINTS, MODEL = "result.json", "data.json", "checkpoints", "model"
 
 
@@ -87,10 +89,22 @@ def _same_run(folder: Path, config: TrainConfig) -> bool:
         return False
 
 
-def _identity(config: TrainConfig) -> dict:
-    """What makes two runs the same training: all but places, the day, processes and where metrics go."""
-    data, trainer = replace(config.data, date="", processes=None), replace(config.trainer, report_to=[])
-    return asdict(replace(config, data=data, trainer=trainer, wandb=None, output_dir=None, resume=None))
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """What makes two runs the same training."""
+    return settings_of_training(asdict(config))
+
+
+def settings_of_training(settings: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+    """The settings of a run by their dotted keys, without those that do not change what is trained: places, the day,
+    processes and where metrics go."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = f"{inside}{name}"
+        if isinstance(value, Mapping) and value and key not in _NOT_TRAINED:
+            found |= settings_of_training(value, f"{key}.")
+        elif key not in _NOT_TRAINED:
+            found[key] = value
+    return found
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, int] | None:

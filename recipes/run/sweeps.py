@@ -1,6 +1,8 @@
 """Jobs of a sweep: each ends by itself, and one that fails is noted and leaves the others alone."""
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,15 +30,17 @@ def sweep_name() -> str:
 
 
 def noted(job: Callable[[], float | None]) -> float | None:
-    """What the job returns; None where it fails for a reason that a user can cause, which is printed and written."""
+    """What the job returns; None where it fails, which is printed, with a traceback of what nobody foresaw, and written
+    down."""
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     try:
         return job()
     except Exception as error:
         message = explained(error)
-        if message is None:
-            raise
+        if message is None or os.environ.get("HYDRA_FULL_ERROR"):
+            traceback.print_exc()
+        message = message or f"{type(error).__name__}: {error}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FAILED).write_text(f"{message}\n", encoding="utf-8")
         print(f"job {hydra.job.num} ({hydra.job.override_dirname}) failed: {message}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trainers import ON_RANKS, SHARDED, assert_same_run, make_trainer, rows_in, trained
 
 from flexmask import OnePassCollator
-from flexmask.tree.sharing import even_groups
+from flexmask.tree.sharing import even_groups, spread
 from recipes.benchmarking.workloads import MATHCHATSYNC, statistical_lengths
 
 EVERY = rows_in("one_pass", 512)
@@ -76,5 +76,5 @@ def test_shares_of_a_step_are_even_at_eight_processes():
     for _ in range(100):
         costs = [sum(map(sum, sample(rng))) for _ in range(64)]
         sums = [sum(costs[i] for i in group) for group in even_groups(costs, 8)]
-        spreads.append(max(sums) * 8 / sum(sums))
+        spreads.append(spread(sums))
     assert max(spreads) < 1.05

@@ -13,8 +13,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from flexmask.conversations.calls import calls_in_text, parse_json, read_call
+from flexmask.conversations.calls import calls_in_text, read_call
 from flexmask.conversations.thinking import unquoted
+from flexmask.conversations.values import parse_json
 
 NAME = "Glaive calls"
 _OPEN = "<functioncall>"

@@ -32,7 +32,7 @@ def measure(config: BenchmarkConfig) -> dict:
     (one,) = pack([row], len(row))
     visible_until = one.visible_until.to(device)
     block_mask, mask = build_block_mask(visible_until, config.block_size), dense_mask(visible_until)
-    pairs = int((row.position_ids + 1).sum())
+    pairs = row.visible_pairs
     chain = int((2 * pairs) ** 0.5)
     nodes = [
         (torch.from_numpy(path).to(device), size, path_mask(len(path), size).to(device))

@@ -24,7 +24,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
         start = time.perf_counter()
         packs = pack(rows, PACKING_LENGTH)
         seconds = time.perf_counter() - start
-        visible = sum(int((row.position_ids + 1).sum()) for row in rows)
+        visible = sum(row.visible_pairs for row in rows)
         results.append(
             {
                 "mix": mix,

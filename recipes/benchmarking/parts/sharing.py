@@ -7,7 +7,7 @@ import numpy as np
 
 from flexmask import lay_out
 from flexmask.tree.layouts import Row
-from flexmask.tree.sharing import even_groups, row_cost
+from flexmask.tree.sharing import even_groups, row_cost, spread
 from recipes.benchmarking.config import DATA_MIXES, BenchmarkConfig
 from recipes.benchmarking.workloads import draw_dialogues, passes_of, sampler_of
 
@@ -50,21 +50,17 @@ def measure(config: BenchmarkConfig) -> dict:
 
 def spread_of_shares(step: Sequence[Sequence[Row]]) -> float:
     costs = [row_cost(row, PAIR_COST) for rows in step for row in rows]
-    return _spread([sum(costs[i] for i in group) for group in even_groups(costs, PROCESSES)])
+    return spread([sum(costs[i] for i in group) for group in even_groups(costs, PROCESSES)])
 
 
 def spread_of_dealing(step: Sequence[Sequence[Row]]) -> float:
     costs = [sum(row_cost(row, PAIR_COST) for row in rows) for rows in step]
-    return _spread([sum(costs[i::PROCESSES]) for i in range(PROCESSES)])
-
-
-def _spread(sums: Sequence[float]) -> float:
-    return max(sums) * len(sums) / sum(sums)
+    return spread([sum(costs[i::PROCESSES]) for i in range(PROCESSES)])
 
 
 def splits(config: BenchmarkConfig) -> list[dict]:
     name = next(iter(config.mixes))
-    shares = vars(config.mixes[name]) if not isinstance(config.mixes[name], dict) else config.mixes[name]
+    shares = vars(config.mixes[name])
     lengths = [max(1, round(LONG / LONG_TURNS * share / (1 + shares["answer"]))) for share in shares.values()]
     (dialogue,) = draw_dialogues(lambda rng: [tuple(lengths)] * LONG_TURNS, config.seed, VOCABULARY, 1)
     passes = passes_of(dialogue)

@@ -1,4 +1,4 @@
-"""Rows in shards (`recipes.preparation.shards`), one record a conversation, read from memory maps."""
+"""Rows in shards (`recipes.sources.shards`), one record a conversation, read from memory maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import pyarrow.compute
 
 from flexmask import LaidOut, Role, Row
 from flexmask.tree.segments import pass_lengths
-from recipes.preparation.shards import Shards
+from recipes.sources.shards import Shards
 
 _ROW_ARRAYS = {
     "input_ids": pyarrow.int32(),

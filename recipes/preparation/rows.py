@@ -22,10 +22,11 @@ import flexmask
 from flexmask import Conversation, prepare_conversation
 from flexmask.model.support import unbranched_layers
 from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, OnInvalid, TooLong
+from recipes.distributed.processes import available_processors, mapping
 from recipes.distributed.ranks import first_on_machine
-from recipes.preparation import row_store, shards
-from recipes.preparation.processes import available_processors, mapping
+from recipes.preparation import row_store
 from recipes.preparation.row_store import PreparedRows, invalid_record, to_record
+from recipes.sources import shards
 from recipes.sources.conversation_store import StoredConversations, digest_of
 from recipes.sources.invalid import shown
 from recipes.terminal.progress import progress

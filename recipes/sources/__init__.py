@@ -12,7 +12,16 @@ Entry = tuple[str, Record | ValueError]
 
 
 class Part(Protocol):
-    """Some records that follow each other in a source, as it holds them. Which ones depends on the source alone."""
+    """Some records that follow each other in a source, as it holds them. Which ones depends on the source alone.
+
+    records: how many; size: about how many bytes.
+    """
+
+    @property
+    def records(self) -> int: ...  # noqa: D102
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
 
     def entries(self) -> Iterator[Entry]:
         """The records, decoded."""

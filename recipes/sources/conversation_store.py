@@ -1,6 +1,6 @@
 """Conversations on disk, read when they are asked for, so that data may be larger than memory.
 
-`keep_part` reads the records of one part of a source into a shard (`recipes.preparation.shards`), in a process of
+`keep_part` reads the records of one part of a source into a shard (`recipes.sources.shards`), in a process of
 several. What is known of them all is small: which ones are held out depends on a hash each.
 """
 
@@ -19,8 +19,7 @@ import pyarrow
 import flexmask
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.reading import read_conversation
-from recipes.preparation import shards
-from recipes.sources import Entry, Part
+from recipes.sources import Entry, Part, shards
 from recipes.sources.gsm8k import to_record
 from recipes.sources.heldout import HASH, hash_of
 

@@ -37,6 +37,7 @@ from recipes.sources.parts import (
     parts_of_entries,
     parts_of_lines,
     parts_of_table,
+    together,
 )
 
 _TRAIN = {"train", "training"}
@@ -56,8 +57,7 @@ def read_path(path: str, split: str, key: str) -> Iterator[Part]:
     if place.is_dir() and any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
         yield from _read_saved(place, split, key)
         return
-    for file, name in list_files(path, key):
-        yield from _read_file(file, name)
+    yield from together(part for file, name in list_files(path, key) for part in _read_file(file, name))
 
 
 def list_files(path: str, key: str) -> list[tuple[Path, str]]:
@@ -199,15 +199,16 @@ def _read_json(path: Path, name: str) -> Iterator[Part]:
     if first.startswith(b"["):
         with _opened(path) as file:
             # Malformed JSON here is no single record's fault, so it is raised.
-            values = decode(file.read().removeprefix(BYTE_ORDER_MARK), str(path))
+            data = file.read().removeprefix(BYTE_ORDER_MARK)
+        values = decode(data, str(path))
         entries = ((f"{name}[{i}]", if_object(value, f"{path}[{i}]")) for i, value in enumerate(values))
-        yield from parts_of_entries(entries)
+        yield from parts_of_entries(entries, size=len(data))
         return
     if not is_object(first):
         with _opened(path) as file:
             data = file.read().removeprefix(BYTE_ORDER_MARK)
         if is_object(data):
-            yield from parts_of_entries([(f"{name}[0]", decoded(data, f"{path}[0]"))])
+            yield from parts_of_entries([(f"{name}[0]", decoded(data, f"{path}[0]"))], size=len(data))
             return
     yield from _read_lines(path, name)
 

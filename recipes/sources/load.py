@@ -20,9 +20,8 @@ from flexmask.conversations.conversation import check_template_kwargs
 from flexmask.conversations.reading import said_of_reading
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.distributed import ranks
-from recipes.preparation import shards
-from recipes.preparation.processes import available_processors, mapping
-from recipes.sources import Entry, Part
+from recipes.distributed.processes import available_processors, mapping
+from recipes.sources import Entry, Part, shards
 from recipes.sources.conversation_store import Reading, ReadPart, StoredConversations, keep_part
 from recipes.sources.files import read_path
 from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID

@@ -1,4 +1,4 @@
-"""Parts of sources (`recipes.sources.Part`): lines of text, rows of a table, and records that are decoded already."""
+"""Parts of sources (`recipes.sources.Part`): lines, rows of a table, decoded records, and several small parts."""
 
 import hashlib
 import itertools
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexmask.conversations.values import without_nulls
-from recipes.sources import Entry, Record
+from recipes.sources import Entry, Part, Record
 from recipes.sources.json_text import decode
 
 # A part ends with the record that reaches one of the two.
@@ -22,6 +22,16 @@ class Lines:
     name: str
     path: str
     lines: tuple[tuple[int, bytes], ...]
+
+    @property
+    def records(self) -> int:
+        """A line each."""
+        return len(self.lines)
+
+    @property
+    def size(self) -> int:
+        """Of the text."""
+        return sum(len(line) for _, line in self.lines)
 
     def entries(self) -> Iterator[Entry]:
         """A record a line."""
@@ -44,7 +54,13 @@ class TableRows:
 
     name: str
     first: int
+    records: int
     data: bytes
+
+    @property
+    def size(self) -> int:
+        """Of the values."""
+        return len(self.data)
 
     def entries(self) -> Iterator[Entry]:
         """A record a row, without what the table filled in."""
@@ -64,22 +80,67 @@ class TableRows:
 class Decoded:
     """Records that could not be divided before they were decoded, or that were generated."""
 
-    records: tuple[Entry, ...]
+    values: tuple[Entry, ...]
+    size: int
+
+    @property
+    def records(self) -> int:
+        """A value each."""
+        return len(self.values)
 
     def entries(self) -> Iterator[Entry]:
         """The records as they are."""
-        return iter(self.records)
+        return iter(self.values)
 
     def digest(self) -> bytes:
         """Of names and values."""
-        return hashlib.sha256(json.dumps(self.records, default=repr).encode()).digest()
+        return hashlib.sha256(json.dumps(self.values, default=repr).encode()).digest()
 
 
-def parts_of_entries(entries: Iterable[Entry]) -> Iterator[Decoded]:
-    """Records in parts."""
+@dataclass(frozen=True)
+class Several:
+    """Small parts that follow each other."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def records(self) -> int:
+        """Of all."""
+        return sum(one.records for one in self.parts)
+
+    @property
+    def size(self) -> int:
+        """Of all."""
+        return sum(one.size for one in self.parts)
+
+    def entries(self) -> Iterator[Entry]:
+        """Those of each."""
+        return itertools.chain.from_iterable(one.entries() for one in self.parts)
+
+    def digest(self) -> bytes:
+        """Of all."""
+        return hashlib.sha256(b"several" + b"".join(one.digest() for one in self.parts)).digest()
+
+
+def parts_of_entries(entries: Iterable[Entry], size: int = 0) -> Iterator[Decoded]:
+    """Records in parts. size: about how many bytes all of them have."""
     iterator = iter(entries)
     while some := tuple(itertools.islice(iterator, MOST_RECORDS)):
-        yield Decoded(some)
+        yield Decoded(some, size)
+
+
+def together(parts: Iterable[Part]) -> Iterator[Part]:
+    """The same records in fewer parts, where those are small: a folder may hold a file for each conversation."""
+    some: list[Part] = []
+    records = size = 0
+    for part in parts:
+        records, size = records + part.records, size + part.size
+        if some and (records > MOST_RECORDS or size > MOST_BYTES):
+            yield some[0] if len(some) == 1 else Several(tuple(some))
+            some, records, size = [], part.records, part.size
+        some.append(part)
+    if some:
+        yield some[0] if len(some) == 1 else Several(tuple(some))
 
 
 def parts_of_lines(lines: Iterable[tuple[int, bytes]], name: str, path: str) -> Iterator[Lines]:
@@ -107,7 +168,7 @@ def parts_of_table(batches: Iterable[Any], name: str) -> Iterator[TableRows]:
             sink = pyarrow.BufferOutputStream()
             with pyarrow.ipc.new_stream(sink, rows.schema) as writer:
                 writer.write(rows)
-            yield TableRows(name, number, sink.getvalue().to_pybytes())
+            yield TableRows(name, number, rows.num_rows, sink.getvalue().to_pybytes())
             number += rows.num_rows
 
 

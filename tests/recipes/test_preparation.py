@@ -17,8 +17,8 @@ from flexmask import Conversation, prepare_conversation
 from recipes.configuration.compose import compose
 from recipes.configuration.schema import Layout
 from recipes.preparation import rows as preparation
-from recipes.preparation import shards
 from recipes.preparation.rows import fingerprint, settings_fingerprint
+from recipes.sources import shards
 
 CONVERSATIONS = [random_conversation(seed) for seed in range(12)]
 

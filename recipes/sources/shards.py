@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow
 
 _SHARD, _CHECKSUM = "shard.arrow", "shard.sha256"
-_MAPPED = 64  # shards at a time
+_MAPPED = 8  # shards at a time: what is mapped counts as memory in use, and mapping one takes a fifth of a millisecond
 _ABANDONED_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600
 
 
@@ -104,7 +104,10 @@ class Shards:
     def record(self, number: int) -> tuple[pyarrow.Table, int]:
         """The table that holds a record, and where."""
         shard = int(self._shards_of(number))
-        table = self._tables.pop(shard, None) or open_table(self.files[shard])
+        table = self._tables.pop(shard, None)
+        if table is None:
+            table = open_table(self.files[shard])
+            _use(self.files[shard].parent)  # a run may be longer than shards are kept
         self._tables[shard] = table  # behind those that were used before
         if len(self._tables) > _MAPPED:
             self._tables.popitem(last=False)
@@ -134,9 +137,13 @@ def find(folder: Path) -> Path | None:
             raise DamagedError("its checksum is another one")
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedError(str(error)) from error
+    _use(folder)
+    return folder / _SHARD
+
+
+def _use(folder: Path) -> None:
     with contextlib.suppress(OSError):  # a folder of somebody else's may be read, and not changed
         os.utime(folder)
-    return folder / _SHARD
 
 
 def store(folder: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> Path:

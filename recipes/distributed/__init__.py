@@ -1,2 +1,1 @@
-"""The processes of a run: those on several GPUs or machines, as torchrun, accelerate or a scheduler starts them, and those
-that read and render data."""
+"""The processes of a run: those that torchrun, accelerate or a scheduler starts, and those that prepare its data."""

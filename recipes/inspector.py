@@ -121,13 +121,14 @@ def _tried(refused: list[str], function: Callable[..., T], *arguments: Any) -> T
 def _choose(data: LoadedData, wanted: str) -> Conversation:
     if wanted.isdecimal() and int(wanted) < len(data.train):
         return data.train[int(wanted)]
-    found = next((one for one in (*data.train, *data.heldout) if one.name == wanted), None)
-    if found is None:
-        raise ValueError(
-            f"conversation {wanted!r}: there is none of this name or index; names are like {data.train[0].name!r}, "
-            f"indices go from 0 to {len(data.train) - 1:,}"
-        )
-    return found
+    for some in (data.train, data.heldout):
+        for index, name in enumerate(some.names()):
+            if name == wanted:
+                return some[index]
+    raise ValueError(
+        f"conversation {wanted!r}: there is none of this name or index; names are like {data.train[0].name!r}, "
+        f"indices go from 0 to {len(data.train) - 1:,}"
+    )
 
 
 def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: bool, refused: list[str]) -> list[str]:
@@ -156,32 +157,32 @@ def _layers(model: PreTrainedModel) -> str:
 
 def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) -> list[str]:
     """How the conversations fill rows and packs: what only somebody who looks closely wants to know."""
-    items = list(prepared.items)  # once: each is read from disk
-    rows = [row for item in items for row in item]
+    rows = longest = split = packs = 0
+    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
+    size = config.trainer.conversations_per_step
+    starts = range(0, len(prepared.items), size)
+    for start in starts:  # a step at a time, in the order of the data: all rows may be more than memory holds
+        items = prepared.items[start : start + size]
+        lengths = [len(row) for item in items for row in item]
+        rows, longest = rows + len(lengths), max(longest, *lengths)
+        split += sum(len(item) > 1 for item in items)
+        packs += len(collator(items)["packs"])
     if not rows:
         refused.append("no turn of any conversation is trained")
         return []
     lines = [
-        f"rows        {len(rows):,}, the longest of {max(map(len, rows)):,} tokens; a step is "
-        f"{_packs_a_step(config, items):.1f} packs of at most {config.duplication.pack_length:,} tokens"
+        f"rows        {rows:,}, the longest of {longest:,} tokens; a step is {packs / len(starts):.1f} packs of at "
+        f"most {config.duplication.pack_length:,} tokens"
     ]
     if config.duplication.layout is Layout.one_pass:
         copies = prepared.tokens_copied
         lines.append(f"            {copies:,} tokens ({copies / prepared.tokens_computed:.1%}) are plain copies")
-        if split := sum(len(item) > 1 for item in items):
+        if split:
             lines.append(
                 f"            {split:,} conversations are longer than a pack and are split; the parts repeat what they "
                 "share"
             )
     return lines
-
-
-def _packs_a_step(config: TrainConfig, items: Sequence[tuple[Row, ...]]) -> float:
-    """How many forward passes a step takes on average, with conversations taken in their order."""
-    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
-    size = config.trainer.conversations_per_step
-    steps = [collator(items[start : start + size])["packs"] for start in range(0, len(items), size)]
-    return sum(map(len, steps)) / len(steps)
 
 
 def _print_conversation(

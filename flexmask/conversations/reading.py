@@ -94,6 +94,11 @@ def unread_and_notes(conversations: Iterable[Conversation]) -> list[str]:
         total += 1
         unread.update(conversation.unread)
         notes.update(conversation.notes)
+    return said_of_reading(total, unread, notes)
+
+
+def said_of_reading(total: int, unread: Counter[str], notes: Counter[str]) -> list[str]:
+    """The sentences of `unread_and_notes`, of counts over `total` conversations."""
     said = [f"{note} ({count:,} of {total:,} conversations)" for note, count in notes.items()]
     if unread:
         keys = ", ".join(f"{brief(key)} ({count:,})" for key, count in unread.most_common())

@@ -1,1 +1,1 @@
-"""The processes of a run on several GPUs or machines, as torchrun, accelerate or a scheduler starts them."""
+"""The processes of a run: those that torchrun, accelerate or a scheduler starts, and those that prepare its data."""

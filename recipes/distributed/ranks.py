@@ -32,6 +32,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def is_first_on_machine() -> bool:
+    """Whether this is the first process of its machine: the one that the others wait for in `first_on_machine`."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def launched() -> bool:
     """Whether this is one of the processes that torchrun or accelerate starts, be it the only one."""
     return "RANK" in os.environ

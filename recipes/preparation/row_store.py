@@ -1,24 +1,15 @@
-"""Prepared conversations on disk: written once, checked when they are found again, read from a memory map.
+"""Rows in shards (`recipes.sources.shards`), one record a conversation, read from memory maps."""
 
-A folder holds `rows.arrow`, one record a conversation (`SCHEMA`), and `rows.sha256`, its checksum. Whenever another is
-stored beside it, a folder that nobody has found for 30 days is removed.
-"""
-
-import contextlib
-import hashlib
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 
 from flexmask import LaidOut, Role, Row
 from flexmask.tree.segments import pass_lengths
+from recipes.sources.shards import Shards
 
 _ROW_ARRAYS = {
     "input_ids": pyarrow.int32(),
@@ -38,35 +29,27 @@ SCHEMA = pyarrow.schema(
     # Why it has no rows (null: it is valid), and whether because of a turn that is longer than a pack.
     | {"invalid": pyarrow.string(), "too_long": pyarrow.bool_()}
 )
-_ROWS, _CHECKSUM = "rows.arrow", "rows.sha256"
-_ABANDONED_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600
 
-
-class DamagedError(ValueError):
-    """What stands in a folder is not what was written there."""
+FIGURES = (*COUNTS, "branches", "row_tokens", "row_turns")  # numbers of a conversation that add up
 
 
 class PreparedRows(Sequence):
-    """The rows of each conversation, `tuple[Row, ...]`, read from the file when asked for.
+    """The rows of each conversation, `tuple[Row, ...]`, read from the shards when asked for.
 
-    indices: of the records in the file, in the order of this sequence; one may stand there several times.
+    numbers: of the records in the shards, in the order of this sequence; one may stand there several times.
     """
 
-    def __init__(self, file: Path, indices: np.ndarray) -> None:
-        self._file, self._indices = file, indices
-        self._table = open_table(file)
+    def __init__(self, shards: Shards, numbers: np.ndarray) -> None:
+        self._shards, self._numbers = shards, numbers
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._numbers)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        at = int(self._indices[index])
-        return _from_record({name: self._table.column(name)[at] for name in (*_ROW_ARRAYS, *_BORDERS, "turns", "name")})
-
-    def __reduce__(self):  # a data loader's processes map the file themselves
-        return type(self), (self._file, self._indices)
+        table, at = self._shards.record(self._numbers[index])
+        return _from_record({name: table.column(name)[at] for name in (*_ROW_ARRAYS, *_BORDERS, "turns", "name")})
 
 
 def to_record(name: str, laid_out: LaidOut, warnings: Sequence[str]) -> dict[str, Any]:
@@ -121,58 +104,14 @@ def _from_record(record: dict[str, Any]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def open_table(file: Path) -> pyarrow.Table:
-    """The records, mapped into memory. Raises OSError and pyarrow.ArrowInvalid."""
-    return pyarrow.ipc.open_file(pyarrow.memory_map(str(file))).read_all()
-
-
-def find(folder: Path) -> Path | None:
-    """The file in `folder`, which counts as used now; None where nothing was stored. Raises DamagedError unless it is
-    what was written.
-    """
-    if not folder.exists():
-        return None
-    try:
-        with (folder / _ROWS).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != (folder / _CHECKSUM).read_text():
-            raise DamagedError("its checksum is another one")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(str(error)) from error
-    with contextlib.suppress(OSError):  # a folder of somebody else's may be read, and not changed
-        os.utime(folder)
-    return folder / _ROWS
-
-
-def store(folder: Path, records: Iterable[Sequence[dict[str, Any]]]) -> Path:
-    """Write records, which come in lists, to `folder`: whole or not at all. Returns the file in it.
-
-    Raises OSError when the disk does not take it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_old(folder.parent)
-    with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
-        file = Path(partial, "folder", _ROWS)
-        file.parent.mkdir()
-        with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_file(sink, SCHEMA) as writer:
-            for some in records:
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(some, schema=SCHEMA))
-        with file.open("rb") as written:
-            checksum = hashlib.file_digest(written, "sha256").hexdigest()
-        (file.parent / _CHECKSUM).write_text(checksum)
-        try:
-            file.parent.rename(folder)
-        except OSError:
-            if find(folder) is None:  # else another run has just stored the same
-                raise
-    return folder / _ROWS
-
-
-def _remove_old(parent: Path) -> None:
-    """Delete what killed runs have left half-written, and what was stored and not found for long."""
-    stored = (file.parent for file in parent.glob(f"*/{_ROWS}"))
-    for most, folders in ((_ABANDONED_SECONDS, parent.glob("partial-*")), (_UNUSED_SECONDS, stored)):
-        for path in folders:
-            with contextlib.suppress(FileNotFoundError):  # another run has just deleted it
-                if time.time() - path.stat().st_mtime > most:
-                    shutil.rmtree(path, ignore_errors=True)
+def figures(table: pyarrow.Table) -> np.ndarray:
+    """FIGURES of each record, those of its rows added up: [records, figures]."""
+    found = np.zeros((table.num_rows, len(FIGURES)), dtype=np.int64)
+    for at, name in enumerate(FIGURES):
+        if name in _BORDERS:
+            of_row = table[name].combine_chunks()
+            record, values = pyarrow.compute.list_parent_indices(of_row), of_row.flatten()
+            np.add.at(found[:, at], record.to_numpy(), values.to_numpy())
+        else:
+            found[:, at] = table[name].to_numpy()
+    return found

@@ -1,11 +1,9 @@
 """Turn the conversations of a data set into rows, in processes, kept for the next run."""
 
-import contextlib
 import datetime
 import functools
 import hashlib
 import json
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -24,17 +22,19 @@ import flexmask
 from flexmask import Conversation, prepare_conversation
 from flexmask.model.support import unbranched_layers
 from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, OnInvalid, TooLong
+from recipes.distributed.processes import available_processors, mapping
 from recipes.distributed.ranks import first_on_machine
 from recipes.preparation import row_store
-from recipes.preparation.processes import available_processors, mapping
-from recipes.preparation.row_store import DamagedError, PreparedRows, invalid_record, to_record
+from recipes.preparation.row_store import PreparedRows, invalid_record, to_record
+from recipes.sources import shards
+from recipes.sources.conversation_store import StoredConversations, digest_of
 from recipes.sources.invalid import shown
-from recipes.sources.load import as_json
 from recipes.terminal.progress import progress
 
 # Fewer conversations than this are prepared before another process has started.
 _WORTH_A_PROCESS = 200
-_CONVERSATIONS_AT_ONCE = 16  # that a process is given, and that are written together
+_CONVERSATIONS_A_SHARD = 256  # that a process is given, and that a killed preparation need not render again
+_WRITTEN_TOGETHER = 64
 _MOST_ERRORS = 100  # after which nobody needs to see more of them
 
 
@@ -45,7 +45,7 @@ class PreparedData:
     """
 
     items: PreparedRows
-    valid: list[Conversation]  # those given, without the invalid ones
+    valid: Sequence[Conversation]  # those given, without the invalid ones
     turns: int  # that are trained
     tokens_computed: int
     tokens_trained: int
@@ -86,40 +86,68 @@ def prepare(
     """Render and lay out every conversation as `duplication` says.
 
     Runs in `data.processes` processes, which the first process of a run on this machine starts while the others wait.
-    The result is kept in the folder `flexmask` of the cache of `datasets`
-    (HF_DATASETS_CACHE, by default ~/.cache/huggingface/datasets) under a fingerprint of everything it depends on, and
-    taken from there the next time; what was damaged since is prepared anew, with a warning, and what was not used for
-    30 days is removed. Warnings of rendering are repeated once each, with the number of conversations that
-    caused them. A conversation that stands in `conversations` several times is prepared once.
+    What they have to do and write, and the order of the rows, is the same however many there are; none of them, nor
+    this one, holds more than a few shards of the data. The shards are kept in the folder `flexmask` of the cache of
+    `datasets` (HF_DATASETS_CACHE, by default ~/.cache/huggingface/datasets), each under a fingerprint of everything it
+    depends on, and taken from there the next time, also when this one was killed; what was damaged since is prepared
+    anew, with a warning, and what was not used for 30 days is removed. Warnings of rendering are repeated once each,
+    with the number of conversations that caused them. A conversation that stands in `conversations` several times is
+    prepared once.
 
     Raises ValueError that counts the conversations that cannot be rendered and quotes the first few, which
     `data.on_invalid=drop` leaves out; for turns longer than a pack, unless `duplication.too_long=drop`; and naming the
     folder when it cannot be written to.
     """
-    settings = settings_of(data, duplication)
-    unique = list({id(one): one for one in conversations}.values())
+    unique, positions = _unique(conversations)
     with first_on_machine():
-        file = _prepared_file(unique, tokenizer, settings, data)
-    at = {id(one): index for index, one in enumerate(unique)}
-    indices = np.array([at[id(one)] for one in conversations], dtype=np.int64)
-    names = [*row_store.COUNTS, "name", "invalid", "warnings", "ends", "branches", "row_tokens", "row_turns"]
-    table = row_store.open_table(file).select(names).take(indices)
-    column = {name: table.column(name).to_pylist() for name in names}
-    for text, count in Counter(text for texts in column["warnings"] for text in texts).items():
-        warnings.warn(f"{text} ({count:,} of {len(table):,} conversations)", stacklevel=2)
-    trained = np.array(list(map(bool, column["row_tokens"])), dtype=bool)
-    invalid = {name: reason for name, reason in zip(column["name"], column["invalid"], strict=True) if reason}
+        found = _shards_of(unique, tokenizer, settings_of(data, duplication), data)
+    of_all = shards.Shards([one.kept.file for one in found], [len(one.trained) for one in found])
+    starts, times = of_all.starts, np.bincount(positions, minlength=len(unique))
+    totals = np.zeros(len(row_store.FIGURES), dtype=np.int64)
+    said: Counter[str] = Counter()
+    for start, one in zip(starts, found, strict=False):
+        of_shard = times[start : start + len(one.trained)]
+        totals += of_shard @ one.figures
+        for index, texts in one.warnings.items():
+            said.update(dict.fromkeys(texts, int(of_shard[index])))
+    for text, count in said.items():
+        warnings.warn(f"{text} ({count:,} of {len(conversations):,} conversations)", stacklevel=2)
+    trained = _joined([one.trained for one in found])[positions]
+    is_invalid = np.zeros(len(unique), dtype=bool)
+    is_invalid[[start + i for start, one in zip(starts, found, strict=False) for i in one.invalid]] = True
+    of_figure = dict(zip(row_store.FIGURES, totals.tolist(), strict=True))
     return PreparedData(
-        items=PreparedRows(file, indices[trained]),
-        valid=[one for one, reason in zip(conversations, column["invalid"], strict=True) if not reason],
-        turns=sum(map(sum, column["row_turns"])),
-        tokens_computed=sum(map(sum, column["row_tokens"])),
-        ends=tuple(sorted({end for ends in column["ends"] for end in ends})),
-        without_rows=int((~trained).sum()) - sum(reason is not None for reason in column["invalid"]),
-        branching=sum(column["branches"]),
-        invalid=invalid,
-        **{name: sum(column[name]) for name in row_store.COUNTS},
+        items=PreparedRows(of_all, positions[trained]),
+        valid=_taken(conversations, np.flatnonzero(~is_invalid[positions])),
+        turns=of_figure.pop("row_turns"),
+        tokens_computed=of_figure.pop("row_tokens"),
+        ends=tuple(sorted({end for one in found for end in one.ends})),
+        without_rows=int((~trained).sum()) - int(is_invalid[positions].sum()),
+        branching=of_figure.pop("branches"),
+        invalid={one.names[i]: reason for one in found for i, reason in one.invalid.items()},
+        **of_figure,
     )
+
+
+def _unique(conversations: Sequence[Conversation]) -> tuple[Sequence[Conversation], np.ndarray]:
+    """(each conversation once, where each of those given stands among them)."""
+    stored = isinstance(conversations, StoredConversations)
+    keys = conversations.numbers if stored else np.array(list(map(id, conversations)), dtype=np.int64)
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    in_order = np.argsort(first)
+    rank = np.empty_like(in_order)
+    rank[in_order] = np.arange(len(in_order))
+    return _taken(conversations, first[in_order]), rank[which]
+
+
+def _taken(conversations: Sequence[Conversation], positions: np.ndarray) -> Sequence[Conversation]:
+    if isinstance(conversations, StoredConversations):
+        return conversations.take(positions)
+    return [conversations[i] for i in positions]
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=bool), *arrays])
 
 
 def prepare_heldout(
@@ -139,16 +167,21 @@ def prepare_heldout(
     return prepare(conversations, tokenizer, data, replace(duplication, layout=layout))
 
 
-def fingerprint(
-    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
-) -> str:
-    """A hash of all that rows depend on: data, tokenizer, chat template, settings, libraries and our own code. The date
-    is part of it only where the template reads the clock, or nothing would be found again the next day.
+def fingerprint(conversations: Sequence[Conversation], of_settings: bytes) -> str:
+    """A hash of all that the rows of `conversations` depend on. of_settings: `settings_fingerprint`."""
+    stored = isinstance(conversations, StoredConversations)
+    names = conversations.names() if stored else (one.name for one in conversations)
+    digests = conversations.digests() if stored else map(digest_of, conversations)
+    digest = hashlib.sha256(of_settings)
+    for name, said in zip(names, digests, strict=True):
+        digest.update(json.dumps(name).encode() + said)
+    return digest.hexdigest()
+
+
+def settings_fingerprint(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> bytes:
+    """A hash of tokenizer, chat template, settings, libraries and our own code. The date is part of it only where the
+    template reads the clock, or nothing would be found again the next day.
     """
-    code = [*sorted(Path(flexmask.__file__).parent.rglob("*.py")), Path(__file__), Path(row_store.__file__)]
-    digest = hashlib.sha256()
-    for conversation in conversations:
-        digest.update(as_json(conversation).encode() + b"\n")
     other = [
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
@@ -156,10 +189,8 @@ def fingerprint(
         {**settings, "date": str(settings["date"]) if _reads_the_clock(tokenizer) else None},
         [version(name) for name in ("transformers", "tokenizers", "jinja2", "pyarrow")],
     ]
-    digest.update(json.dumps(other, sort_keys=True).encode())
-    for path in code:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    code = shards.digest_of_code(Path(flexmask.__file__).parent, Path(__file__), Path(row_store.__file__))
+    return hashlib.sha256(json.dumps(other, sort_keys=True).encode() + code).digest()
 
 
 def _reads_the_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -167,38 +198,76 @@ def _reads_the_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
     return "strftime_now" in json.dumps(tokenizer.chat_template)
 
 
-def _prepared_file(
+@dataclass(frozen=True)
+class _ShardOfRows:
+    """What is known of the conversations of a shard, which are counted from 0.
+
+    figures: [conversation, figure], as `row_store.FIGURES` names them. trained: whether it has rows. invalid: why the
+    others cannot be prepared; too_long: those of them that are for the length of a turn.
+    """
+
+    kept: shards.Kept
+    names: dict[int, str]  # of the invalid ones
+    figures: np.ndarray
+    trained: np.ndarray
+    ends: set[int]
+    warnings: dict[int, list[str]]
+    invalid: dict[int, str]
+    too_long: set[int]
+
+
+def _shards_of(
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
     data: DataConfig,
-) -> Path:
-    """The file with a record of each conversation: the one in the cache, or made and put there."""
-    cache = datasets.config.HF_DATASETS_CACHE / "flexmask"
-    folder = cache / fingerprint(conversations, tokenizer, settings)
-    try:
-        file = _found(folder)
-        if file is None:
-            with contextlib.closing(_prepared(conversations, tokenizer, settings, data)) as records:
-                file = row_store.store(folder, records)
-        refused = _Refused(data.on_invalid)
-        refused.add(row_store.open_table(file).select(["invalid", "too_long"]).to_pylist())
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(
-            f"{cache}: prepared rows cannot be kept there ({error}); make room, or name another folder: "
-            "HF_DATASETS_CACHE=<folder> before the command"
-        ) from error
+) -> list[_ShardOfRows]:
+    """The shards of all conversations, in order. Raises ValueError as `prepare` does; early when very many are refused,
+    because all of them might be."""
+    starts = range(0, len(conversations), _CONVERSATIONS_A_SHARD)
+    parts = (conversations[start : start + _CONVERSATIONS_A_SHARD] for start in starts)
+    processes = max(1, min(available_processors(data.processes), len(conversations) // _WORTH_A_PROCESS, len(starts)))
+    one = functools.partial(
+        _shard_of, tokenizer=tokenizer, settings=settings, of_settings=settings_fingerprint(tokenizer, settings)
+    )
+    refused, found = _Refused(data.on_invalid), []
+    with progress(len(conversations), "rendering conversations") as advance, mapping(one, processes) as mapped:
+        for shard in mapped(parts):
+            if shard.kept.damage:
+                warnings.warn(shard.kept.damage, stacklevel=3)
+            refused.add(shard)
+            refused.check(most=_MOST_ERRORS)
+            advance(len(shard.trained))
+            found.append(shard)
+    if any(shard.kept.is_new for shard in found):
+        shards.remove_old()
     refused.check()
-    return file
+    return found
 
 
-def _found(folder: Path) -> Path | None:
-    try:
-        return row_store.find(folder)
-    except DamagedError as error:
-        warnings.warn(f"{folder}: prepared rows are damaged ({error}); they are prepared anew", stacklevel=4)
-        shutil.rmtree(folder)
-        return None
+def _shard_of(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: dict[str, Any],
+    of_settings: bytes,
+) -> _ShardOfRows:
+    """The shard of some conversations, found or made."""
+    kept = shards.keep(
+        fingerprint(conversations, of_settings), row_store.SCHEMA, lambda: _batches(conversations, tokenizer, settings)
+    )
+    with shards.naming_cache():
+        table = shards.open_table(kept.file)
+        invalid = {i: reason for i, reason in enumerate(table["invalid"].to_pylist()) if reason}
+        return _ShardOfRows(
+            kept=kept,
+            names={i: table["name"][i].as_py() for i in invalid},
+            figures=row_store.figures(table),
+            trained=pyarrow.compute.list_value_length(table["row_tokens"]).to_numpy() > 0,
+            ends=set(pyarrow.compute.list_flatten(table["ends"]).to_pylist()),
+            warnings={i: texts for i, texts in enumerate(table["warnings"].to_pylist()) if texts},
+            invalid=invalid,
+            too_long={i for i in invalid if table["too_long"][i].as_py()},
+        )
 
 
 class _Refused:
@@ -210,18 +279,18 @@ class _Refused:
         self.reasons: list[str] = []
         self.advice: set[str] = set()
 
-    def add(self, records: Sequence[dict[str, Any]]) -> None:
-        self.seen += len(records)
-        for record in records:
-            if record["too_long"]:
+    def add(self, shard: _ShardOfRows) -> None:
+        self.seen += len(shard.trained)
+        for i, reason in shard.invalid.items():
+            if i in shard.too_long:
                 self.advice.add(
                     "Raise duplication.pack_length, or leave such turns out, counted, with duplication.too_long=drop"
                 )
-            elif record["invalid"] and not self.drop:
+            elif not self.drop:
                 self.advice.add("Repair them, or leave them out, counted, with data.on_invalid=drop")
             else:
                 continue
-            self.reasons.append(record["invalid"])
+            self.reasons.append(reason)
 
     def check(self, most: int = 0) -> None:
         """Raise ValueError if there are more than `most`."""
@@ -232,31 +301,13 @@ class _Refused:
             )
 
 
-def _prepared(
-    conversations: Sequence[Conversation],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: dict[str, Any],
-    data: DataConfig,
-) -> Iterator[list[dict[str, Any]]]:
-    """The records of all conversations, some at a time. Raises when very many are refused: all of them might be."""
-    available = data.processes or available_processors()
-    processes = max(1, min(available, len(conversations) // _WORTH_A_PROCESS))
-    starts = range(0, len(conversations), _CONVERSATIONS_AT_ONCE)
-    parts = (conversations[start : start + _CONVERSATIONS_AT_ONCE] for start in starts)
-    some = functools.partial(_prepare_some, tokenizer=tokenizer, settings=settings)
-    refused = _Refused(data.on_invalid)
-    with progress(len(conversations), "rendering conversations") as advance, mapping(some, processes) as mapped:
-        for records in mapped(parts):
-            refused.add(records)
-            refused.check(most=_MOST_ERRORS)
-            advance(len(records))
-            yield records
-
-
-def _prepare_some(
+def _batches(
     conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
-) -> list[dict[str, Any]]:
-    return [_prepare_one(one, tokenizer, settings) for one in conversations]
+) -> Iterator[pyarrow.RecordBatch]:
+    for start in range(0, len(conversations), _WRITTEN_TOGETHER):
+        some = conversations[start : start + _WRITTEN_TOGETHER]
+        records = [_prepare_one(one, tokenizer, settings) for one in some]
+        yield pyarrow.RecordBatch.from_pylist(records, schema=row_store.SCHEMA)
 
 
 def _prepare_one(

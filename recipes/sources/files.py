@@ -12,10 +12,9 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from flexmask.conversations.values import without_nulls
-from recipes.sources import Entry, Record
+from recipes.sources import Part
 from recipes.sources.json_text import BYTE_ORDER_MARK, decode, is_object
 from recipes.sources.kinds import (
     ARROW,
@@ -30,13 +29,25 @@ from recipes.sources.kinds import (
     compression,
     kind_by_name,
 )
+from recipes.sources.parts import (
+    MOST_RECORDS,
+    decoded,
+    if_object,
+    parts_of_dataset,
+    parts_of_entries,
+    parts_of_lines,
+    parts_of_table,
+    together,
+)
 
 _TRAIN = {"train", "training"}
 _NOT_TRAIN = {"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation"}
 
 
-def read_path(path: str, split: str, key: str) -> Iterator[Entry]:
-    """The entries of a file, of all files in a folder, or of those of a pattern, in the order of their names.
+def read_path(path: str, split: str, key: str) -> Iterator[Part]:
+    """The records of a file, of all files in a folder, or of those of a pattern, in the order of their names.
+
+    All but a JSON array is read as it is asked for.
 
     split: of a folder that `datasets` has saved with several. key: of the setting whose value `path` is, for errors.
     Raises ValueError naming the file for one that is not what its name says, and naming `key` for a path of nothing,
@@ -46,8 +57,7 @@ def read_path(path: str, split: str, key: str) -> Iterator[Entry]:
     if place.is_dir() and any((place / name).is_file() for name in ("state.json", "dataset_dict.json")):
         yield from _read_saved(place, split, key)
         return
-    for file, name in list_files(path, key):
-        yield from read_file(file, name)
+    yield from together(part for file, name in list_files(path, key) for part in _read_file(file, name))
 
 
 def list_files(path: str, key: str) -> list[tuple[Path, str]]:
@@ -127,14 +137,14 @@ def _path_of(files: list[Path]) -> str:
 # --- one file ----------------------------------------------------------------------------------------------
 
 
-def read_file(path: Path, name: str) -> Iterator[Entry]:
-    """The entries of one file, whose records are called by `name`.
+def _read_file(path: Path, name: str) -> Iterator[Part]:
+    """The records of one file, which are called by `name`.
 
     Raises ValueError naming `path` when it is not what its name says, is damaged, or holds no record.
     """
     check_packing(path)
     kind = kind_by_name(path) or JSON_LINES  # a name that does not say
-    readers: dict[str, Callable[[Path, str], Iterator[Entry]]] = {
+    readers: dict[str, Callable[[Path, str], Iterator[Part]]] = {
         JSON_LINES: _read_lines,
         JSON: _read_json,
         PARQUET: _read_table,
@@ -144,9 +154,9 @@ def read_file(path: Path, name: str) -> Iterator[Entry]:
     try:
         with _opened(path) as file:
             check_contents(path, kind, file.read(512))
-        for entry in readers[kind](path, name):
+        for part in readers[kind](path, name):
             empty = False
-            yield entry
+            yield part
     except OSError as error:
         raise ValueError(f"{path}: cannot be read, {error}; if it is damaged, copy or download it again") from error
     if empty:
@@ -162,7 +172,11 @@ def _opened(path: Path) -> BinaryIO:
     return io.BufferedReader(pyarrow.input_stream(str(path)))
 
 
-def _read_lines(path: Path, name: str) -> Iterator[Entry]:
+def _read_lines(path: Path, name: str) -> Iterator[Part]:
+    return parts_of_lines(_numbered_lines(path), name, str(path))
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     unseen = True
     with _opened(path) as file:  # binary: only \n ends a line, and bad UTF-8 is ours to report
         for number, line in enumerate(file, start=1):
@@ -174,10 +188,10 @@ def _read_lines(path: Path, name: str) -> Iterator[Entry]:
                 with _opened(path) as whole:
                     check_lines(path, line.strip(), whole.read())
             unseen = False
-            yield f"{name}:{number}", _record(line.rstrip(b"\r\n"), f"{path}:{number}")
+            yield number, line.rstrip(b"\r\n")
 
 
-def _read_json(path: Path, name: str) -> Iterator[Entry]:
+def _read_json(path: Path, name: str) -> Iterator[Part]:
     """A JSON array of records, a single record over any number of lines, or JSON lines."""
     with _opened(path) as file:
         first = next((line for line in file if line.removeprefix(BYTE_ORDER_MARK).strip()), b"")
@@ -185,55 +199,40 @@ def _read_json(path: Path, name: str) -> Iterator[Entry]:
     if first.startswith(b"["):
         with _opened(path) as file:
             # Malformed JSON here is no single record's fault, so it is raised.
-            values = decode(file.read().removeprefix(BYTE_ORDER_MARK), str(path))
-        for index, value in enumerate(values):
-            yield f"{name}[{index}]", _if_object(value, f"{path}[{index}]")
+            data = file.read().removeprefix(BYTE_ORDER_MARK)
+        values = decode(data, str(path))
+        entries = ((f"{name}[{i}]", if_object(value, f"{path}[{i}]")) for i, value in enumerate(values))
+        yield from parts_of_entries(entries, size=len(data))
         return
     if not is_object(first):
         with _opened(path) as file:
             data = file.read().removeprefix(BYTE_ORDER_MARK)
         if is_object(data):
-            yield f"{name}[0]", _record(data, f"{path}[0]")
+            yield from parts_of_entries([(f"{name}[0]", decoded(data, f"{path}[0]"))], size=len(data))
             return
     yield from _read_lines(path, name)
 
 
-def _read_table(path: Path, name: str) -> Iterator[Entry]:
+def _read_table(path: Path, name: str) -> Iterator[Part]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         if path.suffix == ".parquet":
-            file = pyarrow.parquet.ParquetFile(path)
-            schema, batches = file.schema_arrow, file.iter_batches(1000)
+            batches = pyarrow.parquet.ParquetFile(path).iter_batches(MOST_RECORDS)
         else:
             source = pyarrow.memory_map(str(path))
             in_file = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = pyarrow.ipc.open_file(source) if in_file else pyarrow.ipc.open_stream(source)
-            schema = reader.schema
             batches = map(reader.get_batch, range(reader.num_record_batches)) if in_file else reader
-        plain = _decoder(schema)
-        index = 0
-        for batch in batches:
-            for record in batch.to_pylist():
-                yield f"{name}[{index}]", without_nulls(plain(record))
-                index += 1
+        yield from parts_of_table(batches, name)
     except (pyarrow.ArrowException, EOFError) as error:
         raise ValueError(f"{path}: is damaged ({error}); copy or download it again") from error
 
 
-def _decoder(schema: Any) -> Callable[[Record], Record]:
-    """What makes plain values of a record: columns that `datasets` has written may hold JSON text, for instance."""
-    if b"huggingface" not in (schema.metadata or {}):
-        return lambda record: record
-    import datasets
-
-    return datasets.Features.from_arrow_schema(schema).decode_example
-
-
-def _read_saved(folder: Path, split: str, key: str) -> Iterator[Entry]:
-    """The entries of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+def _read_saved(folder: Path, split: str, key: str) -> Iterator[Part]:
+    """The records of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     import datasets
 
     try:
@@ -252,18 +251,4 @@ def _read_saved(folder: Path, split: str, key: str) -> Iterator[Entry]:
         table, name = table[split], f"{name}/{split}"
     if not len(table):
         raise ValueError(f"{key}={folder}: holds no records; give data with at least one conversation")
-    for index, record in enumerate(table):
-        yield f"{name}[{index}]", without_nulls(record)
-
-
-def _record(line: bytes, where: str) -> Record | ValueError:
-    try:
-        return _if_object(decode(line, where), where)
-    except ValueError as error:
-        return error
-
-
-def _if_object(value: Any, where: str) -> Record | ValueError:
-    if isinstance(value, dict):
-        return value
-    return ValueError(f'{where}: a JSON {type(value).__name__} in place of an object such as {{"messages": ...}}')
+    yield from parts_of_dataset(table, name)

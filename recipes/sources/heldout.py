@@ -1,14 +1,17 @@
 """Choose the conversations that are held out, and repeat those of a source as often as its weight says."""
 
 import hashlib
+import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from flexmask.conversations.conversation import Conversation
 
 # Where nobody says how many are held out: one in twenty, and no more than measure a loss well.
 ONE_IN, AT_MOST = 20, 200
+HASH = "S32"  # numpy's type of what `hash_of` returns
 
 
 def share(counts: Sequence[int]) -> list[int]:
@@ -27,64 +30,69 @@ def apportion(total: int, counts: Sequence[int]) -> list[int]:
     return parts
 
 
-def split_heldout(
-    sources: Sequence[Sequence[Conversation]], count: int | None, seed: int
-) -> list[tuple[list[Conversation], list[Conversation]]]:
-    """(the rest, held out) of each source, both in the order given: `count` in all, or a share that fits (None).
+def split_heldout(sources: Sequence[np.ndarray], count: int | None) -> list[np.ndarray]:
+    """Which conversations of each source are held out: `count` in all, or a share that fits (None).
 
-    Conversations are grouped by what is said in them (roles and contents but neither system prompts nor thinking,
-    white space evened out), over all sources, so that a duplicate never stands on both sides. Groups are taken in the
-    order of a hash of `seed` and that text, so a longer source moves few; each source gives in proportion to its size.
-    Raises ValueError when an explicit `count` cannot be had exactly with something of each source left to train on.
+    sources: `hash_of` each conversation. [N] -> [N], booleans. Conversations are grouped by what is said in them, over
+    all sources, so that a duplicate never stands on both sides. Groups are taken in the order of their hash, so a
+    longer source moves few; each source gives in proportion to its size. Raises ValueError when an explicit `count`
+    cannot be had exactly with something of each source left to train on.
     """
-    groups: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for source, conversations in enumerate(sources):
-        for index, conversation in enumerate(conversations):
-            groups[_hash(seed, conversation)].append((source, index))
-    sizes = [len(conversations) for conversations in sources]
-    left = share(sizes) if count is None else apportion(count, sizes)
-    heldout: set[tuple[int, int]] = set()
-    for _, members in sorted(groups.items()):
-        of_source = Counter(source for source, _ in members)
-        if all(left[source] >= number for source, number in of_source.items()):
-            heldout.update(members)
-            left = [number - of_source[source] for source, number in enumerate(left)]
+    sizes = [len(hashes) for hashes in sources]
+    hashes = np.concatenate(sources)
+    source_of = np.repeat(np.arange(len(sizes)), sizes)
+    in_order = np.argsort(hashes, kind="stable")
+    is_first = np.ones(len(hashes), dtype=bool)
+    is_first[1:] = hashes[in_order][1:] != hashes[in_order][:-1]
+    borders = np.append(np.flatnonzero(is_first), len(hashes))
+    left = np.array(share(sizes) if count is None else apportion(count, sizes))
+    heldout = np.zeros(len(hashes), dtype=bool)
+    for members in _groups(in_order, borders):
+        if not left.any():
+            break
+        of_source = np.bincount(source_of[members], minlength=len(sizes))
+        if (left >= of_source).all():
+            heldout[members] = True
+            left -= of_source
     if count is not None:
-        for _, members in sorted(groups.items()):  # duplicates across sources can keep all of them from their part
-            if members[0] not in heldout and len(heldout) + len(members) <= count:
-                heldout.update(members)
-        taken = Counter(source for source, _ in heldout)
-        if len(heldout) < count or any(taken[source] == size for source, size in enumerate(sizes)):
+        missing = count - int(heldout.sum())  # duplicates across sources can keep all of them from their part
+        for members in _groups(in_order, borders):
+            if not missing:
+                break
+            if not heldout[members[0]] and len(members) <= missing:
+                heldout[members] = True
+                missing -= len(members)
+        taken = np.bincount(source_of[heldout], minlength=len(sizes))
+        if missing or (taken == sizes).any():
             raise ValueError(
                 f"data.heldout_conversations={count}: cannot be taken from {sum(sizes):,} conversations "
-                f"({len(groups):,} without duplicates) with some {'of each source ' if len(sizes) > 1 else ''}left to "
-                "train on; lower it, or give null for one in twenty"
+                f"({len(borders) - 1:,} without duplicates) with some {'of each source ' if len(sizes) > 1 else ''}"
+                "left to train on; lower it, or give null for one in twenty"
             )
-    return [
-        (
-            [one for index, one in enumerate(conversations) if (source, index) not in heldout],
-            [one for index, one in enumerate(conversations) if (source, index) in heldout],
-        )
-        for source, conversations in enumerate(sources)
-    ]
+    return np.split(heldout, np.cumsum(sizes)[:-1])
 
 
-def repeated(conversations: Sequence[Conversation], weight: float, seed: int) -> list[Conversation]:
+def _groups(in_order: np.ndarray, borders: np.ndarray) -> Iterator[np.ndarray]:
+    return (in_order[start:stop] for start, stop in itertools.pairwise(borders))
+
+
+def repeated(hashes: np.ndarray, weight: float) -> np.ndarray:
     """Each conversation as often as the whole part of `weight` says, and a share of them, its fraction, once more.
 
-    That share is chosen by a hash of `seed` and text. [N] -> [about weight * N], a repetition behind the other.
+    That share is chosen by `hashes`, `hash_of` each with the purpose "weight". [N] -> [about weight * N] positions, a
+    repetition behind the other.
     """
     whole, fraction = divmod(weight, 1)
-    order = sorted(range(len(conversations)), key=lambda i: (_hash(seed, conversations[i], "weight"), i))
-    chosen = sorted(order[: round(fraction * len(conversations))])
-    return list(conversations) * int(whole) + [conversations[i] for i in chosen]
+    chosen = np.sort(np.argsort(hashes, kind="stable")[: round(fraction * len(hashes))])
+    return np.concatenate([np.tile(np.arange(len(hashes)), int(whole)), chosen])
 
 
-def _hash(seed: int, conversation: Conversation, purpose: str = "") -> str:
-    """Equal for conversations in which the same is said."""
+def hash_of(seed: int, conversation: Conversation, purpose: str = "") -> bytes:
+    """Equal for conversations in which the same is said: roles and contents but neither system prompts nor thinking,
+    white space evened out."""
     said = [
         [message["role"], " ".join(message["content"].split()), message.get("tool_calls")]
         for message in conversation.messages
         if message["role"] not in ("system", "developer")
     ]
-    return hashlib.sha256(f"{purpose}{seed}\n{json.dumps(said, sort_keys=True)}".encode()).hexdigest()
+    return hashlib.sha256(f"{purpose}{seed}\n{json.dumps(said, sort_keys=True)}".encode()).digest()

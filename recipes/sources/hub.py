@@ -4,13 +4,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from flexmask.conversations.values import without_nulls
-from recipes.sources import Entry
+from recipes.sources import Part
+from recipes.sources.parts import parts_of_dataset
 
 SECONDS_TO_ANSWER = 20
 
 
-def read_hub(hub_id: str, hub_config: str | None, split: str, key: str) -> Iterator[Entry]:
+def read_hub(hub_id: str, hub_config: str | None, split: str, key: str) -> Iterator[Part]:
     """The records of a dataset on the Hugging Face hub (or in its cache), through `datasets.load_dataset`.
 
     Raises ValueError when it cannot be had, with what to do instead. key: before the settings' names, for errors.
@@ -31,8 +31,7 @@ def read_hub(hub_id: str, hub_config: str | None, split: str, key: str) -> Itera
             f"{split}: {error}\n"
             f"Without a network, download the files elsewhere and give them with {key}.path=<file or folder>"
         ) from error
-    for index, record in enumerate(table):
-        yield f"{hub_id}/{split}[{index}]", without_nulls(record)
+    yield from parts_of_dataset(table, f"{hub_id}/{split}")
 
 
 def _refuse_silence(hub_id: str, key: str) -> None:

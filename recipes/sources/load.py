@@ -5,24 +5,33 @@ Nothing is left out silently: an invalid record is an error, or with `data.on_in
 for data of the hub, and in a mix `<source>/` and such a name.
 """
 
+import functools
 import hashlib
-import json
+import itertools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from flexmask.conversations.conversation import Conversation
-from flexmask.conversations.reading import read_conversation, unread_and_notes
+import numpy as np
+
+from flexmask.conversations.conversation import check_template_kwargs
+from flexmask.conversations.reading import said_of_reading
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
-from recipes.sources import Entry, Record
+from recipes.distributed import ranks
+from recipes.distributed.processes import available_processors, mapping
+from recipes.sources import Entry, Part, shards
+from recipes.sources.conversation_store import Reading, ReadPart, StoredConversations, keep_part
 from recipes.sources.files import read_path
-from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID, to_record
+from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
 from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
 from recipes.sources.invalid import shown
+from recipes.sources.parts import parts_of_entries
+
+# Fewer parts than this are read before other processes have started.
+_WORTH_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class LoadedData:
     formats: how many conversations were read from which format.
     """
 
-    train: list[Conversation]
-    heldout: list[Conversation]
+    train: StoredConversations
+    heldout: StoredConversations
     dropped: dict[str, str]
     sources: dict[str, SourceCounts]
     formats: dict[str, int]
@@ -59,8 +68,8 @@ class LoadedData:
         """A hash of what is trained and held out, in its order; names of files and lines do not count."""
         digest = hashlib.sha256()
         for part in (self.train, self.heldout):
-            for conversation in part:
-                digest.update(as_json(replace(conversation, name="")).encode())
+            for one in part.digests():
+                digest.update(one)
             digest.update(b"\n")
         return digest.hexdigest()
 
@@ -75,81 +84,125 @@ def load_data(data: DataConfig) -> LoadedData:
     (it counts them and quotes the first few; `data.on_invalid=drop` leaves them out), when a source has no valid
     conversation, and when `data.heldout_conversations` are more than can be held out.
     """
-    if data.kind is DataKind.tutoring:
-        return _generated(data)
+    with ranks.first_on_machine():
+        return _generated(data) if data.kind is DataKind.tutoring else _loaded(data)
+
+
+def _loaded(data: DataConfig) -> LoadedData:
     mix = data.kind is DataKind.mix
     sources: dict[str, DataConfig | SourceConfig] = dict(data.sources) if mix else {_name(data): data}
-    read, dropped = [], []
+    read: list[list[ReadPart]] = []
     for name, source in sources.items():
         key, prefix = (f"data.sources.{name}", f"{name}/") if mix else ("data", "")
-        entries = ((prefix + record_name, record) for record_name, record in _entries(source, data.seed, key))
-        convert = to_record if source.kind is DataKind.gsm8k_socratic else None
-        conversations, invalid = parse(entries, convert, data.on_invalid, data.thinking_tags)
-        if not conversations:
-            raise ValueError(f"{key}: {_name(source)} has no valid conversation; {len(invalid):,} were left out")
-        if mix and source.template_kwargs:
-            conversations = [_with_template_kwargs(one, source.template_kwargs) for one in conversations]
-        read.append(conversations)
-        dropped.append(invalid)
-    for said in unread_and_notes(one for some in read for one in some):
-        warnings.warn(said, stacklevel=2)
-    train, heldout, counts = [], [], {}
-    split = split_heldout(read, data.heldout_conversations, data.seed)
-    for (name, source), (rest, held), everything, invalid in zip(sources.items(), split, read, dropped, strict=True):
+        of_source = source.template_kwargs if mix else None  # else those of the run
+        check_template_kwargs(of_source, f"{key}.template_kwargs")
+        is_gsm8k = source.kind is DataKind.gsm8k_socratic
+        reading = Reading(data.thinking_tags, data.seed, prefix, is_gsm8k, of_source)
+        found = _read(_parts(source, data.seed, key), reading, data)
+        if not any(len(one.valid) for one in found):
+            left_out = sum(len(one.invalid) for one in found)
+            raise ValueError(f"{key}: {_name(source)} has no valid conversation; {left_out:,} were left out")
+        read.append(found)
+    everything = [one for found in read for one in found]
+    valid = sum(len(one.valid) for one in everything)
+    unread, notes = _total(one.unread for one in everything), _total(one.notes for one in everything)
+    for said in said_of_reading(valid, unread, notes):
+        warnings.warn(said, stacklevel=4)
+    split = split_heldout([np.concatenate([one.order for one in found]) for found in read], data.heldout_conversations)
+    train, heldout, counts, offset = [], [], {}, 0
+    for (name, source), found, is_held in zip(sources.items(), read, split, strict=True):
         key = f"data.sources.{name}" if mix else "data"
+        numbers = _numbers(found) + offset
+        offset += sum(one.records for one in found)
+        rest, held = numbers[~is_held], numbers[is_held]
         made = source.kind is DataKind.tutoring  # as many as train_conversations says, of which some are held out
         if not made and source.train_conversations is not None and source.train_conversations > len(rest):
             warnings.warn(
                 f"{key}.train_conversations={source.train_conversations}: {len(rest):,} are left to train when "
                 f"{len(held):,} are held out; all of them are taken",
-                stacklevel=2,
+                stacklevel=4,
             )
         epoch = rest[: source.train_conversations]
         if mix:
-            epoch = _weighted(epoch, source.weight, data.seed, f"{key}.weight")
-        train += epoch
-        heldout += held
-        counts[name] = SourceCounts(len(everything), len(epoch), len(held), len(invalid))
+            again = np.concatenate([one.order_again for one in found])[~is_held][: source.train_conversations]
+            epoch = epoch[repeated(again, source.weight)]
+            if not len(epoch):
+                raise ValueError(
+                    f"{key}.weight={source.weight:g}: leaves none of {len(again):,} conversations; raise it"
+                )
+        train.append(epoch)
+        heldout.append(held)
+        counts[name] = SourceCounts(len(numbers), len(epoch), len(held), sum(len(one.invalid) for one in found))
+    return _data(everything, np.concatenate(train), np.concatenate(heldout), counts)
+
+
+def _generated(data: DataConfig) -> LoadedData:
+    """Tutoring dialogues: the generator keeps the splits apart itself, so both have the numbers asked for."""
+    count, heldout_count = data.train_conversations, data.heldout_conversations
+    if heldout_count is None:
+        (heldout_count,) = share([count])
+    reading = Reading("auto", data.seed)
+    read = [
+        _read(parts_of_entries(_tutoring(number, data.seed, split)), reading, data)
+        for number, split in ((count, "train"), (heldout_count, "heldout"))
+    ]
+    train, heldout = map(_numbers, read)
+    counts = SourceCounts(count + heldout_count, count, heldout_count, 0)
+    return _data([*read[0], *read[1]], train, heldout + count, {_name(data): counts})
+
+
+def _data(read: list[ReadPart], train: np.ndarray, heldout: np.ndarray, counts: dict[str, SourceCounts]) -> LoadedData:
+    """train, heldout: numbers of records, those of all parts counted through."""
+    of_all = shards.Shards([one.kept.file for one in read], [one.records for one in read])
     return LoadedData(
-        train, heldout, {name: why for some in dropped for name, why in some.items()}, counts, _formats(read)
+        StoredConversations(of_all, train),
+        StoredConversations(of_all, heldout),
+        {name: why for one in read for name, why in one.invalid.items()},
+        counts,
+        dict(_total(one.formats for one in read).most_common()),
     )
 
 
-def parse(
-    entries: Iterable[Entry],
-    convert: Callable[[Record, str], Record] | None,
-    on_invalid: str,
-    thinking_tags: str | Sequence[str] | None = "auto",
-) -> tuple[list[Conversation], dict[str, str]]:
-    """(conversations, reasons by name of those dropped); with `on_invalid="error"` a single error for all of them."""
-    conversations, invalid = [], {}
-    for name, record in entries:
-        try:
-            if isinstance(record, ValueError):
-                raise record
-            record = convert(record, name) if convert else record
-            conversations.append(read_conversation(record, name, thinking_tags=thinking_tags))
-        except ValueError as error:
-            invalid[name] = str(error)
-    if invalid and on_invalid == OnInvalid.error:
-        total = len(invalid) + len(conversations)
+def _total(counts: Iterable[Counter[str]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return total
+
+
+def _numbers(read: list[ReadPart]) -> np.ndarray:
+    """The numbers of the valid records, those of all parts counted through."""
+    starts = np.cumsum([0, *(one.records for one in read)])
+    parts = [start + one.valid for start, one in zip(starts, read, strict=False)]
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
+def _read(parts: Iterator[Part], reading: Reading, data: DataConfig) -> list[ReadPart]:
+    """What is known of each part, in order. With `data.on_invalid=error` one ValueError for all invalid records."""
+    first = list(itertools.islice(parts, _WORTH_PROCESSES))
+    few = len(first) < _WORTH_PROCESSES
+    processes = 1 if few else available_processors(data.processes)
+    read = []
+    with mapping(functools.partial(keep_part, reading=reading), processes) as mapped:
+        for one in mapped(itertools.chain(first, parts)):
+            if one.kept.damage:
+                warnings.warn(one.kept.damage, stacklevel=5)
+            read.append(one)
+    if any(one.kept.is_new for one in read):
+        shards.remove_old()
+    invalid = [why for one in read for why in one.invalid.values()]
+    if invalid and data.on_invalid == OnInvalid.error:
         raise ValueError(
-            f"{len(invalid):,} of {total:,} conversations are invalid:\n{shown(list(invalid.values()))}\n"
+            f"{len(invalid):,} of {sum(one.records for one in read):,} conversations are invalid:\n{shown(invalid)}\n"
             "Repair them, or leave them out, counted, with data.on_invalid=drop"
         )
-    return conversations, invalid
+    return read
 
 
-def as_json(conversation: Conversation) -> str:
-    """All that a conversation says, as JSON text, for hashes."""
-    values = [getattr(conversation, field.name) for field in fields(conversation) if field.compare]
-    return json.dumps(values, ensure_ascii=False)
-
-
-def _entries(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[Entry]:
+def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[Part]:
     """The records of a source: generated, of its path where it has one, else of the hub."""
     if source.kind is DataKind.tutoring:
-        return _tutoring(source.train_conversations, seed, "train")
+        return parts_of_entries(_tutoring(source.train_conversations, seed, "train"))
     if source.path is not None:
         return read_path(source.path, source.split, f"{key}.path")
     hub_id, hub_config = source.hub_id, source.hub_config
@@ -160,40 +213,12 @@ def _entries(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator
     return read_hub(hub_id, hub_config, source.split, key)
 
 
-def _generated(data: DataConfig) -> LoadedData:
-    """Tutoring dialogues: the generator keeps the splits apart itself, so both have the numbers asked for."""
-    count, heldout_count = data.train_conversations, data.heldout_conversations
-    if heldout_count is None:
-        (heldout_count,) = share([count])
-    train, heldout = (
-        parse(_tutoring(number, data.seed, split), None, data.on_invalid)[0]
-        for number, split in ((count, "train"), (heldout_count, "heldout"))
-    )
-    counts = SourceCounts(count + heldout_count, count, heldout_count, 0)
-    return LoadedData(train, heldout, {}, {_name(data): counts}, _formats([train, heldout]))
-
-
-def _formats(read: Iterable[Iterable[Conversation]]) -> dict[str, int]:
-    return dict(Counter(one.format for some in read for one in some).most_common())
-
-
 def _tutoring(count: int, seed: int, split: str) -> Iterator[Entry]:
-    from recipes.sources.tutoring import generate
+    from recipes.sources.tutoring import dialogues
 
-    for index, record in enumerate(generate(count, seed, split)):
+    for index, record in enumerate(itertools.islice(dialogues(seed, split), count)):
         yield f"tutoring/{split}[{index}]", record
 
 
 def _name(source: DataConfig | SourceConfig) -> str:
     return source.path or source.hub_id or str(source.kind)
-
-
-def _with_template_kwargs(conversation: Conversation, of_source: dict[str, Any]) -> Conversation:
-    return replace(conversation, template_kwargs={**of_source, **(conversation.template_kwargs or {})})
-
-
-def _weighted(conversations: list[Conversation], weight: float, seed: int, key: str) -> list[Conversation]:
-    epoch = repeated(conversations, weight, seed)
-    if not epoch:
-        raise ValueError(f"{key}={weight:g}: leaves none of {len(conversations):,} conversations; raise it")
-    return epoch

@@ -24,9 +24,10 @@ text alone, with code that shares nothing with the generator.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -136,15 +137,18 @@ def generate(count: int, seed: int, split: Split) -> list[dict]:
     split has the same questions as one of the other, whatever the seeds: a hash of the questions decides.
     Raises ValueError for a split that does not exist.
     """
+    return list(itertools.islice(dialogues(seed, split), count))
+
+
+def dialogues(seed: int, split: Split) -> Iterator[dict]:
+    """The records that `generate` begins with, and all others behind them, without end."""
     if split not in ("train", "heldout"):
         raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
     rng = random.Random(f"{split}/{seed}")
-    records: list[dict] = []
-    while len(records) < count:
+    while True:
         record = _dialogue(rng)
         if split_of(record) == split:
-            records.append(record)
-    return records
+            yield record
 
 
 def split_of(record: dict) -> Split:

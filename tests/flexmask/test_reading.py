@@ -531,10 +531,14 @@ def test_a_table_gives_the_conversations_of_the_json_lines_it_was_made_from(tmp_
     with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
         writer.write_table(table)
     datasets.Dataset(table).save_to_disk(tmp_path / "saved")
-    expected = [read(record).messages for _, record in read_path(str(lines), "train", "data.path")]
+
+    def records(path):
+        return [record for part in read_path(str(path), "train", "data.path") for _, record in part.entries()]
+
+    expected = [read(record).messages for record in records(lines)]
     assert expected[0][1]["tool_calls"][0]["function"]["arguments"] == {"town": "Lund"}
     for name in ("a.parquet", "a.arrow", "saved"):
-        found = [read(record) for _, record in read_path(str(tmp_path / name), "train", "data.path")]
+        found = [read(record) for record in records(tmp_path / name)]
         assert [one.messages for one in found] == expected, name
         assert found[0].tools == tuple(TABLE[0]["tools"])
 

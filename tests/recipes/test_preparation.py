@@ -16,16 +16,16 @@ from factories import chatml_tokenizer, random_conversation
 from flexmask import Conversation, prepare_conversation
 from recipes.configuration.compose import compose
 from recipes.configuration.schema import Layout
-from recipes.preparation import row_store
 from recipes.preparation import rows as preparation
-from recipes.preparation.rows import fingerprint
+from recipes.preparation.rows import fingerprint, settings_fingerprint
+from recipes.sources import shards
 
 CONVERSATIONS = [random_conversation(seed) for seed in range(12)]
 
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    monkeypatch.setattr(preparation.datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     return tmp_path / "flexmask"
 
 
@@ -55,7 +55,7 @@ def same(one, other):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_rows_are_those_of_each_conversation(processes, monkeypatch, cache):
     monkeypatch.setattr(preparation, "_WORTH_A_PROCESS", 3)
-    monkeypatch.setattr(preparation, "_CONVERSATIONS_AT_ONCE", 5)
+    monkeypatch.setattr(preparation, "_CONVERSATIONS_A_SHARD", 5)
     # A short pack: some conversations are split in several rows.
     overrides = [f"data.processes={processes}", "duplication.pack_length=256", "duplication.too_long=drop"]
     config, tokenizer = compose(overrides), chatml_tokenizer()
@@ -135,6 +135,7 @@ def test_conversations_that_cannot_be_rendered_are_one_error_or_left_out_and_cou
 
 def test_when_very_many_are_invalid_nobody_waits_for_the_others(cache, monkeypatch):
     monkeypatch.setattr(preparation, "_MOST_ERRORS", 20)
+    monkeypatch.setattr(preparation, "_CONVERSATIONS_A_SHARD", 16)
     everything = [saying("<|im_end|>", f"{number}") for number in range(100)]
     with pytest.raises(ValueError, match="^32 of 32 conversations cannot be prepared"):
         prepare(everything, chatml_tokenizer(), compose())
@@ -170,26 +171,26 @@ def test_the_second_time_nothing_is_rendered_and_warnings_are_repeated(monkeypat
 
 
 def changed_byte(folder):
-    file = folder / "rows.arrow"
+    file = folder / "shard.arrow"
     contents = bytearray(file.read_bytes())
     contents[len(contents) // 2] ^= 1
     file.write_bytes(contents)
 
 
 def cut(folder):
-    file = folder / "rows.arrow"
+    file = folder / "shard.arrow"
     file.write_bytes(file.read_bytes()[:-100])
 
 
 DAMAGE = {
     "a byte": changed_byte,
     "cut off": cut,
-    "empty": lambda folder: (folder / "rows.arrow").write_bytes(b""),
-    "no rows": lambda folder: (folder / "rows.arrow").unlink(),
-    "no checksum": lambda folder: (folder / "rows.sha256").unlink(),
-    "another checksum": lambda folder: (folder / "rows.sha256").write_bytes(b"\xff\xfe"),
+    "empty": lambda folder: (folder / "shard.arrow").write_bytes(b""),
+    "no rows": lambda folder: (folder / "shard.arrow").unlink(),
+    "no checksum": lambda folder: (folder / "shard.sha256").unlink(),
+    "another checksum": lambda folder: (folder / "shard.sha256").write_bytes(b"\xff\xfe"),
     "nothing at all": lambda folder: [path.unlink() for path in folder.iterdir()],
-    "a folder for a file": lambda folder: [(folder / "rows.arrow").unlink(), (folder / "rows.arrow").mkdir()],
+    "a folder for a file": lambda folder: [(folder / "shard.arrow").unlink(), (folder / "shard.arrow").mkdir()],
 }
 
 
@@ -199,7 +200,7 @@ def test_damaged_rows_are_noticed_said_and_prepared_anew(cache, damage):
     before = rows_of(prepare(*arguments))
     (folder,) = cache.iterdir()
     DAMAGE[damage](folder)
-    with pytest.warns(UserWarning, match=f"{folder}: prepared rows are damaged"):
+    with pytest.warns(UserWarning, match=f"{folder}: what was prepared is damaged"):
         after = rows_of(prepare(*arguments))
     assert len(before) == len(after) and all(map(same, before, after))
     with warnings.catch_warnings():
@@ -207,19 +208,28 @@ def test_damaged_rows_are_noticed_said_and_prepared_anew(cache, damage):
         prepare(*arguments)
 
 
-def test_what_an_interrupted_run_left_is_not_taken_and_goes_in_time(cache):
+def test_what_an_interrupted_run_left_is_not_taken_and_goes_in_time(cache, monkeypatch):
     old, new = cache / "partial-old", cache / "partial-new"
     for folder in (old, new):
         folder.mkdir(parents=True)
     os.utime(old, (time.time() - 10**6,) * 2)
 
-    def interrupted():
-        yield [row_store.invalid_record("a", "b", too_long=False)]
-        raise KeyboardInterrupt
+    def interrupted(conversation, *_):
+        if conversation is CONVERSATIONS[1]:
+            raise KeyboardInterrupt
+        return done(conversation, *_)
 
+    done = preparation._prepare_one
+    monkeypatch.setattr(preparation, "_prepare_one", interrupted)
+    monkeypatch.setattr(preparation, "_WRITTEN_TOGETHER", 1)
     with pytest.raises(KeyboardInterrupt):
-        row_store.store(cache / "rows", interrupted())
-    assert list(cache.iterdir()) == [new]
+        prepare(CONVERSATIONS, chatml_tokenizer(), compose())
+    assert set(cache.iterdir()) == {old, new}
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache.parent))
+    prepare(CONVERSATIONS[:1], chatml_tokenizer(), compose())
+    (stored,) = set(cache.iterdir()) - {new}
+    assert not stored.name.startswith("partial-")
 
 
 def test_what_no_run_has_used_for_a_month_is_removed(cache):
@@ -235,7 +245,7 @@ def test_what_no_run_has_used_for_a_month_is_removed(cache):
     assert set(cache.iterdir()) == everything
     prepare([CONVERSATIONS[2]], tokenizer, config)
     (gone,) = everything - set(cache.iterdir())
-    assert gone.name == fingerprint([CONVERSATIONS[1]], tokenizer, settings_of(config))
+    assert gone.name == fingerprint([CONVERSATIONS[1]], settings_fingerprint(tokenizer, settings_of(config)))
 
 
 def test_a_cache_that_cannot_be_written_to_is_named(cache, monkeypatch):
@@ -249,7 +259,7 @@ def test_a_cache_that_cannot_be_written_to_is_named(cache, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(row_store.pyarrow.ipc, "new_file", full)
+    monkeypatch.setattr(shards.pyarrow.ipc, "new_file", full)
     with pytest.raises(ValueError, match=f"^{cache}: .*No space left on device"):
         prepare(*arguments)
     assert not list(cache.iterdir())
@@ -295,7 +305,7 @@ CHANGES = {
 
 def fingerprint_of(conversations=CONVERSATIONS, tokenizer=None, overrides=(), layout="one_pass"):
     settings = settings_of(compose(["data.date=2020-01-01", *overrides]), layout)
-    return fingerprint(conversations, tokenizer or chatml_tokenizer(), settings)
+    return fingerprint(conversations, settings_fingerprint(tokenizer or chatml_tokenizer(), settings))
 
 
 # Breaks if rows of other settings are taken from the cache.

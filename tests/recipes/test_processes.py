@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipes.preparation.processes import mapping
+from recipes.distributed.processes import mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def test_a_process_that_was_killed_is_an_error_that_names_the_setting():
 def test_processes_of_a_killed_run_end(number):
     script = (
         "import multiprocessing, time\n"
-        "from recipes.preparation.processes import mapping\n"
+        "from recipes.distributed.processes import mapping\n"
         "with mapping(time.sleep, 2) as mapped:\n"
         "    mapped([60, 60])\n"
         "    print(*(one.pid for one in multiprocessing.active_children()), flush=True)\n"

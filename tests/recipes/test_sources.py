@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from flexmask.conversations.reading import read_conversation
-from recipes.sources.files import read_file, read_path
+from recipes.sources.files import read_path
 
 
 def record(number, thinking=None, system=None):
@@ -33,7 +33,7 @@ ARRAY = json.dumps(RECORDS, indent=1).encode()
 
 
 def entries(path, split="train"):
-    return list(read_path(str(path), split, "data.path"))
+    return [entry for part in read_path(str(path), split, "data.path") for entry in part.entries()]
 
 
 def records(path, split="train"):
@@ -376,4 +376,4 @@ def test_what_datasets_saved(tmp_path):
     with pytest.raises(ValueError, match="has the splits train, test, not dev; choose one with data.split=<name>"):
         records(tmp_path / "two", split="dev")
     shutil.copyfile(tmp_path / "one" / "data-00000-of-00001.arrow", tmp_path / "a.arrow")
-    assert list(read_file(tmp_path / "a.arrow", "a.arrow"))[2] == ("a.arrow[2]", RECORDS[2])
+    assert entries(tmp_path / "a.arrow")[2] == ("a.arrow[2]", RECORDS[2])

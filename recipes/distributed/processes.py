@@ -1,14 +1,18 @@
 """Work in other processes, none of which outlives this one, however it ends."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
+
+from recipes.distributed import ranks
 
 _function: Callable[[Any], Any]  # in a process of a pool: what it does
 
@@ -17,8 +21,9 @@ _function: Callable[[Any], Any]  # in a process of a pool: what it does
 def mapping(function: Callable[[Any], Any], processes: int) -> Iterator[Callable[[Iterable[Any]], Iterator[Any]]]:
     """Yields what maps `function` over items, in their order, in `processes` processes (1: in this one).
 
-    They are ended with the block: at once when it is left by an exception. Raises ValueError when one was killed, as
-    happens for want of memory.
+    Items are taken as results are: no more than a few for each process are under way. The processes are ended with
+    the block: at once when it is left by an exception. Raises ValueError when one was killed, as happens for want of
+    memory.
     """
     if processes == 1:
         yield lambda items: map(function, items)
@@ -26,10 +31,10 @@ def mapping(function: Callable[[Any], Any], processes: int) -> Iterator[Callable
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, initializer=_begin, initargs=(function,))
     try:
-        yield lambda items: pool.map(_call, items)
+        yield lambda items: _in_order(pool, items, 2 * processes)
     except BrokenProcessPool as error:
         raise ValueError(
-            "a process that renders conversations was killed, probably for want of memory; lower data.processes"
+            "a process that prepares conversations was killed, probably for want of memory; lower data.processes"
         ) from error
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
@@ -39,8 +44,26 @@ def mapping(function: Callable[[Any], Any], processes: int) -> Iterator[Callable
         pool.shutdown(cancel_futures=True)
 
 
-def available_processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _in_order(pool: ProcessPoolExecutor, items: Iterable[Any], most: int) -> Iterator[Any]:
+    """The results of `items`, of which no more than `most` are in the pool: they may be more than memory holds."""
+    remaining = iter(items)
+    under_way = deque(pool.submit(_call, item) for item in itertools.islice(remaining, most))
+
+    def results() -> Iterator[Any]:
+        while under_way:
+            result = under_way.popleft().result()
+            under_way.extend(pool.submit(_call, item) for item in itertools.islice(remaining, 1))
+            yield result
+
+    return results()
+
+
+def available_processors(wanted: int | None = None) -> int:
+    """How many processes to start: `wanted`, or one a processor. One in a process of a run that is not the first on
+    its machine, which only finds what that one has made."""
+    if not ranks.is_first_on_machine():
+        return 1
+    return wanted or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _begin(function: Callable[[Any], Any]) -> None:

@@ -1,9 +1,9 @@
 """A Python in which the libraries are imported already: most of a short run is importing them.
 
 The server imports other people's packages and forks for each command; the project's own modules are imported anew in
-every process. `bin/python` of a folder made by `install` is this file as a launcher: it hands `-m recipes.<command>`
-and `-m ranks.<module>` with its files to the server, passes signals on and ends as the command does. Without
-FLEXMASK_SERVER, and for anything else, it becomes the real Python.
+every process. `bin/python` of a folder made by `install` is this file as a launcher: it hands `-m recipes.<command>`,
+`-m ranks.<module>` and `-m faults.<module>` with its files to the server, passes signals on and ends as the command
+does. Without FLEXMASK_SERVER, and for anything else, it becomes the real Python.
 """
 
 import gc
@@ -45,7 +45,7 @@ def write_launcher(path: Path, real: Path) -> None:
 
 def launch(real: str) -> int:
     module = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""
-    if SERVER not in os.environ or not module.startswith(("recipes.", "ranks.")):
+    if SERVER not in os.environ or not module.startswith(("recipes.", "ranks.", "faults.")):
         os.execv(real, [real, *sys.argv[1:]])
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ[SERVER])

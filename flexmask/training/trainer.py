@@ -37,7 +37,7 @@ from flexmask.model.support import evaluating, prepare_model, unbranched_layers,
 from flexmask.training.arguments import OnePassConfig
 from flexmask.training.batches import ByLength, conversations_at_once, data_seed, train_batches
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
-from flexmask.training.nonfinite import save_packs
+from flexmask.training.nonfinite import SavedPacks, save_packs
 from flexmask.training.run_totals import IntervalFigures, RunTotals
 from flexmask.training.sharding import allow_on_cpu, shard, told_apart, whole_state
 from flexmask.training.trainer_inputs import (
@@ -279,8 +279,10 @@ class OnePassTrainer(Trainer):
         """The batches of one optimizer step and their target weight, summed over processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         figures = [batch["figures"] for batch in samples]
-        self._step_packs = [one for batch in samples for one in batch["packs"]]
+        packs = [one for batch in samples for one in batch["packs"]]
+        self._step_packs = [one for one in packs if one.loss_weights.any()] or packs
         weight = sum(one.target_weight for one in figures)
+        self._step_weight = float(weight)
         return samples, torch.as_tensor(weight, dtype=torch.float64, device=device)
 
     def training_step(
@@ -332,7 +334,8 @@ class OnePassTrainer(Trainer):
         said = f"step {step}: {what} {rows}; the optimizer has not stepped"
         process = self.args.process_index if self.args.world_size > 1 else None
         try:
-            kept = f"Its packs are in {save_packs(cast(str, self.args.output_dir), step, process, said, packs)}"
+            saved = SavedPacks(step, said, self._step_weight, [one.to("cpu") for one in packs])
+            kept = f"Its packs are in {save_packs(saved, cast(str, self.args.output_dir), process)}"
         except (OSError, RuntimeError) as error:  # torch's, on a full disk
             kept = f"Its packs could not be written to a file ({str(error).splitlines()[0]})"
         return NonFiniteLossError(f"{said}. {kept}. Look at these conversations, or lower the learning rate")

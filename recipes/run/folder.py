@@ -104,6 +104,11 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """
     if (folder / RESULT).exists():
         raise ValueError(f"resume={folder}: this run has finished; its result is in {folder / RESULT}")
+    return newest_checkpoint(folder)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """As `last_checkpoint`, also of a run that has finished."""
     complete = [(step, path) for path, step in _checkpoints(folder) if _state(path)]
     if not complete:
         return None

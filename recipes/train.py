@@ -43,8 +43,8 @@ from recipes.run.folder import (
     remove_incomplete,
     write_json,
 )
-from recipes.run.whole import partial_of, take_place
 from recipes.terminal.command import command
+from recipes.whole import partial_of, take_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from pathlib import Path
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import TrainConfig
-from recipes.run.whole import write_whole
+from recipes.whole import write_whole
 
 RUNS = Path("runs")
 RESULT, DATA, CHECKPOINTS, MODEL = "result.json", "data.json", "checkpoints", "model"

@@ -1,13 +1,18 @@
-"""A command that is killed where it touches a file: `python -m faults.killed MODULE WORDS...`, as `python -m MODULE`.
+"""A command that something befalls where it touches a file: `python -m faults.killed MODULE WORDS...`.
 
 What counts are the openings for writing, renamings, makings and removals of files in the folders that TOUCHED names.
 They are lines, as `open runs/one/config.yaml.partial`. KILL_AT is the number, from 1, of the one among those with a
 word of KILL_IN in them that never happens: the process ends in front of it with SIGKILL. With TORN a file that was to
-be written is there, and empty. Without KILL_AT nobody is killed, and RECORD names a file that gets the lines. CACHE is
-the cache of data sets, which the libraries have settled by the time that this runs.
+be written is there, and empty. With FULL it lives on, on a disk that is full: no file may be longer than so many bytes.
+Without KILL_AT nobody is killed, and RECORD names a file that gets the lines.
+
+CACHE is the cache of data sets, which the libraries have settled by the time that this runs. PLAIN takes away what lets
+root write into folders that are read-only.
 """
 
+import ctypes
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -42,9 +47,23 @@ def touch(event, arguments):
     if kill_at and number == kill_at:
         if torn and event == "open" and not arguments[2] & os.O_APPEND:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-        os.kill(os.getpid(), signal.SIGKILL)
+        if "FULL" in os.environ:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["FULL"]),) * 2)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
+def drop_privileges():
+    """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (capabilities(7)); who has none is as before."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    version, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(version, sets) == 0
+    sets[0] &= ~0b110  # of those in effect
+    assert libc.capset(version, sets) == 0
+
+
+if "PLAIN" in os.environ:
+    drop_privileges()
 datasets.config.HF_DATASETS_CACHE = Path(os.environ["CACHE"])
 module = sys.argv.pop(1)
 sys.addaudithook(touch)

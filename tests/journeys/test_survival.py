@@ -9,11 +9,13 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from journeys.workshop import kill, wait_for
 
 # Nothing divides: a checkpoint lies between two logs, and an epoch ends between two checkpoints. model/ is not what the
 # last step left.
@@ -24,10 +26,10 @@ SETTINGS = [
     "data.heldout_conversations=2", "evaluation.conversations=2", "evaluation.max_new_tokens=8", "wandb=off",
 ]  # fmt: skip
 KILLS, SEED = int(os.environ.get("KILLS", "8")), int(os.environ.get("KILL_SEED", "0"))
-# What differs between two runs that are the same training.
+# What may differ between two runs that are the same training.
 TIMES = {
     "tokens_per_second", "trained_tokens_per_second", "train_runtime", "train_samples_per_second",
-    "train_steps_per_second", "heldout_runtime", "heldout_samples_per_second", "train_seconds",
+    "train_steps_per_second", "heldout_runtime", "heldout_samples_per_second", "train_seconds", "git_commit",
 }  # fmt: skip
 # Where a kill may come: words of what a run does to its files, in the order of the run.
 PLACES = {
@@ -122,3 +124,104 @@ def test_a_killed_run_goes_on_to_the_same_result(workshop, whole, number):
     if not (folder / "result.json").exists():
         workshop.run(train(name, "resume=auto"))
     assert_same_run(folder, unbroken)
+
+
+# ---- What is full, read-only, gone, changed or taken ----
+
+
+def killed(workshop, name: str, *overrides: str, at: str = "/checkpoints/checkpoint-8/trainer_state.json") -> Path:
+    """A run that died in front of a touch; the checkpoint before it is whole."""
+    workshop.run(train(name, *overrides, KILL_AT="1", KILL_IN=at), code=128 + signal.SIGKILL)
+    return workshop.folder / "runs" / name
+
+
+def resume(workshop, name: str, code: int | None = 0):
+    return workshop.run(train(name, "resume=auto"), code)
+
+
+# Breaks if a disk that is full in one file costs another, or if the error says neither where nor how to go on.
+@pytest.mark.parametrize(
+    ("at", "size", "named", "step"),
+    [
+        ("/checkpoints/checkpoint-8", 4_096, "checkpoint-8 is not", 4),  # in the weights
+        ("/checkpoints/checkpoint-8", 300_000, "checkpoint-8 is not", 4),  # in the optimizer's state
+        (
+            "os.remove trainer_state.json",
+            100,
+            "/metrics.jsonl: File too large",
+            12,
+        ),  # when an old checkpoint is removed
+        ("/model.partial", 4_096, "File too large", 12),
+    ],
+    ids=["weights", "optimizer", "metrics", "model"],
+)
+def test_a_full_disk_costs_what_was_being_written(workshop, whole, request, at, size, named, step):
+    name = f"full_{request.node.callspec.id}"
+    done = workshop.run(train(name, KILL_AT="1", KILL_IN=at, FULL=str(size)), code=1)
+    assert named in done.err and "MiB are free there" in done.err
+    assert f"The checkpoint of step {step} is whole." in done.err and f"resume=runs/{name}" in done.err
+    assert not (workshop.folder / f"runs/{name}/model").exists()
+    resume(workshop, name)
+    assert_same_run(workshop.folder / "runs" / name, whole[0])
+
+
+def test_a_folder_that_is_read_only_is_named(workshop, whole):
+    folder = killed(workshop, "readonly")
+    before = names(folder)
+    folder.chmod(0o555)
+    done = workshop.run(train("readonly", "resume=auto", PLAIN="1"), code=1)
+    folder.chmod(0o755)
+    assert "runs/readonly/data.json: Permission denied" in done.err
+    assert set(names(folder / "checkpoints/checkpoint-4")) == {one.partition("4/")[2] for one in before if "-4/" in one}
+    (workshop.folder / "runs/closed").mkdir(mode=0o555)
+    done = workshop.run(train("closed", PLAIN="1"), code=1)
+    assert "runs/closed/.lock: Permission denied" in done.err
+    resume(workshop, "readonly")
+    assert_same_run(folder, whole[0])
+
+
+# Breaks if a run goes on with other conversations than it began with, or cannot without rows that it can make again.
+def test_data_that_is_gone_or_changed_is_refused_by_name_and_a_cache_is_made_again(workshop):
+    data, own = workshop.folder / "moving.jsonl", ["data=jsonl", "data.path=moving.jsonl"]
+    text = (workshop.folder / "my.jsonl").read_text()
+    data.write_text(text)
+    workshop.run(train("undisturbed", *own))
+    folder = killed(workshop, "moved", *own)
+    data.rename(workshop.folder / "elsewhere.jsonl")
+    done = workshop.run(train("moved", *own, "resume=auto"), code=1)
+    assert "data.path=moving.jsonl: no such file" in done.err
+    data.write_text(text.replace("pens", "jars"))
+    done = workshop.run(train("moved", *own, "resume=auto"), code=1)
+    assert "the conversations are not those that this run began with (has moving.jsonl changed?)" in done.err
+    assert "runs/moved" in done.err
+    data.write_text(text)
+    shutil.rmtree(workshop.folder / "cache/moved")
+    workshop.run(train("moved", *own, "resume=auto"))
+    assert_same_run(folder, workshop.folder / "runs/undisturbed")
+
+
+# Breaks if metrics of two runs can stand in one file, or if the claim of a run outlives it.
+def test_a_folder_belongs_to_one_run_at_a_time(workshop, whole):
+    started = [workshop.start(train("both")) for _ in range(2)]
+    ended = [process.communicate() for process in started]
+    assert sorted(process.returncode for process in started) == [0, 1], ended
+    refused = next(err for process, (_, err) in zip(started, ended, strict=True) if process.returncode)
+    assert "runs/both: another run is writing there (process " in refused or "runs/both: holds a run" in refused
+    assert_same_run(workshop.folder / "runs/both", whole[0])
+
+    folder = workshop.folder / "runs/running"
+    process = workshop.start(train("running", "trainer.steps=4000"))
+    wait_for(lambda: list(folder.glob("checkpoints/checkpoint-4/trainer_state.json")), process)
+    done = workshop.run(f"python -m recipes.train resume={folder.relative_to(workshop.folder)}", code=1)
+    assert "runs/running: another run is writing there (process " in done.err
+    assert process.poll() is None
+    kill(process)
+    process.communicate()
+
+
+# A best checkpoint is noted by its path. Breaks if a folder that has moved loses it, or takes that of the old place.
+def test_a_run_that_has_moved_goes_on_with_its_own_checkpoints(workshop, whole):
+    folder = killed(workshop, "here", at="/model.partial")
+    folder.rename(folder.with_name("there"))
+    workshop.run('make train ARGS="resume=runs/there"')
+    assert_same_run(folder.with_name("there"), whole[0])

@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 
-SECONDS_TO_ANSWER = 15
+SECONDS_TO_ANSWER = 10
 
 
 def ask_hub(hub_id: str, kind: str, key: str, instead: str) -> None:

@@ -91,7 +91,7 @@ ORDERS = {
     processes=st.integers(1, 4),
     stops=st.lists(st.integers(1, 2 * len(CONVERSATIONS)), max_size=4),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_each_token_is_trained_once_an_epoch(layout, pack_length, order, seed, at_once, processes, stops):
     rows = rows_in(layout, pack_length)
     expected = sum((tokens_of(one.name) for one in CONVERSATIONS), Counter())

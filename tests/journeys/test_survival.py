@@ -25,7 +25,7 @@ SETTINGS = [
     "trainer.keep_best=true", "trainer.keep_checkpoints=2", "trainer.learning_rate=2e-2", "data.train_conversations=14",
     "data.heldout_conversations=2", "evaluation.conversations=2", "evaluation.max_new_tokens=8", "wandb=off",
 ]  # fmt: skip
-KILLS, SEED = int(os.environ.get("KILLS", "8")), int(os.environ.get("KILL_SEED", "0"))
+KILLS, SEED = int(os.environ.get("KILLS", "7")), int(os.environ.get("KILL_SEED", "0"))
 # What may differ between two runs that are the same training.
 TIMES = {
     "tokens_per_second", "trained_tokens_per_second", "train_runtime", "train_samples_per_second",
@@ -151,9 +151,8 @@ def resume(workshop, name: str, code: int | None = 0):
             "/metrics.jsonl: File too large",
             12,
         ),  # when an old checkpoint is removed
-        ("/model.partial", 4_096, "File too large", 12),
     ],
-    ids=["weights", "optimizer", "metrics", "model"],
+    ids=["weights", "optimizer", "metrics"],
 )
 def test_a_full_disk_costs_what_was_being_written(workshop, whole, request, at, size, named, step):
     name = f"full_{request.node.callspec.id}"
@@ -165,19 +164,23 @@ def test_a_full_disk_costs_what_was_being_written(workshop, whole, request, at, 
     assert_same_run(workshop.folder / "runs" / name, whole[0])
 
 
-def test_a_folder_that_is_read_only_is_named(workshop, whole):
-    folder = killed(workshop, "readonly")
+# A best checkpoint is noted by its path. Breaks if a folder that has moved loses it or takes that of the old place, or
+# if what cannot be written costs what was.
+def test_a_folder_that_is_read_only_is_named_and_one_that_has_moved_goes_on(workshop, whole):
+    folder = killed(workshop, "readonly", at="/model.partial")
     before = names(folder)
     folder.chmod(0o555)
     done = workshop.run(train("readonly", "resume=auto", PLAIN="1"), code=1)
     folder.chmod(0o755)
     assert "runs/readonly/data.json: Permission denied" in done.err
-    assert set(names(folder / "checkpoints/checkpoint-4")) == {one.partition("4/")[2] for one in before if "-4/" in one}
+    assert names(folder) == before
     (workshop.folder / "runs/closed").mkdir(mode=0o555)
     done = workshop.run(train("closed", PLAIN="1"), code=1)
     assert "runs/closed/.lock: Permission denied" in done.err
-    resume(workshop, "readonly")
-    assert_same_run(folder, whole[0])
+
+    moved = folder.rename(folder.with_name("moved_away"))
+    workshop.run('make train ARGS="resume=runs/moved_away"')
+    assert_same_run(moved, whole[0])
 
 
 # Breaks if a run goes on with other conversations than it began with, or cannot without rows that it can make again.
@@ -217,11 +220,3 @@ def test_a_folder_belongs_to_one_run_at_a_time(workshop, whole):
     assert process.poll() is None
     kill(process)
     process.communicate()
-
-
-# A best checkpoint is noted by its path. Breaks if a folder that has moved loses it, or takes that of the old place.
-def test_a_run_that_has_moved_goes_on_with_its_own_checkpoints(workshop, whole):
-    folder = killed(workshop, "here", at="/model.partial")
-    folder.rename(folder.with_name("there"))
-    workshop.run('make train ARGS="resume=runs/there"')
-    assert_same_run(folder.with_name("there"), whole[0])

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from trainers import make_trainer
 
-from recipes.replay import first_not_finite
+from recipes.configuration.compose import compose, save_run_config
+from recipes.replay import first_not_finite, replay
 
 
 @pytest.fixture
@@ -73,3 +74,9 @@ def test_a_norm_that_no_float_holds(trainer):
     weight.register_hook(lambda gradient: torch.full_like(gradient, 1e38))
     found = found_in(trainer)
     assert found.module == "model.layers.0.mlp.down_proj.weight" and "every gradient is finite" in found.where
+
+
+def test_a_run_without_such_a_step_has_nothing_to_replay(tmp_path):
+    save_run_config(compose(), tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: no step of this run was not finite"):
+        replay(tmp_path)

@@ -24,7 +24,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train evaluate merge bench inspect sweep picture notebook test journeys network-test support mutations gpu-test check clean
+.PHONY: help install train evaluate merge replay bench inspect sweep picture notebook test journeys network-test support mutations gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ evaluate: $(STAMP) ## chat with a trained model on held-out conversations
 
 merge: $(STAMP) ## adapters of a run and their base model as one plain model; the last line is its folder
 	@$(BIN)/python -m recipes.merge $(ARGS)
+
+replay: $(STAMP) ## run the packs of a step that was not finite again; the last line names the layer that it begins in
+	@$(BIN)/python -m recipes.replay $(ARGS)
 
 bench: $(STAMP) ## one pass against its baselines: time, memory, work (DEVICE=cpu or cuda); the last line is the folder
 	@$(BIN)/python -m recipes.benchmark device=$(DEVICE) $(ARGS)

@@ -6,4 +6,7 @@ class UnsupportedModelError(ValueError):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A pack's loss, or the gradient of a step, is NaN or infinite; raised before the optimizer moves."""
+    """A pack's loss, or the gradient of a step, is NaN or infinite; raised before the optimizer moves.
+
+    The packs are in a file that the message names (`flexmask.training.nonfinite`).
+    """

@@ -11,6 +11,7 @@ COMMANDS = {  # the module of each
     "evaluate": "recipes.evaluate",
     "inspect": "recipes.inspector",
     "merge": "recipes.merge",
+    "replay": "recipes.replay",
     "compare": "recipes.compare",
     "benchmark": "recipes.benchmark",
     "convert_gguf": "recipes.convert_gguf",

@@ -12,7 +12,9 @@ its last line.
 """
 
 import os
+import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,18 +28,24 @@ from recipes.configuration.compose import save_run_config, to_dataclass
 from recipes.configuration.overrides import checked_overrides, given_keys
 from recipes.configuration.schema import TrainConfig
 from recipes.distributed import ranks
+from recipes.run.claim import claimed
+from recipes.run.failures import go_on, told_how_to_go_on
 from recipes.run.folder import (
+    DATA,
     MODEL,
     RESULT,
     config_to_resume,
     last_checkpoint,
+    logged_lines,
     new_folder,
     refuse_taken,
     remember_data,
+    remove_incomplete,
     write_json,
 )
 from recipes.run.sweeps import noted, searching, sweep_name, sweeping
-from recipes.terminal.command import command, typed
+from recipes.terminal.command import command
+from recipes.whole import partial_of, take_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,20 +89,27 @@ def train(config: TrainConfig) -> dict:
     from recipes.run.summary import adapter_lines, closing_lines
 
     resumed = Path(config.resume) if config.resume else None
-    checkpoint, done = ranks.agreed(lambda: start_of(config))
-    with StopAfterStep(go_on(resumed) if resumed else "Nothing has been trained yet") as stop:
+    with (
+        ExitStack() as claims,
+        StopAfterStep(go_on(resumed) if resumed else "Nothing has been trained yet") as stop,
+    ):
+        start = ranks.agreed(lambda: start_of(config, claims))
         run = prepare_run(config)
-        config = ranks.agreed(lambda: with_folder(config, run))
+        config = ranks.agreed(lambda: with_folder(config, run, claims))
         folder = Path(config.output_dir)
         stop.message = go_on(folder)
-        print(f"run folder  {folder}" + (f", going on behind step {done}" if resumed else ""))
+        print(f"run folder  {folder}" + (f", going on behind step {start.step}" if resumed else ""))
         print("\n".join(run.opening_lines), flush=True)
-        with reporter_of(config, resumed_from=done) as reporter, ReportingCallback(reporter) as reporting:
+        with (
+            told_how_to_go_on(folder),
+            reporter_of(config, start.logged) as reporter,
+            ReportingCallback(reporter) as reporting,
+        ):
             trainer = make_trainer(config, run, folder, [reporting, stop])
             report_mask(reporter, trainer)
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            trainer.train(resume_from_checkpoint=start.checkpoint)
             stop.check(trainer.state.global_step, trainer.state.max_steps, folder)
-            trainer.save_model(folder / MODEL)
+            save_model(trainer, folder / MODEL)
             result = evaluate_run(config, run, trainer, reporter)
             ranks.agreed(lambda: write_json(folder / RESULT, result))
         print("\n".join([*closing_lines(result), *adapter_lines(config.adapter, run.end_note, folder)]))
@@ -102,36 +117,62 @@ def train(config: TrainConfig) -> dict:
     return result
 
 
-def start_of(config: TrainConfig) -> tuple[Path | None, int | None]:
-    """(checkpoint to go on from, its step) of a run that goes on; None for a new one, whose folder must be free."""
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at a checkpoint, its step, and how many lines of metrics it has. Nothing of a new one."""
+
+    checkpoint: str | None = None
+    step: int = 0
+    logged: int | None = None
+
+
+def start_of(config: TrainConfig, claims: ExitStack) -> Start:
+    """Where the run begins. The folder of one that goes on is claimed, that of a new one must be free."""
     if config.resume is None:
         refuse_taken(config.output_dir)
-        return None, None
-    return last_checkpoint(Path(config.resume)) or (None, 0)
+        return Start()
+    folder = Path(config.resume)
+    claims.enter_context(claimed(folder))
+    found = last_checkpoint(folder)
+    remove_incomplete(folder)
+    if found is None:
+        return Start(logged=0)
+    checkpoint, step = found
+    return Start(str(checkpoint), step, logged_lines(checkpoint))
 
 
-def with_folder(config: TrainConfig, run: "PreparedRun") -> TrainConfig:
+def with_folder(config: TrainConfig, run: "PreparedRun", claims: ExitStack) -> TrainConfig:
     """The configuration with the run's folder, which is made, and holds what is known before training."""
     from recipes.run.summary import left_out
     from recipes.sources import invalid
 
-    folder = Path(config.resume) if config.resume else new_folder(config.output_dir, config.duplication.layout)
+    if config.resume:
+        folder = Path(config.resume)
+    else:
+        folder = new_folder(config.output_dir, config.duplication.layout)
+        claims.enter_context(claimed(folder))
+        refuse_taken(config.output_dir)  # now that no other run can begin there
+        (folder / DATA).unlink(missing_ok=True)  # of a run that died before it was one
     config = replace(config, output_dir=str(folder))
-    remember_data(folder, run.data.fingerprint)
+    remember_data(folder, run.data.fingerprint, ", ".join(run.data.sources))
     save_run_config(config, folder)
     invalid.write(left_out(run.data, run.rows, run.heldout), folder)
     return config
 
 
-def reporter_of(config: TrainConfig, resumed_from: int | None) -> "Reporter | Nowhere":
+def reporter_of(config: TrainConfig, logged: int | None) -> "Reporter | Nowhere":
     """Where this process reports to."""
     from recipes.run.destinations import Nowhere, Reporter
 
-    return Reporter(config, resumed_from) if ranks.rank() == 0 else Nowhere()
+    return Reporter(config, logged) if ranks.rank() == 0 else Nowhere()
 
 
-def go_on(folder: Path) -> str:
-    return f"Go on with: {typed('train', f'resume={folder}')}"
+def save_model(trainer: "OnePassTrainer", folder: Path) -> None:
+    """A folder that is there only with all of the model in it."""
+    partial = partial_of(folder)
+    ranks.agreed(lambda: shutil.rmtree(partial, ignore_errors=True))  # of a run that was killed here
+    trainer.save_model(str(partial))
+    ranks.agreed(lambda: take_place(partial, folder))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A Python in which the libraries are imported already: most of a short run is importing them.
 
 The server imports other people's packages and forks for each command; the project's own modules are imported anew in
-every process. `bin/python` of a folder made by `install` is this file as a launcher: it hands `-m recipes.<command>`
-and `-m ranks.<module>` with its files to the server, passes signals on and ends as the command does. Without
-FLEXMASK_SERVER, and for anything else, it becomes the real Python.
+every process. `bin/python` of a folder made by `install` is this file as a launcher: it hands `-m recipes.<command>`,
+`-m ranks.<module>` and `-m faults.<module>` with its files to the server, passes signals on and ends as the command
+does. Without FLEXMASK_SERVER, and for anything else, it becomes the real Python.
 """
 
 import gc
@@ -45,7 +45,7 @@ def write_launcher(path: Path, real: Path) -> None:
 
 def launch(real: str) -> int:
     module = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""
-    if SERVER not in os.environ or not module.startswith(("recipes.", "ranks.")):
+    if SERVER not in os.environ or not module.startswith(("recipes.", "ranks.", "faults.")):
         os.execv(real, [real, *sys.argv[1:]])
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ[SERVER])
@@ -123,6 +123,9 @@ def serve(listening: socket.socket) -> tuple[dict, list[int]] | None:
         if listening in ready:
             connection, _ = listening.accept()
             text, files, _, _ = socket.recv_fds(connection, MOST, 3)
+            if not text:  # whoever connected was killed before it asked
+                connection.close()
+                continue
             if (pid := os.fork()) == 0:
                 return json.loads(text), files
             running[pid] = connection
@@ -131,7 +134,7 @@ def serve(listening: socket.socket) -> tuple[dict, list[int]] | None:
         for pid, connection in list(running.items()):
             if connection in ready:  # a signal for it; nothing: whoever started it was killed
                 number = connection.recv(1)
-                os.killpg(pid, number[0] if number else signal.SIGKILL)
+                stop(pid, number[0] if number else signal.SIGKILL)
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
@@ -140,6 +143,14 @@ def serve(listening: socket.socket) -> tuple[dict, list[int]] | None:
                 except BrokenPipeError:
                     pass  # whoever started it was killed
                 running.pop(pid).close()
+
+
+def stop(pid: int, number: int) -> None:
+    """Send a signal to a command and its group, or to it alone while it has not made one yet."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        os.kill(pid, number)
 
 
 def become(request: dict, files: list[int]) -> None:

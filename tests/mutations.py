@@ -973,8 +973,8 @@ FAULTS = [
     Fault(
         "a run's totals go on from its checkpoint",
         "training/run_totals.py",
-        "        self.earlier_loss_sum = self.loss_sum\n",
-        "        self._start_anew()\n",
+        "        self._started = time.perf_counter()\n\n    def on_train_end",
+        "        self._start_anew()\n        self._started = time.perf_counter()\n\n    def on_train_end",
         "flexmask/test_training.py flexmask/test_runs.py",
     ),
 ]

@@ -6,6 +6,7 @@ adapters that go by what else stands in the row, statistics over tokens, gradien
 """
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def check_exact(model: nn.Module, block_size: int = 128, pack_length: int | None
     in training are (`pack_length`; None: they may be). Where that would take long it is not, with a warning, and that
     the window is there in every layer is not tried. Gradients of sharded parameters are not compared, with a warning.
 
+    A model with weights that are not finite is not tried, with a warning: its first step says more.
+
     Raises UnsupportedModelError with the largest difference, or with the error that the model itself raised.
     """
     model = _without_wrappers(model)
@@ -75,6 +78,13 @@ def check_exact(model: nn.Module, block_size: int = 128, pack_length: int | None
         )
     with _trying(model), _as_in_training(model):
         found = _difference(model, block_size, pack_length)
+    if not math.isfinite(found.loss + found.gradient) and (broken := _not_finite(model)):
+        warnings.warn(
+            f"{name}: weights that are not finite ({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}), so "
+            "that one pass is exact could not be tried",
+            stacklevel=2,
+        )
+        return
     if not found.loss <= _TOLERANCE[found.dtype]:
         what = f"a token's loss differs by {found.loss:.2g} from that of its own pass"
     elif not found.gradient <= _GRADIENT_TOLERANCE[found.dtype]:
@@ -85,6 +95,10 @@ def check_exact(model: nn.Module, block_size: int = 128, pack_length: int | None
         f"{name}: one pass is not exact for this model: {what}, so something besides masked attention and positions "
         "connects its tokens; train it elsewhere one unpacked pass at a time"
     )
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    return [name for name, weight in unwrapped(model).named_parameters() if not torch.isfinite(weight).all()]
 
 
 # ---- How the model runs ----

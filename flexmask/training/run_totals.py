@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,14 +14,15 @@ from flexmask.training.data import BatchFigures
 from flexmask.tree.packing import Pack
 
 _COUNTED = ("tokens_computed", "tokens_trained", "packs")
-_SAVED = ("seconds", "loss_sum", *_COUNTED)
+_SAVED = ("seconds", "loss_sum", "unlogged", *_COUNTED)
 
 
 class RunTotals(TrainerCallback, ExportableState):
     """Totals of a training run; saved in every checkpoint's trainer state and taken up again from it.
 
-    seconds: wall time of training, interruptions not counted. loss_sum: of the losses of all steps up to the last
-    checkpoint. tokens_computed, tokens_trained, packs: of all processes.
+    seconds: wall time of training, interruptions not counted. tokens_computed, tokens_trained, packs: of all processes.
+    As they were at the last checkpoint: loss_sum, of the losses of all logged steps, and unlogged, of what was trained
+    since (`loss`, `steps`, and `IntervalFigures.saved`).
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,8 @@ class RunTotals(TrainerCallback, ExportableState):
         self._started: float | None = None
 
     def _start_anew(self) -> None:
-        self.seconds = self.loss_sum = self.earlier_loss_sum = 0.0
+        self.seconds = self.loss_sum = 0.0
+        self.unlogged: dict[str, Any] = {}
         self.tokens_computed = self.tokens_trained = self.packs = 0
 
     def count(self, figures: BatchFigures) -> None:
@@ -47,7 +49,6 @@ class RunTotals(TrainerCallback, ExportableState):
             saved = cast(dict[str, dict], state.stateful_callbacks).get(type(self).__name__, {})
             for name, value in saved.get("attributes", {}).items():
                 setattr(self, name, value)
-        self.earlier_loss_sum = self.loss_sum
         self._started = time.perf_counter()
 
     def on_train_end(
@@ -79,6 +80,19 @@ class IntervalFigures:
         self._sums: Counter[str] = Counter()  # of tensors, so that nothing waits for the device before a log
         self._spreads: list[float] = []
         self._started = time.perf_counter()
+
+    def saved(self, add_up: Callable[[dict[str, Any]], dict[str, float]]) -> dict[str, Any]:
+        """What a checkpoint keeps of it. add_up: sums over processes, by name."""
+        sums = add_up(self._sums) if self._sums else {}
+        return {"tally": dict(self._tally), "sums": sums, "spreads": list(self._spreads)}
+
+    def go_on(self, saved: Mapping[str, Any], adds: bool) -> None:
+        """Begin with what `saved` has kept. adds: whether this is the one process that brings in the sums."""
+        self._start_anew()
+        self._tally.update(saved["tally"])
+        self._spreads += saved["spreads"]
+        if adds:
+            self._sums.update(saved["sums"])
 
     def count_batch(self, figures: BatchFigures) -> None:
         """Add a batch that was trained."""

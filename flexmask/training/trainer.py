@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, cast
 
@@ -18,7 +18,13 @@ import torch
 from accelerate.utils import DistributedType, TorchDynamoPlugin, extract_model_from_parallel
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_utils import speed_metrics
 
 from flexmask.errors import NonFiniteLossError
@@ -32,6 +38,7 @@ from flexmask.training.arguments import OnePassConfig
 from flexmask.training.batches import ByLength, train_batches
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
 from flexmask.training.layers import compile_layers
+from flexmask.training.nonfinite import SavedPacks, save_packs
 from flexmask.training.run_totals import IntervalFigures, RunTotals
 from flexmask.training.sharding import allow_on_cpu, shard, told_apart, whole_state
 from flexmask.training.trainer_inputs import (
@@ -44,6 +51,7 @@ from flexmask.training.trainer_inputs import (
     pretrained_tokenizer,
     settle_collator,
 )
+from flexmask.tree.packing import Pack
 
 
 class OnePassTrainer(Trainer):
@@ -120,6 +128,7 @@ class OnePassTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         self.add_callback(RunTotals())
+        self.add_callback(_AtTheStart(self._take_up))  # behind the totals, which it reads
         self._interval = IntervalFigures(self.args.world_size)
 
     @property
@@ -231,6 +240,20 @@ class OnePassTrainer(Trainer):
 
     # ---- Training ----
 
+    def _take_up(self) -> None:
+        """Where the run goes on from a checkpoint, so do the losses that its next log is a mean of, and those of
+        `train_loss`, which the Trainer (5.23) both begins at zero; and the best checkpoint is that of this folder,
+        wherever it lay when its path was written down."""
+        totals, state = self.run_totals, self.state
+        self._total_loss_scalar = totals.loss_sum
+        if unlogged := totals.unlogged:
+            self._tr_loss += unlogged["loss"]
+            self._globalstep_last_logged -= unlogged["steps"]
+            self._interval.go_on(unlogged["interval"], adds=self.accelerator.is_main_process)
+        if state.best_global_step:
+            best = os.path.join(cast(str, self.args.output_dir), f"checkpoint-{state.best_global_step}")
+            state.best_model_checkpoint = best if os.path.isdir(best) else None
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer (5.23) trains one step too many when it resumes from the last one."""
         finished = self.state.global_step >= self.state.max_steps or any(
@@ -249,8 +272,10 @@ class OnePassTrainer(Trainer):
         """The batches of one optimizer step and their target weight, summed over processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         figures = [batch["figures"] for batch in samples]
-        self._step_rows = sorted({name for one in figures for name in one.rows})
+        packs = [one for batch in samples for one in batch["packs"]]
+        self._step_packs = [one for one in packs if one.loss_weights.any()] or packs
         weight = sum(one.target_weight for one in figures)
+        self._step_weight = float(weight)
         return samples, torch.as_tensor(weight, dtype=torch.float64, device=device)
 
     def training_step(
@@ -282,7 +307,7 @@ class OnePassTrainer(Trainer):
         result = token_losses(model, one.to(self.args.device), self.data_collator.block_size)
         loss = result.total
         if not torch.isfinite(loss):
-            raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", sorted(set(one.rows)))
+            raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", [one])
         if self.model.training:
             self._interval.count_pack(one, result)
         step_weight = torch.as_tensor(num_items_in_batch).to(loss.dtype)
@@ -293,14 +318,20 @@ class OnePassTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         # In float16 a gradient may overflow: the scaler then skips the step and scales less.
         if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
-            raise self._not_finite(f"the norm of the gradient is {float(norm)} of the rows", self._step_rows)
+            raise self._not_finite(f"the norm of the gradient is {float(norm)} of the rows", self._step_packs)
         return norm
 
-    def _not_finite(self, what: str, rows: Sequence[str]) -> NonFiniteLossError:
-        return NonFiniteLossError(
-            f"step {self.state.global_step + 1}: {what} {', '.join(rows)}; the optimizer has not stepped. Look at "
-            "these conversations, or lower the learning rate"
-        )
+    def _not_finite(self, what: str, packs: Sequence[Pack]) -> NonFiniteLossError:
+        """The error of this step, whose packs of this process are written to a file."""
+        step, rows = self.state.global_step + 1, ", ".join(sorted({name for one in packs for name in one.rows}))
+        said = f"step {step}: {what} {rows}; the optimizer has not stepped"
+        process = self.args.process_index if self.args.world_size > 1 else None
+        try:
+            saved = SavedPacks(step, said, self._step_weight, [one.to("cpu") for one in packs])
+            kept = f"Its packs are in {save_packs(saved, cast(str, self.args.output_dir), process)}"
+        except (OSError, RuntimeError) as error:  # torch's, on a full disk
+            kept = f"Its packs could not be written to a file ({str(error).splitlines()[0]})"
+        return NonFiniteLossError(f"{said}. {kept}. Look at these conversations, or lower the learning rate")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the interval's own figures to a training log; see the class."""
@@ -315,8 +346,13 @@ class OnePassTrainer(Trainer):
         return dict(zip(sums, self.accelerator.reduce(torch.stack(values), "sum").tolist(), strict=True))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.run_totals.loss_sum = self._loss_sum()
-        # The Trainer (5.23) looks for the folder of the best checkpoint before sharded weights are there.
+        self.run_totals.loss_sum = self._total_loss_scalar
+        self.run_totals.unlogged = {
+            "loss": self._unlogged_loss(),
+            "steps": self.state.global_step - self._globalstep_last_logged,
+            "interval": self._interval.saved(self._add_up),
+        }
+        # The Trainer (5.23) knows the best checkpoint by its folder, and looks for it before sharded weights are there.
         os.makedirs(os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), exist_ok=True)
         super()._save_checkpoint(model, trial)
 
@@ -329,6 +365,11 @@ class OnePassTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         self.accelerator.wait_for_everyone()
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Of each process its own; all are there before the trainer state, which says that a checkpoint is whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if (inner := unwrapped(self.model)) is not self.model:  # peft saves adapters, and not how to generate with them
@@ -337,14 +378,13 @@ class OnePassTrainer(Trainer):
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         """The Trainer (5.23) divides by the steps since the run was resumed; here all of them count."""
         totals = self.run_totals
-        self._total_loss_scalar, self._initial_global_step = self._loss_sum(), 0
+        self._total_loss_scalar, self._initial_global_step = self._total_loss_scalar + self._unlogged_loss(), 0
         self._tr_loss.zero_()
         return super()._finalize_training(trial, num_train_samples, time.time() - totals.elapsed)
 
-    def _loss_sum(self) -> float:
-        """The sum of the losses of all steps of the run so far, over interruptions."""
-        unlogged = self.accelerator.gather(self._tr_loss).mean().item()
-        return self.run_totals.earlier_loss_sum + self._total_loss_scalar + unlogged
+    def _unlogged_loss(self) -> float:
+        """The sum of the losses of the steps since the last log."""
+        return self.accelerator.gather(self._tr_loss).mean().item()
 
     # ---- Evaluation ----
 
@@ -400,3 +440,14 @@ class OnePassTrainer(Trainer):
         """6 operations a token and parameter outside the embeddings; attention is not counted."""
         parameters = unwrapped(self.model).num_parameters(exclude_embeddings=True)
         return 6 * sum(len(p) for p in inputs["packs"]) * parameters
+
+
+class _AtTheStart(TrainerCallback):
+    """Calls a function when a training begins, after what is to go on has been loaded."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer calls it right before the first step."""
+        self._function()

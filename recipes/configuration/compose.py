@@ -24,6 +24,7 @@ from recipes.configuration import CONF_DIR
 from recipes.configuration.overrides import checked_overrides, given_keys
 from recipes.configuration.rules import ConfigError, validate
 from recipes.configuration.schema import SourceConfig, TrainConfig
+from recipes.whole import write_whole
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 
@@ -78,7 +79,7 @@ def save_run_config(config: TrainConfig, folder: Path) -> None:
     """Write the whole configuration of a run, with every default, to `folder`/config.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     saved = OmegaConf.structured(replace(config, resume=None))  # a resumed run is still the same run
-    (folder / RUN_CONFIG).write_text(OmegaConf.to_yaml(saved), encoding="utf-8")
+    write_whole(folder / RUN_CONFIG, OmegaConf.to_yaml(saved))
 
 
 def load_run_config(folder: Path, overrides: Sequence[str] = ()) -> TrainConfig:

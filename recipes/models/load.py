@@ -27,6 +27,7 @@ from recipes.models.adapters import ADAPTER_CONFIG, add_adapter, four_bits, lora
 from recipes.models.files import named_errors, place, refuse_other_models
 from recipes.models.precision import resolve_precision
 from recipes.models.tiny import build_model, build_tokenizer
+from recipes.sources.reach import ask_hub
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -37,6 +38,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if config.kind is ModelKind.tiny:
         tokenizer = build_tokenizer()
     else:
+        ask_hub(config.name_or_path, "model", "model.name_or_path", "give a local folder: model.name_or_path=<folder>")
         with named_errors(config.name_or_path):
             tokenizer = AutoTokenizer.from_pretrained(place(config.name_or_path), trust_remote_code=False)
         # transformers (5.23) makes an empty tokenizer of the model's type where there are no files of one.
@@ -110,7 +112,9 @@ def load_trained(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedM
             return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).eval()
 
     def load_base(name: str) -> PreTrainedModel:
-        with named_errors(name, key=f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"):
+        key = f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"
+        ask_hub(name, "model", key, "write the folder of that model there")
+        with named_errors(name, key):
             return AutoModelForCausalLM.from_pretrained(place(name), dtype=dtype, trust_remote_code=False)
 
     model = with_adapter(folder, load_base)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from recipes.configuration.schema import TrainConfig, WandbConfig, WandbMode
+from recipes.whole import write_whole
 
 ROWS_SENT = 200  # of a table to wandb; the file has all
 # Seconds that wandb may take to reach its server at the start, and to send what is left at the end. Without
@@ -25,7 +26,7 @@ FINISH_TIMEOUT = 60.0
 class Reporter:
     """Context manager: writes into `config.output_dir`, and to wandb as `config.wandb` says.
 
-    metrics.jsonl    one object a `log` call, `step` first; appended to, flushed line by line
+    metrics.jsonl    one object a `log` call, `step` first; appended to, line by line
     <name>.jsonl     the rows of `table(name, ...)`, one object a row
     wandb/           wandb's own files; not there when wandb is off
 
@@ -33,15 +34,16 @@ class Reporter:
     step counter drops what is logged out of order.
     """
 
-    def __init__(self, config: TrainConfig, resumed_from: int | None = None) -> None:
-        """`resumed_from`: step of the checkpoint that the run goes on from. What the interrupted run logged
-        after it comes again, so those lines, and a half-written last one, are removed."""
+    def __init__(self, config: TrainConfig, kept: int | None = None) -> None:
+        """`kept`: of a run that goes on, how many lines it had logged up to its checkpoint. What it logged after that
+        comes again, so those lines, and a half-written last one, are removed."""
         self.folder = Path(config.output_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
         metrics = self.folder / "metrics.jsonl"
-        if resumed_from is not None and metrics.exists():
-            _keep_until(metrics, resumed_from)
-        self._metrics = metrics.open("a", encoding="utf-8")
+        if kept is not None and metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_whole(metrics, "".join(line for line in lines[:kept] if line.endswith("\n")))
+        self._metrics = metrics.open("ab", buffering=0)  # so that closing it has nothing to write
         self._sends_text = config.wandb.chats
         self._run = _start_wandb(config.wandb, self.folder, asdict(config))
 
@@ -52,10 +54,17 @@ class Reporter:
         self.close(failed=kind is not None)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of metrics. A value that is not finite is written as null: JSON has no NaN."""
+        """One line of metrics. A value that is not finite is written as null: JSON has no NaN.
+
+        Raises OSError naming the file when the disk does not take it.
+        """
         line = {"step": step, **{key: _json_number(value) for key, value in values.items()}}
-        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
-        self._metrics.flush()
+        left = f"{json.dumps(line, allow_nan=False)}\n".encode()
+        try:
+            while left:
+                left = left[self._metrics.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._metrics.name) from error
         self._send(lambda run: run.log({**values, "step": step}))
 
     def image(self, name: str, path: str | Path, step: int) -> None:
@@ -80,7 +89,7 @@ class Reporter:
                 raise ValueError(f"table {name!r}: row {i} has {len(row)} values for {len(columns)} columns")
         records = [{"step": step, **dict(zip(columns, row, strict=True))} for row in rows]
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (self.folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        write_whole(self.folder / f"{name}.jsonl", text)
 
         def send(run: Any) -> None:
             import wandb
@@ -176,11 +185,6 @@ def _mode_from_environment() -> WandbMode:
     """auto: online when there is a key, unless wandb's own variable says otherwise."""
     chosen = os.environ.get("WANDB_MODE", "").lower()
     return {"disabled": WandbMode.off, "offline": WandbMode.offline}.get(chosen, WandbMode.online)
-
-
-def _keep_until(path: Path, step: int) -> None:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
 
 
 def _json_number(value: float) -> float | None:

@@ -4,6 +4,7 @@ config.yaml  data.json  metrics.jsonl  checkpoints/  model/  chats.jsonl  block_
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import Any
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import TrainConfig
+from recipes.whole import write_whole
 
 RUNS = Path("runs")
 _NOT_TRAINED = ("output_dir", "resume", "wandb", "data.date", "data.processes", "trainer.report_to")
@@ -48,9 +50,10 @@ def refuse_taken(output_dir: str | None) -> None:
     folder = Path(output_dir)
     taken = [name for name in ("metrics.jsonl", CHECKPOINTS, MODEL, RESULT) if (folder / name).exists()]
     if taken:
+        go_on = "" if RESULT in taken else f", or go on with it: resume={folder}"
         raise ValueError(
             f"output_dir={folder}: holds a run already ({', '.join(taken)}), which would be overwritten; choose "
-            f"another folder, or go on with it: resume={folder}"
+            f"another folder{go_on}"
         )
 
 
@@ -115,11 +118,40 @@ def last_checkpoint(folder: Path) -> tuple[Path, int] | None:
     """
     if (folder / RESULT).exists():
         raise ValueError(f"resume={folder}: this run has finished; its result is in {folder / RESULT}")
-    complete = [(step, path) for path, step in _checkpoints(folder) if _readable(path / "trainer_state.json")]
+    return newest_checkpoint(folder)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, int] | None:
+    """As `last_checkpoint`, also of a run that has finished."""
+    complete = [(step, path) for path, step in _checkpoints(folder) if _state(path)]
     if not complete:
         return None
     step, newest = max(complete)
     return newest, step
+
+
+def logged_lines(checkpoint: Path) -> int:
+    """How many lines metrics.jsonl had when a checkpoint was saved; the run logs what followed once more."""
+    return len(_state(checkpoint)["log_history"])
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Delete what a killed run has left of checkpoints that it was writing, or deleting: the Trainer counts them among
+    those that `trainer.keep_checkpoints` keeps, and writes into what is there."""
+    for path in incomplete_checkpoints(folder):
+        shutil.rmtree(path)
+
+
+def incomplete_checkpoints(folder: Path) -> list[Path]:
+    """Those without a trainer state, and those that lack what the newest complete one has."""
+    found = sorted(_checkpoints(folder), key=lambda one: -one[1])
+    newest = next((path for path, _ in found if _state(path)), None)
+    return [path for path, _ in found if newest is None or not _state(path) or _files(newest) - _files(path)]
+
+
+def _files(checkpoint: Path) -> set[str]:
+    """What every checkpoint of a run has; of states of random numbers there are as many as processes."""
+    return {path.name for path in checkpoint.iterdir() if not path.name.startswith("rng_state")}
 
 
 def _checkpoints(folder: Path) -> Iterator[tuple[Path, int]]:
@@ -129,18 +161,20 @@ def _checkpoints(folder: Path) -> Iterator[tuple[Path, int]]:
             yield path, int(number)
 
 
-def _readable(path: Path) -> bool:
+def _state(checkpoint: Path) -> dict:
+    """What trainer_state.json says; nothing where it was not written to its end."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        found = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def remember_data(folder: Path, fingerprint: str) -> None:
-    """Write down what conversations a run trains, and refuse to go on with others."""
+def remember_data(folder: Path, fingerprint: str, sources: str = "the data") -> None:
+    """Write down what conversations a run trains, and refuse to go on with others. sources: what they came from."""
     if trained_fingerprint(folder) not in (None, fingerprint):
         raise ValueError(
-            f"resume={folder}: the conversations are not those that this run began with (a data file has changed?), so "
+            f"resume={folder}: the conversations are not those that this run began with (has {sources} changed?), so "
             f"it would not be the same training. Put the data back, or start a new run; with {folder / DATA} deleted, "
             "the run goes on with what is there now"
         )
@@ -155,6 +189,4 @@ def trained_fingerprint(folder: Path) -> str | None:
 
 def write_json(path: Path, value: dict) -> None:
     """Whole or not at all: a reader never finds half a file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from recipes.whole import write_whole
+
 FILE = "left_out.jsonl"
 SHOWN = 20  # kinds of reasons in a summary
 _REASONS_SHOWN = 7  # in an error
@@ -55,4 +57,4 @@ def write(left_out: Mapping[str, str], folder: Path) -> None:
     if left_out:
         records = ({"conversation": name, "kind": kind(name, why), "reason": why} for name, why in left_out.items())
         text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
-        (folder / FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_whole(folder / FILE, text, errors="backslashreplace")

@@ -102,6 +102,8 @@ def explained(error: Exception) -> str | None:
         )
     if isinstance(error, RuntimeError) and "inline_container" in str(error):  # how torch.save fails on a full disk
         return f"a file could not be written whole: is the disk full? ({str(error).splitlines()[0]})"
+    if type(error).__name__ == "SafetensorError":  # this module does not import safetensors
+        return f"a file of weights could not be written or read: {str(error).splitlines()[0]}"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"

@@ -9,6 +9,7 @@ from trainers import CONVERSATIONS, STEPS, KillAt, Killed, make_trainer, rows_in
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from flexmask import NonFiniteLossError, OnePassTrainer
+from flexmask.training.nonfinite import load_packs, newest_packs
 
 HELDOUT = rows_in("one_pass")[:6]
 
@@ -86,6 +87,30 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_the_rows(
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name])
     assert not list(tmp_path.glob("checkpoint-*"))
+    (file,) = newest_packs(tmp_path)
+    saved = load_packs(file)
+    assert str(file) in str(error.value) and f"{saved.said}. Its packs are in" in str(error.value)
+    assert saved.step == 1 and sum(float(one.loss_weights.sum()) for one in saved.packs) == saved.weight
+    assert len({name for one in saved.packs for name in one.rows}) == 4
+
+
+# Breaks if processes write into one file, or a process writes what another has trained.
+def test_each_process_keeps_its_own_packs(tmp_path, python):
+    python.run_on_ranks(2, "ranks.notfinite", str(tmp_path), cwd=tmp_path)
+    files = newest_packs(tmp_path)
+    assert [file.name for file in files] == ["step-1-process-0.pt", "step-1-process-1.pt"]
+    saved = [load_packs(file) for file in files]
+    assert saved[0].weight == saved[1].weight
+    assert sum(float(one.loss_weights.sum()) for both in saved for one in both.packs) == saved[0].weight
+
+
+def test_the_packs_of_a_full_disk_do_not_hide_the_error(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5] = float("nan")
+    (tmp_path / "nonfinite").write_text("in its place")
+    with pytest.raises(NonFiniteLossError, match="the loss is nan .* could not be written to a file .*exists"):
+        trainer.train()
 
 
 def test_evaluation_leaves_every_module_in_the_mode_it_was_in(tmp_path):

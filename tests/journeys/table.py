@@ -119,6 +119,8 @@ TABLE = {
     ),
     "make merge": How(args="runs/one", needs="adapted", leaves=MERGED),
     'make merge ARGS="runs/<folder>"': How(replace=ONE, needs="adapted", leaves=MERGED),
+    "make replay": How(runs_in="test_replay.py", why="after a step that was not finite"),
+    'make replay ARGS="runs/<folder>"': How(runs_in="test_replay.py", why="after a step that was not finite"),
     "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/comparison.png")),
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
     'make sweep ARGS="duplication=one_pass trainer.learning_rate=1e-3,3e-3 seed=0,1"': How(

@@ -146,5 +146,6 @@ def test_two_runs_of_the_same_second_have_a_folder_each(workshop):
 def test_a_run_does_not_overwrite_another(workshop, unbroken):
     before = (unbroken / "metrics.jsonl").read_text()
     done = workshop.train(*SETTINGS, "seed=5", "output_dir=runs/unbroken", code=None)
-    assert "runs/unbroken" in done.err and "resume=" in done.err
+    assert "runs/unbroken" in done.err and "choose another folder" in done.err
+    assert "resume=" not in done.err, "there is nothing to go on with"
     assert (unbroken / "metrics.jsonl").read_text() == before

@@ -17,10 +17,11 @@ settings = (
     | SHARDED
 )
 trainer = make_trainer(folder, **settings)
-trainer.train(resume_from_checkpoint=str(saved) if saved.exists() else None)
+saved_before = saved.exists()
+trainer.train(resume_from_checkpoint=str(saved) if saved_before else None)
 parameters = {key: whole(parameter) for key, parameter in trainer.model.named_parameters()}
 if trainer.args.process_index == 0:
-    name = f"{trainer.args.world_size} processes{', resumed' if trainer.run_totals.earlier_loss_sum else ''}.pt"
+    name = f"{trainer.args.world_size} processes{', resumed' if saved_before else ''}.pt"
     torch.save((losses_of(trainer), parameters), folder / name)
 del trainer
 gc.collect()  # as in training.py

@@ -70,7 +70,7 @@ def test_a_resumed_run_logs_each_step_once(tmp_path):
             reporter.log(step, {"run": 1})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "ru')  # killed while it wrote
-    with Reporter(config, resumed_from=3) as reporter:
+    with Reporter(config, kept=3) as reporter:
         for step in range(4, 8):
             reporter.log(step, {"run": 2})
     assert [(line["step"], line["run"]) for line in metrics(tmp_path)] == [

@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 from recipes.configuration.compose import compose, save_run_config
-from recipes.run.folder import config_to_resume, last_checkpoint, new_folder, remember_data, trained_fingerprint
+from recipes.run.folder import (
+    config_to_resume,
+    last_checkpoint,
+    logged_lines,
+    new_folder,
+    remember_data,
+    remove_incomplete,
+    trained_fingerprint,
+)
 
 DEFAULT = replace(compose(), output_dir=None)
 
@@ -82,6 +90,23 @@ def test_the_last_checkpoint_is_the_newest_that_is_whole(here):
     (here / "result.json").write_text("{}")
     with pytest.raises(ValueError, match="this run has finished"):
         last_checkpoint(here)
+
+
+# Breaks if what a killed run was deleting stays for a checkpoint: there would be one less that is whole.
+def test_checkpoints_that_were_being_written_or_deleted_are_removed(here):
+    for step, files in ((1, "state"), (2, "weights state"), (3, "weights state rng_state_0"), (4, "weights")):
+        folder = here / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in files.split():
+            (folder / {"state": "trainer_state.json"}.get(name, name)).write_text('{"log_history": [1, 2]}')
+    (here / "checkpoints" / "nonfinite").mkdir()
+    remove_incomplete(here)
+    assert sorted(path.name for path in (here / "checkpoints").iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-3",
+        "nonfinite",
+    ]
+    assert logged_lines(here / "checkpoints" / "checkpoint-3") == 2
 
 
 def test_a_run_goes_on_only_with_the_data_it_began_with(here):

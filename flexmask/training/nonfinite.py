@@ -1,0 +1,47 @@
+"""The packs of a step whose loss or gradient was not finite, in a file: what went wrong can be looked at again."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from flexmask.tree.packing import Pack
+
+FOLDER = "nonfinite"
+
+
+@dataclass(frozen=True)
+class SavedPacks:
+    """step: the one that was not taken. said: of the error. weight: the target weight of the step, by which its loss is
+    divided. packs: of one process."""
+
+    step: int
+    said: str
+    weight: float
+    packs: list[Pack]
+
+
+def save_packs(saved: SavedPacks, output_dir: str | Path, process: int | None) -> Path:
+    """Write packs to `nonfinite/` in the folder of checkpoints; process: which of several had them.
+
+    Raises OSError and RuntimeError where the disk does not take them.
+    """
+    of_process = "" if process is None else f"-process-{process}"
+    path = Path(output_dir, FOLDER, f"step-{saved.step}{of_process}.pt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packs = [{f.name: getattr(one, f.name) for f in fields(Pack)} for one in saved.packs]
+    torch.save({**asdict(SavedPacks(saved.step, saved.said, saved.weight, [])), "packs": packs}, path)
+    return path
+
+
+def load_packs(path: Path) -> SavedPacks:
+    """What `save_packs` wrote; nothing in the file is run."""
+    saved = torch.load(path, weights_only=True)
+    return SavedPacks(**(saved | {"packs": [Pack(**one) for one in saved["packs"]]}))
+
+
+def newest_packs(output_dir: str | Path) -> list[Path]:
+    """The files of the step that went wrong last, of each process one, in order; none where none did."""
+    paths = sorted(Path(output_dir, FOLDER).glob("step-*.pt"), key=lambda path: path.stat().st_mtime)
+    step = paths[-1].stem.split("-")[1] if paths else ""
+    return sorted(path for path in paths if path.stem.split("-")[1] == step)

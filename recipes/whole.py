@@ -1,6 +1,8 @@
 """Files and folders that are there whole or not at all, whenever a run is killed or a disk is full."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -25,4 +27,20 @@ def partial_of(path: Path) -> Path:
 def take_place(partial: Path, folder: Path) -> None:
     """What was written to `partial` becomes `folder`, in place of what a killed run has left there."""
     shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+@contextlib.contextmanager
+def appears_whole(folder: Path) -> Iterator[Path]:
+    """Where to write what `folder` is to hold: <folder>.partial, which becomes `folder` when nothing has failed.
+
+    Raises ValueError, before anything is done, where either has content.
+    """
+    partial = partial_of(folder)
+    for target in (folder, partial):
+        if target.is_file() or (target.is_dir() and any(target.iterdir())):
+            raise ValueError(f"{target}: already exists; remove it, or choose another OUT_DIR")
+    yield partial
+    if folder.exists():  # empty, or it was refused
+        folder.rmdir()
     partial.rename(folder)

@@ -1,4 +1,4 @@
-"""Folders of models: what one holds in place of a causal language model, and one that appears only when it is whole."""
+"""Folders of models: what one holds in place of a causal language model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -107,19 +107,3 @@ def _said(error: Exception, path: Path) -> str:
     if type(error) in (ValueError, OSError):
         return f"cannot be read: {first}"
     return f"cannot be read: {type(error).__name__}: {' '.join(lines) or first}"
-
-
-@contextlib.contextmanager
-def appears_whole(folder: Path) -> Iterator[Path]:
-    """Where to write what `folder` is to hold: <folder>.partial, which becomes `folder` when nothing has failed.
-
-    Raises ValueError, before anything is done, where either has content.
-    """
-    partial = folder.with_name(folder.name + ".partial")
-    for target in (folder, partial):
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
-            raise ValueError(f"{target}: already exists; remove it, or choose another OUT_DIR")
-    yield partial
-    if folder.exists():  # empty, or it was refused
-        folder.rmdir()
-    partial.rename(folder)

@@ -971,6 +971,20 @@ FAULTS = [
         "flexmask/test_training.py flexmask/test_runs.py",
     ),
     Fault(
+        "each epoch has an order of its own, also by length",
+        "training/batches.py",
+        "self._seed + self._epoch",
+        "self._seed",
+        "flexmask/test_epochs.py",
+    ),
+    Fault(
+        "an epoch has the same order where a run goes on",
+        "training/batches.py",
+        "use_seedable_sampler=True",
+        "use_seedable_sampler=False",
+        "flexmask/test_epochs.py",
+    ),
+    Fault(
         "a run's totals go on from its checkpoint",
         "training/run_totals.py",
         "        self._started = time.perf_counter()\n\n    def on_train_end",

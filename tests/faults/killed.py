@@ -6,8 +6,7 @@ word of KILL_IN in them that never happens: the process ends in front of it with
 be written is there, and empty. With FULL it lives on, on a disk that is full: no file may be longer than so many bytes.
 Without KILL_AT nobody is killed, and RECORD names a file that gets the lines.
 
-CACHE is the cache of data sets, which the libraries have settled by the time that this runs. PLAIN takes away what lets
-root write into folders that are read-only.
+PLAIN takes away what lets root write into folders that are read-only.
 """
 
 import ctypes
@@ -17,8 +16,6 @@ import runpy
 import signal
 import sys
 from pathlib import Path
-
-import datasets
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -64,7 +61,6 @@ def drop_privileges():
 
 if "PLAIN" in os.environ:
     drop_privileges()
-datasets.config.HF_DATASETS_CACHE = Path(os.environ["CACHE"])
 module = sys.argv.pop(1)
 sys.addaudithook(touch)
 runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -45,7 +45,8 @@ ANY_TIME = "any time"
 
 def train(name: str, *overrides: str, **environment: str) -> str:
     """The command line of a run in runs/`name` with a cache of its own, which ends as `environment` says."""
-    environment |= {"PYTHONPATH": "tests", "TOUCHED": f"runs/{name}{os.pathsep}cache/{name}", "CACHE": f"cache/{name}"}
+    environment |= {"PYTHONPATH": "tests", "TOUCHED": f"runs/{name}{os.pathsep}cache/{name}"}
+    environment["HF_DATASETS_CACHE"] = f"cache/{name}"
     words = [*SETTINGS, f"output_dir=runs/{name}", *overrides]
     variables = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
     return f"{variables} {shlex.join(['python', '-m', 'faults.killed', 'recipes.train', *words])}"

@@ -3,11 +3,11 @@ of one assistant message that stand apart in a format become one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flexmask.conversations.conversation import check_weight
-from flexmask.conversations.values import is_empty, shown
+from flexmask.conversations.values import brief, is_empty, shown
 
 # Keys of a message that describe it: what it says is the same without them.
 DESCRIBING = frozenset(
@@ -15,6 +15,8 @@ DESCRIBING = frozenset(
     "model status finish_reason stop_reason stop_sequence usage logprobs token_count num_tokens annotations citations "
     "metadata meta lang language score rating".split()
 )
+# Keys of a part of a content that describe it.
+_DESCRIBING_PART = DESCRIBING | {"signature", "cache_control", "format", "closed"}
 _ORDER = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
 ENCRYPTED = "thinking that is encrypted cannot be trained and is left out"
 # The parts of an assistant message in the order in which a model generates them.
@@ -58,15 +60,27 @@ def joined_text(content: Any, where: str) -> Any:
     return "".join(text_of(part, where) for part in content)
 
 
-def text_of(part: Any, where: str) -> str:
+def text_of(part: Any, where: str, kinds: Collection[str | None] = ("text", "input_text", "output_text")) -> str:
     """The text of a part of a content. Raises ValueError for anything that is not text."""
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text"):
+    if isinstance(part, Mapping) and part.get("type") in kinds:
         text = part.get("text")
         if isinstance(text, str):
+            refuse_other_keys(part, ("type", "text"), where)
             return text
     raise ValueError(f"{where}: content part {shown(part)} is not text; only text can be trained on")
+
+
+def refuse_other_keys(part: Mapping[Any, Any], read: Collection[str], where: str) -> None:
+    """Raise ValueError for a key of a part of a content that is not among those that are `read`, does not describe it
+    and holds something."""
+    for key, value in part.items():
+        if key not in read and key not in _DESCRIBING_PART and not is_empty(value):
+            raise ValueError(
+                f"{where}: unknown key {brief(key)} with value {shown(value)} in a part of its content; remove or "
+                "rename it"
+            )
 
 
 def join_pieces(pieces: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

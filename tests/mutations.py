@@ -853,8 +853,8 @@ FAULTS = [
     Fault(
         "a conversation's template arguments are over the run's",
         "text/template.py",
-        "{**(template_kwargs or {}), **switch, **(conversation.template_kwargs or {})}",
-        "{**switch, **(conversation.template_kwargs or {}), **(template_kwargs or {})}",
+        "{**(template_kwargs or {}), **self.own}",
+        "{**self.own, **(template_kwargs or {})}",
         "flexmask/test_template.py",
     ),
     Fault(

@@ -19,8 +19,8 @@ DESCRIBING = frozenset(
 _DESCRIBING_PART = DESCRIBING | {"signature", "cache_control", "format", "closed"}
 _ORDER = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
 ENCRYPTED = "thinking that is encrypted cannot be trained and is left out"
-# The parts of an assistant message in the order in which a model generates them.
-_PARTS = ("reasoning_content", "content", "tool_calls")
+# The keys of an assistant message that a model generates, in the order in which it does.
+GENERATED = ("reasoning_content", "content", "tool_calls")
 
 
 def plain(message: Mapping[Any, Any], where: str) -> dict[Any, Any]:
@@ -107,11 +107,11 @@ def join_pieces(pieces: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _continues(last: dict[str, Any], piece: dict[str, Any]) -> bool:
     if not last.get("role") == piece.get("role") == "assistant":
         return False
-    before, now = ([i for i, key in enumerate(_PARTS) if key in one] for one in (last, piece))
+    before, now = ([i for i, key in enumerate(GENERATED) if key in one] for one in (last, piece))
     if not before or not now:
         return False
     beside = (("weight", 1), ("name", None))
     same = all(last.get(key, default) == piece.get(key, default) for key, default in beside)
     takes_over = before == [0] and not any(key in last for key, _ in beside)  # thinking says no more than it is
-    in_order = max(before) < min(now) or max(before) == min(now) != _PARTS.index("content")
+    in_order = max(before) < min(now) or max(before) == min(now) != GENERATED.index("content")
     return in_order and (same or takes_over)

@@ -46,8 +46,8 @@ class ChatTemplate:
     """The template, its arguments and the messages of a conversation as it reads them, `messages`; `special` finds the
     special tokens of its tokenizer.
 
-    template_kwargs: arguments of the template; those of the conversation, `own`, win. date: what the template reads as the current
-    date; None is `today()`.
+    template_kwargs: arguments of the template; those of the conversation, `own`, win. date: what the template reads as
+    the current date; None is `today()`.
     Raises ValueError for a tokenizer without a template.
     """
 

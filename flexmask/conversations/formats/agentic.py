@@ -33,7 +33,7 @@ class CallText(str):
     """The content of a piece that is the text of a call, perhaps with thinking in front of it."""
 
 
-_ROLES: dict[str, str | Step] = {
+ROLES: dict[str, str | Step] = {
     "reasoning": Step.THINKING,
     "thinking": Step.THINKING,
     "tool_call": Step.CALL,
@@ -48,12 +48,12 @@ _ROLES: dict[str, str | Step] = {
 def fits(message: Mapping[str, Any]) -> bool:
     """Whether a message has a role that no other format has."""
     role = message.get("role")
-    return isinstance(role, str) and role in _ROLES
+    return isinstance(role, str) and role in ROLES
 
 
 def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
     """The step under the role that it stands for."""
-    role = _ROLES[message.pop("role")]
+    role = ROLES[message.pop("role")]
     yield turn(role, joined_text(message.pop("content", None), where), message, where)
 
 

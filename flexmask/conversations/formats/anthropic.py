@@ -18,12 +18,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexmask.conversations.calls import read_call
-from flexmask.conversations.messages import ENCRYPTED, joined_text, refuse_other_keys, text_of
+from flexmask.conversations.messages import ENCRYPTED, GENERATED, joined_text, refuse_other_keys, text_of
 from flexmask.conversations.values import brief, is_empty, shown
 
 NAME = "content blocks"
 _BLOCKS = {"thinking", "reasoning", "redacted_thinking", "tool_use", "tool_result"}
-_ORDER = ("reasoning_content", "content", "tool_calls")
 
 
 def fits(message: Mapping[str, Any]) -> bool:
@@ -86,7 +85,7 @@ def _assistant(blocks: list[Any], message: dict[str, Any], where: str) -> dict[s
             key, value = "content", text_of(block, where)
             if not value and key not in found:
                 continue
-        later = _ORDER[_ORDER.index(key) + 1 :]
+        later = GENERATED[GENERATED.index(key) + 1 :]
         if behind := [one for one in later if one in found]:
             raise ValueError(
                 f"{where}: a block {kind or 'text'!r} stands behind {behind[-1]!r}; a message is thinking, then text, "

@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flexmask.conversations.formats import agentic, sharegpt
 from flexmask.conversations.values import shown
 
 NAME = "prompt and completion"
-# Who says what no model has generated.
-_ASKING = (
-    *("user", "human", "system", "developer", "tool", "function", "observation", "tool_output", "tool_response"),
-    *("function_response", "function_call_output"),
-)
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("input", "output"))
+# The speakers, in any format, of what no model has written.
+_ASKING = {"function", "function_call_output"} | {
+    speaker
+    for speaker, role in (agentic.ROLES | sharegpt.SPEAKERS).items()
+    if role in ("user", "system", "developer", "tool")
+}
 
 
 def fits(record: Mapping[str, Any]) -> bool:
@@ -67,8 +69,9 @@ def _messages(given: Any, role: str, where: str) -> list[Any]:
 
 
 def _is_generated(message: Any) -> bool:
+    """Whether a model has written a message."""
     speaker = message.get("role", message.get("from", message.get("type"))) if isinstance(message, Mapping) else None
-    return speaker is not None and speaker not in _ASKING
+    return isinstance(speaker, str) and speaker not in _ASKING
 
 
 def _context(message: Any) -> Any:

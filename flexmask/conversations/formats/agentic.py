@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
-from flexmask.conversations.messages import joined_text
+from flexmask.conversations.messages import joined_text, refuse_other_keys
 from flexmask.conversations.values import shown
 
 NAME = "agentic roles"
@@ -52,9 +52,12 @@ def fits(message: Mapping[str, Any]) -> bool:
 
 
 def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
-    """The step under the role that it stands for."""
-    role = ROLES[message.pop("role")]
-    yield turn(role, joined_text(message.pop("content", None), where), message, where)
+    """The step under the role that it stands for; none for one that thinks nothing."""
+    role, text = ROLES[message.pop("role")], joined_text(message.pop("content", None), where)
+    if role is Step.THINKING and isinstance(text, str) and not text.strip():
+        refuse_other_keys(message, ("weight",), where)
+        return
+    yield turn(role, text, message, where)
 
 
 def turn(role: str | Step, text: Any, others: dict[str, Any], where: str) -> dict[str, Any]:

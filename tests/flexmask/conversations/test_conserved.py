@@ -132,6 +132,11 @@ def test_answers_that_were_cut_off_are_named(keys):
     assert notes(user(), assistant(**dict.fromkeys(keys, "stop"))) == ()
 
 
+def test_a_step_that_thinks_nothing_is_none():
+    steps = {"role": "reasoning", "content": "\n"}, {"role": "answer", "content": "a"}
+    assert read_conversation({"messages": [user(), *steps]}, "c").messages == (user(), assistant())
+
+
 def test_whether_an_answer_was_liked_is_named():
     """Breaks if an answer that a preference data set marks as rejected is trained without a word."""
     assert read_conversation({"prompt": "q", "completion": "a", "label": False}, "c").unread == ("label",)

@@ -128,7 +128,7 @@ class _Reading:
         self.left = {
             key: value for key, value in record.items() if not is_empty(value) or (key in TEXTS and value == "")
         }
-        self.is_empty = any(isinstance(record.get(key), (list, tuple)) for key in LISTS)
+        self.has_list = any(isinstance(record.get(key), (list, tuple)) for key in LISTS)
         self.notes: dict[str, None] = {}
         self.formats: dict[str, None] = {}
 
@@ -190,7 +190,7 @@ class _Reading:
         if ids := [key for key in TOKEN_KEYS if key in self.left]:
             raise ValueError(f"{self.name}: {ids[0]!r} are token ids, which are not read; give text or messages")
         found = next((one for one in RECORD_FORMATS if one.fits(self.left)), None)
-        if found is None and self.is_empty:
+        if found is None and self.has_list:  # which is empty
             return ()
         if found is None:
             raise ValueError(
@@ -307,7 +307,7 @@ class _Reading:
         texts = [one.get("text") or one.get("summary") or "" for one in details]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where}: 'reasoning_details' is {shown(details)}, whose texts are no strings")
-        if not all(texts):
+        if any(one.get("data") for one in details):
             self._note(ENCRYPTED)
         text = "".join(texts)
         # They come in pieces, which may have been joined in another way.

@@ -154,3 +154,4 @@ def test_thinking_of_which_only_the_signature_is_given_is_named():
         user(), assistant([{"type": "thinking", "thinking": "", "signature": "x"}, {"type": "text", "text": "a"}])
     )
     assert note.startswith("thinking that is encrypted")
+    assert notes(user(), assistant(reasoning_details=[{"type": "reasoning.text", "text": ""}])) == ()

@@ -304,7 +304,7 @@ FAULTS = [
     Fault(
         "calls that follow each other are one message",
         "conversations/messages.py",
-        'max(before) == min(now) != _PARTS.index("content")',
+        'max(before) == min(now) != GENERATED.index("content")',
         "False",
         "flexmask/test_reading.py",
     ),
@@ -314,6 +314,41 @@ FAULTS = [
         "max(before) < min(now) or",
         "True or",
         "flexmask/test_reading.py",
+    ),
+    Fault(
+        "a key of a part of a content that nobody reads is refused",
+        "conversations/messages.py",
+        "if key not in read and key not in _DESCRIBING_PART and not is_empty(value):",
+        "if False:",
+        "flexmask/conversations/test_conserved.py",
+    ),
+    Fault(
+        "a system message that says nothing has no other keys",
+        "conversations/reading.py",
+        '                if is_none:\n                    one["content"] = ""',
+        "                if is_none:\n                    continue",
+        "flexmask/conversations/test_conserved.py",
+    ),
+    Fault(
+        "results behind a message that calls nothing are named",
+        "conversations/reading.py",
+        'elif message["role"] == "tool" and not calls:',
+        "elif False:",
+        "flexmask/conversations/test_conserved.py",
+    ),
+    Fault(
+        "a prompt does not begin its answer",
+        "conversations/formats/prompt_completion.py",
+        'if first == "prompt" and prompt and',
+        "if False and",
+        "flexmask/conversations/test_advice.py",
+    ),
+    Fault(
+        "advice on a switch of a conversation is about that",
+        "text/thoughts.py",
+        "if right(form) and name in own:",
+        "if False:",
+        "flexmask/test_advice.py",
     ),
     Fault(
         "what an assistant says in a prompt is not trained",
@@ -438,7 +473,7 @@ FAULTS = [
     Fault(
         "encrypted thinking among other is named",
         "conversations/reading.py",
-        "if not all(texts):",
+        'if any(one.get("data") for one in details):',
         "if not any(texts):",
         "flexmask/conversations/test_doubled.py",
     ),
@@ -853,8 +888,8 @@ FAULTS = [
     Fault(
         "a conversation's template arguments are over the run's",
         "text/template.py",
-        "{**(template_kwargs or {}), **switch, **(conversation.template_kwargs or {})}",
-        "{**switch, **(conversation.template_kwargs or {}), **(template_kwargs or {})}",
+        "{**(template_kwargs or {}), **self.own}",
+        "{**self.own, **(template_kwargs or {})}",
         "flexmask/test_template.py",
     ),
     Fault(

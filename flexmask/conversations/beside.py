@@ -22,7 +22,7 @@ UNSUPPORTED_KEYS = ("documents", "images", "videos", "audios")
 # Keys beside the messages that only describe the conversation, by their names or by a part of them.
 DESCRIBING_KEYS = frozenset(
     "id uuid idx index source sources dataset data_source subset split category categories domain topic topics subject "
-    "task type tags label labels language lang locale license url title author user user_id model generator "
+    "task type tags language lang locale license url title author user user_id model generator "
     "version date time timestamp created modified metadata meta info extra extra_info score scores rating "
     "quality difficulty level reward result results answer expected_answer ground_truth verified correct length hash "
     "num_turns turns token_count usage temperature seed".split()

@@ -17,7 +17,7 @@ _DESCRIBING = {"type", "index", "status", "caller"}
 _UNREAD = re.compile(
     r"<\|python_tag\|>|<function=|<\|tool_call\|>|<\|tool_call_start\|>|<\|tool_calls_section_begin\|>"
     "|<\uff5ctool\u2581calls\u2581begin\uff5c>|<\\|START_ACTION\\|>|<\\|action_start\\|>|<tool_calls>|<function_calls>"
-    "|\u273fFUNCTION\u273f"
+    "|<minimax:tool_call>|<\\|recipient\\|>|<\uff5cDSML\uff5c[a-z_]+>|<invoke name=|\u273fFUNCTION\u273f"
 )
 
 

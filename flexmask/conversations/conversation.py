@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexmask.conversations.calls import read_call, read_schema
-from flexmask.conversations.values import brief, check_values, shown
+from flexmask.conversations.values import brief, check_values, is_empty, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -115,6 +115,13 @@ def check_message(message: Any, where: str) -> None:
     if not isinstance(message, dict):
         raise ValueError(f"{where}: a message is a dict, not {shown(message)}")
     role = message.get("role")
+    if role is None:
+        of_type = f" of the type {brief(message['type'])}" if "type" in message else ""
+        keys = ", ".join(brief(key) for key, value in message.items() if not is_empty(value))
+        raise ValueError(
+            f"{where}: a message{of_type} without a role (its keys: {keys}); give it one of {', '.join(ROLES)}, or "
+            "remove the conversation"
+        )
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{where}: unknown role {shown(role)}; known roles: {', '.join(ROLES)}")
     for key in message:

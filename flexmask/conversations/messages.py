@@ -3,11 +3,11 @@ of one assistant message that stand apart in a format become one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flexmask.conversations.conversation import check_weight
-from flexmask.conversations.values import is_empty, shown
+from flexmask.conversations.values import brief, is_empty, shown
 
 # Keys of a message that describe it: what it says is the same without them.
 DESCRIBING = frozenset(
@@ -15,10 +15,12 @@ DESCRIBING = frozenset(
     "model status finish_reason stop_reason stop_sequence usage logprobs token_count num_tokens annotations citations "
     "metadata meta lang language score rating".split()
 )
+# Keys of a part of a content that describe it.
+_DESCRIBING_PART = DESCRIBING | {"signature", "cache_control", "format", "closed"}
 _ORDER = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
 ENCRYPTED = "thinking that is encrypted cannot be trained and is left out"
-# The parts of an assistant message in the order in which a model generates them.
-_PARTS = ("reasoning_content", "content", "tool_calls")
+# The keys of an assistant message that a model generates, in the order in which it does.
+GENERATED = ("reasoning_content", "content", "tool_calls")
 
 
 def plain(message: Mapping[Any, Any], where: str) -> dict[Any, Any]:
@@ -58,15 +60,27 @@ def joined_text(content: Any, where: str) -> Any:
     return "".join(text_of(part, where) for part in content)
 
 
-def text_of(part: Any, where: str) -> str:
+def text_of(part: Any, where: str, kinds: Collection[str | None] = ("text", "input_text", "output_text")) -> str:
     """The text of a part of a content. Raises ValueError for anything that is not text."""
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text"):
+    if isinstance(part, Mapping) and part.get("type") in kinds:
         text = part.get("text")
         if isinstance(text, str):
+            refuse_other_keys(part, ("type", "text"), where)
             return text
     raise ValueError(f"{where}: content part {shown(part)} is not text; only text can be trained on")
+
+
+def refuse_other_keys(part: Mapping[Any, Any], read: Collection[str], where: str) -> None:
+    """Raise ValueError for a key of a part of a content that is not among those that are `read`, does not describe it
+    and holds something."""
+    for key, value in part.items():
+        if key not in read and key not in _DESCRIBING_PART and not is_empty(value):
+            raise ValueError(
+                f"{where}: unknown key {brief(key)} with value {shown(value)} in a part of its content; remove or "
+                "rename it"
+            )
 
 
 def join_pieces(pieces: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,11 +107,11 @@ def join_pieces(pieces: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _continues(last: dict[str, Any], piece: dict[str, Any]) -> bool:
     if not last.get("role") == piece.get("role") == "assistant":
         return False
-    before, now = ([i for i, key in enumerate(_PARTS) if key in one] for one in (last, piece))
+    before, now = ([i for i, key in enumerate(GENERATED) if key in one] for one in (last, piece))
     if not before or not now:
         return False
     beside = (("weight", 1), ("name", None))
     same = all(last.get(key, default) == piece.get(key, default) for key, default in beside)
     takes_over = before == [0] and not any(key in last for key, _ in beside)  # thinking says no more than it is
-    in_order = max(before) < min(now) or max(before) == min(now) != _PARTS.index("content")
+    in_order = max(before) < min(now) or max(before) == min(now) != GENERATED.index("content")
     return in_order and (same or takes_over)

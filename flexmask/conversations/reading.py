@@ -32,7 +32,7 @@ from flexmask.conversations.formats import (
     responses,
     sharegpt,
 )
-from flexmask.conversations.messages import ENCRYPTED, join_pieces, joined_text, plain
+from flexmask.conversations.messages import ENCRYPTED, join_pieces, joined_text, plain, refuse_other_keys
 from flexmask.conversations.nulls import (
     ARGUMENTS,
     FILLED,
@@ -55,6 +55,15 @@ RECORD_FORMATS = (alpaca, prompt_completion)
 CALL_FORMATS = (hermes, glaive, mistral)  # in the text of an answer
 # Texts that are read though they are empty, as the content of a message is.
 TEXTS = frozenset(("instruction", "input", "output", "prompt", "completion", "response"))
+_UNCALLED = (
+    "results of tools stand behind messages that call none; a call in the text of an answer, in a form that is not "
+    "read, is trained as text"
+)
+_DISORDERED = (
+    "results of tools stand in another order than the calls; many chat templates tell them apart by nothing else"
+)
+_CUT_OFF_NOTE = "answers that were cut off, as their finish_reason says, are trained as if they ended there"
+_CUT_OFF = (("finish_reason", "length"), ("stop_reason", "max_tokens"), ("status", "incomplete"))
 UNTYPED = "arguments of calls in XML whose type no tool schema declares are read as text"
 
 
@@ -119,7 +128,7 @@ class _Reading:
         self.left = {
             key: value for key, value in record.items() if not is_empty(value) or (key in TEXTS and value == "")
         }
-        self.is_empty = any(isinstance(record.get(key), (list, tuple)) for key in LISTS)
+        self.has_list = any(isinstance(record.get(key), (list, tuple)) for key in LISTS)
         self.notes: dict[str, None] = {}
         self.formats: dict[str, None] = {}
 
@@ -147,8 +156,7 @@ class _Reading:
         for message in messages:
             for call in message.get("tool_calls", ()):
                 self._settle(call, tools or ())
-        if messages and messages[-1]["role"] != "assistant":
-            self._note("what stands behind the last assistant message is shown to no turn")
+        self._check_order(messages)
         template_kwargs = beside.template_kwargs(self.left, self.name)
         thinks = beside.thinks(self.left, self.name, template_kwargs or {})
         return Conversation(
@@ -182,7 +190,7 @@ class _Reading:
         if ids := [key for key in TOKEN_KEYS if key in self.left]:
             raise ValueError(f"{self.name}: {ids[0]!r} are token ids, which are not read; give text or messages")
         found = next((one for one in RECORD_FORMATS if one.fits(self.left)), None)
-        if found is None and self.is_empty:
+        if found is None and self.has_list:  # which is empty
             return ()
         if found is None:
             raise ValueError(
@@ -209,6 +217,8 @@ class _Reading:
         where = f"{self.name}: message {index}"
         if not isinstance(raw, Mapping):
             raise ValueError(f"{where}: a message is a JSON object, not {shown(raw)}")
+        if any(raw.get(key) == value for key, value in _CUT_OFF):
+            self._note(_CUT_OFF_NOTE)
         message = plain(raw, where)
         if "function_call" in message and "tool_calls" in message:
             raise ValueError(f"{where}: both 'function_call' and 'tool_calls'; keep one")
@@ -235,11 +245,13 @@ class _Reading:
                 elif "weight" in one:
                     if one.pop("weight"):
                         self._note("'weight' of a message that is not the assistant's changes nothing")
-                if one.get("role") in ("system", "developer") and one.get("content") in (None, ""):
-                    continue
+                is_none = one.get("role") in ("system", "developer") and one.get("content") in (None, "")
+                if is_none:
+                    one["content"] = ""
                 partial = any(key in one for key in ("reasoning_content", "tool_calls"))
                 check_message({"content": "", **one} if partial else one, where)
-                yield one
+                if not is_none:
+                    yield one
 
     def _read_answer(self, piece: dict[str, Any], where: str) -> None:
         """Move all forms of thinking into `reasoning_content` and calls into `tool_calls`, in place."""
@@ -290,10 +302,12 @@ class _Reading:
         details = message.pop("reasoning_details")
         if not isinstance(details, list) or not all(isinstance(one, Mapping) for one in details):
             raise ValueError(f"{where}: 'reasoning_details' is {shown(details)}, not a list of objects")
+        for one in details:
+            refuse_other_keys(one, ("type", "text", "summary", "data"), where)
         texts = [one.get("text") or one.get("summary") or "" for one in details]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where}: 'reasoning_details' is {shown(details)}, whose texts are no strings")
-        if not all(texts):
+        if any(one.get("data") for one in details):
             self._note(ENCRYPTED)
         text = "".join(texts)
         # They come in pieces, which may have been joined in another way.
@@ -351,6 +365,23 @@ class _Reading:
             if not text:
                 messages.remove(message)
         return tools
+
+    def _check_order(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Note results that no turn sees, or that do not follow their calls."""
+        if messages and messages[-1]["role"] != "assistant":
+            self._note("what stands behind the last assistant message is shown to no turn")
+        calls: Sequence[Any] = ()
+        waiting: list[Any] = []  # the ids of the calls that nothing has answered yet
+        for message in messages:
+            if message["role"] in ("user", "assistant"):
+                calls = message.get("tool_calls", ())
+                waiting = [call.get("id") for call in calls]
+            elif message["role"] == "tool" and not calls:
+                self._note(_UNCALLED)
+            elif (identity := message.get("tool_call_id")) in waiting:
+                if waiting[0] != identity:
+                    self._note(_DISORDERED)
+                waiting.remove(identity)
 
     def _weigh(self, messages: list[dict[str, Any]]) -> None:
         weight = self.left.pop("weight", 1)

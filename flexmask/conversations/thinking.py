@@ -154,6 +154,10 @@ def _split(text: str, tags: Tags, opened: Sequence[int], closed: Sequence[int], 
             f"{tags.close}{_TOPIC}"
         )
     thinking = text[start + len(tags.open) if opened else 0 : end].strip("\n")
+    if not opened and (other := _UNKNOWN.match(thinking)) and other["tag"].lstrip()[0] in "<[":
+        raise ValueError(
+            f"{where}: begins with {other['tag']!r}, and ends its thinking with {tags.close}; begin it with {tags.open}"
+        )
     answer = text[end + len(tags.close) :].lstrip("\n")
     return Split(
         thinking, _unwrapped(answer, tags, where), None if opened else _LONE_NOTE.format(tags.close, tags.open)

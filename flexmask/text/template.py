@@ -46,8 +46,8 @@ class ChatTemplate:
     """The template, its arguments and the messages of a conversation as it reads them, `messages`; `special` finds the
     special tokens of its tokenizer.
 
-    template_kwargs: arguments of the template; the conversation's own win. date: what the template reads as the current
-    date; None is `today()`.
+    template_kwargs: arguments of the template; those of the conversation, `own`, win. date: what the template reads as
+    the current date; None is `today()`.
     Raises ValueError for a tokenizer without a template.
     """
 
@@ -62,7 +62,8 @@ class ChatTemplate:
         self.tools = list(conversation.tools) if conversation.tools else None
         self.source = _dated(tokenizer.get_chat_template(None, tools=self.tools), date or today())
         switch = {} if conversation.thinks is None or self.switch is None else {self.switch: conversation.thinks}
-        self.kwargs = {**(template_kwargs or {}), **switch, **(conversation.template_kwargs or {})}
+        self.own = {**switch, **(conversation.template_kwargs or {})}
+        self.kwargs = {**(template_kwargs or {}), **self.own}
         self.special = special_pattern(tokenizer)
         self.thinking = _thinking_of(tokenizer, self.source)
         self.content_in_parts = _content_in_parts(tokenizer, self.source)

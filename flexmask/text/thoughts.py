@@ -157,7 +157,7 @@ class Thoughts:
 
     def _argument(self, right: Callable[[Form], bool], message: dict[str, Any]) -> str | None:
         """The template's argument under which the form of a message is right, as advice."""
-        variables = self.forms.template.variables
+        variables, own = self.forms.template.variables, self.forms.template.own
         reserved = inspect.signature(self.forms.template.tokenizer.apply_chat_template).parameters.keys()
         # What sounds like it first.
         for name in sorted(
@@ -168,6 +168,9 @@ class Thoughts:
                     form = self.forms.of(message, **{name: value})
                 except RejectedError:
                     continue
+                if right(form) and name in own:
+                    was, other = json.dumps(own[name]), json.dumps(value)
+                    return f"the conversation itself gives {name!r} as {was}: switch it to {other} there, or "
                 if right(form):
                     return f"set template_kwargs={json.dumps({name: value})}, or "
         return None

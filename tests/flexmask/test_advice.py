@@ -201,6 +201,14 @@ CASES = {
     "a closed thought": (
         Case("has closed the thought", 'set template_kwargs={"thinking": true}', THINKS, SWITCHED),
         dict(settings={"template_kwargs": {"thinking": True}}), dict(messages=TALK)),
+    "a thought that the conversation itself has closed": (
+        Case("has closed the thought", "gives 'thinking' as false: switch it to true there", THINKS, SWITCHED,
+             more={"template_kwargs": {"thinking": False}}),
+        dict(more={"template_kwargs": {"thinking": True}})),
+    "a thought that the switch of the conversation has closed": (
+        Case("has closed the thought", "gives 'thinking' as false: switch it to true there", THINKS, SWITCHED,
+             more={"thinks": False}),
+        dict(more={"thinks": True})),
     "a slow tokenizer": (Case("is no fast tokenizer", "backed by the tokenizers library", tokenizer=Slow()),
                          dict(tokenizer=chatml_tokenizer())),
     "tokens that do not give the text back": (

@@ -182,7 +182,7 @@ INVALID = {
         1,
         "unknown role 'bot' (str); known roles: system",
     ),
-    "missing role": (chat({"content": "a"}), 1, "unknown role None"),
+    "missing role": (chat({"content": "a"}), 1, "a message without a role (its keys: 'content')"),
     "missing content": (chat({"role": "assistant"}), 1, "'content' is missing"),
     "null content": (chat(reply(None)), 1, "'content' is missing"),
     "null content, empty calls": (chat(reply(None, tool_calls=[])), 1, "'content' is missing"),

@@ -125,7 +125,7 @@ def test_a_call_without_arguments_has_none(given):
         (assistant("", None, {"name": "f", "arguments": {}, "note": "x"}), "unknown key 'note' in the call of 'f'"),
         (assistant("", None, {"function": {"name": "f", "strict": True}}), "unknown key 'strict' in the call of 'f'"),
         (assistant("<|channel|>final<|message|>a<|end|>b"), r"text 'b' \(str\) outside of the channels"),
-        ({"type": "web_search_call", "id": "w"}, "message 1: unknown role None"),
+        ({"type": "web_search_call", "id": "w"}, "message 1: a message of the type 'web_search_call' without a role"),
     ],
 )
 def test_what_is_no_message_of_its_format_is_refused_by_name(message, error):

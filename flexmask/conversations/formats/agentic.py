@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
-from flexmask.conversations.messages import joined_text
+from flexmask.conversations.messages import joined_text, refuse_other_keys
 from flexmask.conversations.values import shown
 
 NAME = "agentic roles"
@@ -33,7 +33,7 @@ class CallText(str):
     """The content of a piece that is the text of a call, perhaps with thinking in front of it."""
 
 
-_ROLES: dict[str, str | Step] = {
+ROLES: dict[str, str | Step] = {
     "reasoning": Step.THINKING,
     "thinking": Step.THINKING,
     "tool_call": Step.CALL,
@@ -48,13 +48,16 @@ _ROLES: dict[str, str | Step] = {
 def fits(message: Mapping[str, Any]) -> bool:
     """Whether a message has a role that no other format has."""
     role = message.get("role")
-    return isinstance(role, str) and role in _ROLES
+    return isinstance(role, str) and role in ROLES
 
 
 def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
-    """The step under the role that it stands for."""
-    role = _ROLES[message.pop("role")]
-    yield turn(role, joined_text(message.pop("content", None), where), message, where)
+    """The step under the role that it stands for; none for one that thinks nothing."""
+    role, text = ROLES[message.pop("role")], joined_text(message.pop("content", None), where)
+    if role is Step.THINKING and isinstance(text, str) and not text.strip():
+        refuse_other_keys(message, ("weight",), where)
+        return
+    yield turn(role, text, message, where)
 
 
 def turn(role: str | Step, text: Any, others: dict[str, Any], where: str) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def turns(record: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _history(history: Any, name: str) -> list[Sequence[Any]]:
-    if not isinstance(history, Sequence) or not all(isinstance(one, Sequence) and len(one) == 2 for one in history):
+    if not isinstance(history, Sequence) or not all(
+        isinstance(one, (list, tuple)) and len(one) == 2 for one in history
+    ):
         raise ValueError(f"{name}: 'history' is {shown(history)}, not a list of [question, answer]")
     return list(history)

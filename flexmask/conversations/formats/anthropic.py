@@ -18,12 +18,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexmask.conversations.calls import read_call
-from flexmask.conversations.messages import ENCRYPTED, joined_text, text_of
-from flexmask.conversations.values import is_empty, shown
+from flexmask.conversations.messages import ENCRYPTED, GENERATED, joined_text, refuse_other_keys, text_of
+from flexmask.conversations.values import brief, is_empty, shown
 
 NAME = "content blocks"
 _BLOCKS = {"thinking", "reasoning", "redacted_thinking", "tool_use", "tool_result"}
-_ORDER = ("reasoning_content", "content", "tool_calls")
 
 
 def fits(message: Mapping[str, Any]) -> bool:
@@ -40,9 +39,10 @@ def _kind(block: Mapping[str, Any]) -> str:
 def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str]:
     """Thinking, text, calls and results of a message, a piece each; texts that follow each other are one."""
     blocks = message.pop("content")
-    message.pop("type", None)
+    if message.get("type") == "message":
+        del message["type"]
     if message.get("role") == "assistant":
-        readable = [one for one in blocks if not (isinstance(one, Mapping) and _kind(one) == "redacted_thinking")]
+        readable = [one for one in blocks if not _is_encrypted(one, where)]
         if len(readable) < len(blocks):
             yield ENCRYPTED
         yield _assistant(readable, message, where)
@@ -55,11 +55,21 @@ def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str
                 texts = []
             if block.get("is_error"):
                 yield "'is_error' of tool results is not shown; their text says it"
-            yield _result(block, where)
+            yield _result(block, message, where)
         else:
             texts.append(text_of(block, where))
     if texts:
         yield {**message, "content": "".join(texts)}
+
+
+def _is_encrypted(block: Any, where: str) -> bool:
+    """Whether a block is thinking of which only a signature, or what nobody can read, is given."""
+    if not isinstance(block, Mapping) or _kind(block) not in ("thinking", "redacted_thinking"):
+        return False
+    if _kind(block) == "redacted_thinking":
+        refuse_other_keys(block, ("type", "data"), where)
+        return True
+    return not is_empty(block.get("signature")) and not _thinking(block, "thinking", where).strip()
 
 
 def _assistant(blocks: list[Any], message: dict[str, Any], where: str) -> dict[str, Any]:
@@ -75,7 +85,7 @@ def _assistant(blocks: list[Any], message: dict[str, Any], where: str) -> dict[s
             key, value = "content", text_of(block, where)
             if not value and key not in found:
                 continue
-        later = _ORDER[_ORDER.index(key) + 1 :]
+        later = GENERATED[GENERATED.index(key) + 1 :]
         if behind := [one for one in later if one in found]:
             raise ValueError(
                 f"{where}: a block {kind or 'text'!r} stands behind {behind[-1]!r}; a message is thinking, then text, "
@@ -95,6 +105,7 @@ def _assistant(blocks: list[Any], message: dict[str, Any], where: str) -> dict[s
 
 
 def _thinking(block: Mapping[str, Any], kind: str, where: str) -> str:
+    refuse_other_keys(block, ("type", kind, "text", "content"), where)
     given = {key: block[key] for key in (kind, "text", "content") if not is_empty(block.get(key))}
     texts = [joined_text(value, where) for value in given.values()] or [""]
     if not all(isinstance(text, str) for text in texts):
@@ -104,10 +115,17 @@ def _thinking(block: Mapping[str, Any], kind: str, where: str) -> str:
     return str(texts[0])
 
 
-def _result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _result(block: Mapping[str, Any], message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    role = message.get("role")
+    if role not in ("user", "tool"):
+        raise ValueError(f"{where}: a tool result in a message of role {shown(role)}; make the role 'user' or 'tool'")
+    if "name" in message and role == "user":  # that of a tool result is the name of the tool
+        raise ValueError(f"{where}: a tool result of a user with the name {brief(message['name'])}; remove the name")
+    refuse_other_keys(block, ("type", "content", "tool_use_id", "is_error"), where)
     content = joined_text(block.get("content"), where)
     identity = block.get("tool_use_id")
     return {
+        **message,
         "role": "tool",
         "content": "" if content is None else content,
         **({} if is_empty(identity) else {"tool_call_id": identity}),

@@ -38,7 +38,7 @@ def piece(text: str, where: str) -> dict[str, Any]:
             found.setdefault("tool_calls", []).append(read_call({"name": called, "arguments": inside}, where))
             continue
         key = "reasoning_content" if channel["channel"] == "analysis" else "content"
-        if "tool_calls" in found or (key == "reasoning_content" and "content" in found):
+        if "tool_calls" in found or "content" in found:
             raise ValueError(
                 f"{where}: channel {channel['channel']} stands behind the answer or a call; repair it or remove it"
             )

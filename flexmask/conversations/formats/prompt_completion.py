@@ -12,10 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flexmask.conversations.formats import agentic, sharegpt
 from flexmask.conversations.values import shown
 
 NAME = "prompt and completion"
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("input", "output"))
+# The speakers, in any format, of what no model has written.
+_ASKING = {"function", "function_call_output"} | {
+    speaker
+    for speaker, role in (agentic.ROLES | sharegpt.SPEAKERS).items()
+    if role in ("user", "system", "developer", "tool")
+}
 
 
 def fits(record: Mapping[str, Any]) -> bool:
@@ -41,6 +48,11 @@ def turns(record: Mapping[str, Any], name: str) -> list[Any]:
         return list(record[first])
     prompt = _messages(record[first], "user", f"{name}: {first!r}")
     completion = _messages(record[second], "assistant", f"{name}: {second!r}")
+    if first == "prompt" and prompt and completion and _is_generated(prompt[-1]) and _is_generated(completion[0]):
+        raise ValueError(
+            f"{name}: the prompt ends with the beginning of an answer, which the completion goes on with, and a turn "
+            "is trained from its beginning; put both into the completion, or a question between them"
+        )
     return [_context(message) for message in prompt] + completion
 
 
@@ -56,11 +68,14 @@ def _messages(given: Any, role: str, where: str) -> list[Any]:
     return list(given)
 
 
+def _is_generated(message: Any) -> bool:
+    """Whether a model has written a message."""
+    speaker = message.get("role", message.get("from", message.get("type"))) if isinstance(message, Mapping) else None
+    return isinstance(speaker, str) and speaker not in _ASKING
+
+
 def _context(message: Any) -> Any:
     """The message, with weight 0 where a model has generated it."""
-    if not isinstance(message, Mapping):
+    if not _is_generated(message):
         return message
-    speaker = message.get("role", message.get("from", message.get("type")))
-    return message if speaker in ("user", "system", "developer", "tool", "human", "observation") else {
-        **{key: value for key, value in message.items() if key not in ("train", "loss")}, "weight": 0
-    }  # fmt: skip
+    return {**{key: value for key, value in message.items() if key not in ("train", "loss")}, "weight": 0}

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexmask.conversations.calls import read_call
-from flexmask.conversations.messages import ENCRYPTED, joined_text
+from flexmask.conversations.messages import ENCRYPTED, joined_text, refuse_other_keys, text_of
 from flexmask.conversations.values import shown
 
 NAME = "Responses items"
@@ -39,13 +39,16 @@ def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str
     kind = message.pop("type", "message")
     identity = message.pop("call_id", None)
     if kind == "reasoning":
-        thinking = _reasoning(message.pop("content", None) or message.pop("summary", None) or "", where)
-        message.pop("summary", None)  # of thinking that stands there in full
+        full, summary = (_reasoning(message.pop(key, None) or "", where) for key in ("content", "summary"))
         encrypted = message.pop("encrypted_content", None)
-        if thinking:
-            yield {"role": "assistant", "reasoning_content": thinking, **message}
-        elif encrypted:
+        if full and summary not in ("", full):
+            yield "summaries of thinking that stands beside them in full are left out"
+        if full or summary:
+            yield {"role": "assistant", "reasoning_content": full or summary, **message}
+            return
+        if encrypted:
             yield ENCRYPTED
+        refuse_other_keys(message, ("role", "weight"), where)
     elif kind == "function_call":
         weight = {"weight": message.pop("weight")} if "weight" in message else {}
         yield {"role": "assistant", "tool_calls": [read_call(message, where, identity)], **weight}
@@ -66,12 +69,8 @@ def pieces(message: dict[str, Any], where: str) -> Iterator[dict[str, Any] | str
 
 
 def _reasoning(parts: Any, where: str) -> str:
-    """The thinking itself where it is given, else its summary."""
     if isinstance(parts, str):
         return parts
     if not isinstance(parts, list):
         raise ValueError(f"{where}: the reasoning is {shown(parts)}, not a list of texts")
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where}: the reasoning is {shown(parts)}, not a list of texts")
-    return "\n\n".join(map(str, texts))
+    return "\n\n".join(text_of(part, where, (None, "reasoning_text", "summary_text", "text")) for part in parts)

@@ -25,8 +25,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from recipes.models.files import GGUF_MAGIC
+from recipes.storage.whole import appears_whole
 from recipes.terminal.command import command
-from recipes.whole import appears_whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How text is split before BPE, by the name that the file gives (tokenizer.ggml.pre). transformers 5.23 knows

@@ -22,8 +22,8 @@ from recipes.models.adapters import ADAPTER_CONFIG
 from recipes.models.files import named_errors
 from recipes.models.load import load_trained
 from recipes.run.folder import MODEL
+from recipes.storage.whole import appears_whole
 from recipes.terminal.command import command
-from recipes.whole import appears_whole
 
 # How far logits may move by merging, of their mean size: weights are rounded once more.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}

@@ -44,8 +44,8 @@ from recipes.run.folder import (
     write_json,
 )
 from recipes.run.sweeps import noted, searching, sweep_name, sweeping
+from recipes.storage.whole import partial_of, take_place
 from recipes.terminal.command import command
-from recipes.whole import partial_of, take_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

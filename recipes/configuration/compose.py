@@ -24,7 +24,7 @@ from recipes.configuration import CONF_DIR
 from recipes.configuration.overrides import checked_overrides, given_keys
 from recipes.configuration.rules import ConfigError, validate
 from recipes.configuration.schema import SourceConfig, TrainConfig
-from recipes.whole import write_whole
+from recipes.storage.whole import write_whole
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 

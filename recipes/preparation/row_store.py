@@ -1,4 +1,4 @@
-"""Rows in shards (`recipes.sources.shards`), one record a conversation, read from memory maps."""
+"""Rows in shards (`recipes.storage.shards`), one record a conversation, read from memory maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import pyarrow.compute
 
 from flexmask import LaidOut, Role, Row
 from flexmask.tree.segments import pass_lengths
-from recipes.sources.shards import Shards
+from recipes.storage.shards import Shards
 
 _ROW_ARRAYS = {
     "input_ids": pyarrow.int32(),

@@ -26,9 +26,9 @@ from recipes.distributed.processes import available_processors, mapping
 from recipes.distributed.ranks import first_on_machine
 from recipes.preparation import row_store
 from recipes.preparation.row_store import PreparedRows, invalid_record, to_record
-from recipes.sources import shards
 from recipes.sources.conversation_store import StoredConversations, digest_of
 from recipes.sources.invalid import shown
+from recipes.storage import shards
 from recipes.terminal.progress import progress
 
 # Fewer conversations than this are prepared before another process has started.

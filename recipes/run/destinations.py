@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from recipes.configuration.schema import TrainConfig, WandbConfig, WandbMode
-from recipes.whole import write_whole
+from recipes.storage.whole import write_whole
 
 ROWS_SENT = 200  # of a table to wandb; the file has all
 # Seconds that wandb may take to reach its server at the start, and to send what is left at the end. Without

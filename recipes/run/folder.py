@@ -14,7 +14,7 @@ from typing import Any
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import TrainConfig
-from recipes.whole import write_whole
+from recipes.storage.whole import write_whole
 
 RUNS = Path("runs")
 _NOT_TRAINED = ("output_dir", "resume", "wandb", "data.date", "data.processes", "trainer.report_to")

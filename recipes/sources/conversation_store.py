@@ -1,6 +1,6 @@
 """Conversations on disk, read when they are asked for, so that data may be larger than memory.
 
-`keep_part` reads the records of one part of a source into a shard (`recipes.sources.shards`), in a process of
+`keep_part` reads the records of one part of a source into a shard (`recipes.storage.shards`), in a process of
 several. What is known of them all is small: which ones are held out depends on a hash each.
 """
 
@@ -19,9 +19,10 @@ import pyarrow
 import flexmask
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.reading import read_conversation
-from recipes.sources import Entry, Part, shards
+from recipes.sources import Entry, Part
 from recipes.sources.gsm8k import to_record
 from recipes.sources.heldout import HASH, hash_of
+from recipes.storage import shards
 
 _WRITTEN_TOGETHER = 64
 # What a conversation says, name apart; the other fields are what reading has to say of it.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from recipes.whole import write_whole
+from recipes.storage.whole import write_whole
 
 FILE = "left_out.jsonl"
 SHOWN = 20  # kinds of reasons in a summary

@@ -21,7 +21,7 @@ from flexmask.conversations.reading import said_of_reading
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.distributed import ranks
 from recipes.distributed.processes import available_processors, mapping
-from recipes.sources import Entry, Part, shards
+from recipes.sources import Entry, Part
 from recipes.sources.conversation_store import Reading, ReadPart, StoredConversations, keep_part
 from recipes.sources.files import read_path
 from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
@@ -29,6 +29,7 @@ from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
 from recipes.sources.invalid import shown
 from recipes.sources.parts import parts_of_entries
+from recipes.storage import shards
 
 # Fewer parts than this are read before other processes have started.
 _WORTH_PROCESSES = 8

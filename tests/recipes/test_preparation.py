@@ -18,7 +18,7 @@ from recipes.configuration.compose import compose
 from recipes.configuration.schema import Layout
 from recipes.preparation import rows as preparation
 from recipes.preparation.rows import fingerprint, settings_fingerprint
-from recipes.sources import shards
+from recipes.storage import shards
 
 CONVERSATIONS = [random_conversation(seed) for seed in range(12)]
 

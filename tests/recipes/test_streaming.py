@@ -21,8 +21,9 @@ from flexmask.conversations.reading import read_conversation
 from recipes.configuration.compose import compose
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid
 from recipes.preparation import rows as preparation
-from recipes.sources import conversation_store, load, parts, shards
+from recipes.sources import conversation_store, load, parts
 from recipes.sources.load import load_data
+from recipes.storage import shards
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -61,7 +62,7 @@ def load_file(path, **settings):
 
 def test_the_cache_is_beside_that_of_datasets(monkeypatch):
     """Broken when `datasets` decides otherwise where its cache is: a user who moves it would fill two disks."""
-    script = "import datasets; from recipes.sources.shards import cache; print(cache().parent == %s)"
+    script = "import datasets; from recipes.storage.shards import cache; print(cache().parent == %s)"
     for variables in ({"HF_DATASETS_CACHE": "/x/y"}, {"HF_HOME": "~/z"}, {"XDG_CACHE_HOME": "/x"}, {}):
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
         done = subprocess.run(

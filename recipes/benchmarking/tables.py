@@ -200,9 +200,13 @@ def state_table(results: Sequence[dict]) -> str:
 
 def sharing_table(result: dict) -> str:
     spreads = markdown(
-        ["mix", "conversations a step", "shared out", "worst step", "dealt out"],
+        ["mix", "conversations a step", "shared out", "worst step", "dealt out", "packs divided"],
         [
-            [one["mix"], one["conversations"], *(f"{one[key]:.3f}" for key in ("shared", "shared_worst", "dealt"))]
+            [
+                one["mix"],
+                one["conversations"],
+                *(f"{one[key]:.3f}" for key in ("shared", "shared_worst", "dealt", "divided")),
+            ]
             for one in result["spreads"]
         ],
     )
@@ -219,7 +223,11 @@ def sharing_table(result: dict) -> str:
             for one in result["splits"]
         ],
     )
-    return f"{spreads}\n\n{splits}"
+    parts = markdown(
+        ["that conversation over", "tokens of a process", "most over mean"],
+        [[f"{one['processes']} processes", f"{one['tokens']:,}", f"{one['spread']:.3f}"] for one in result["parts"]],
+    )
+    return f"{spreads}\n\n{splits}\n\n{parts}"
 
 
 TABLES = {

@@ -228,6 +228,8 @@ class ParallelConfig:
     kind: ParallelKind = MISSING
     # Of fsdp: give a layer's weights back once it has run forward, and gather them again for backward.
     reshard_after_forward: bool = True
+    # All processes compute each pack together, a part of its tokens each, for conversations that one cannot hold.
+    context_parallel: bool = False
 
 
 @dataclass

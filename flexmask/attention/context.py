@@ -4,9 +4,9 @@ Everything but attention looks at one token at a time, so a process runs the mod
 gathers keys and values, and its gradients of them go back to who made them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -52,10 +52,14 @@ class Context:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Context":
         """The same with its tensors on `device`."""
-        tensors: dict[str, Any] = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking) for name in ("tokens", "owner", "order")
-        }
-        return replace(self, **tensors)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Context":
+        """The same in memory from which a GPU copies while it computes."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Context":
+        return replace(self, tokens=change(self.tokens), owner=change(self.owner), order=change(self.order))
 
 
 def divide(costs: np.ndarray, length: int, block_size: int, processes: int) -> tuple[list[Context], list[float]]:

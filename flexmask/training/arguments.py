@@ -59,7 +59,6 @@ class OnePassConfig(TrainingArguments):
     # A loss that is not finite stops the run; it is never smoothed over.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: such a loss stops the run."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Where to report logs."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: packs move as a whole."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: rows have no columns."})
 
     pack_length: int = field(default=8192, metadata={"help": "Most tokens of one forward pass."})

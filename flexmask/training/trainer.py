@@ -306,7 +306,7 @@ class OnePassTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Scalar: weighted token losses over the step's target weight (`num_items_in_batch`)."""
         (one,) = inputs["packs"]
-        result = token_losses(model, one.to(self.args.device), self.data_collator.block_size)
+        result = token_losses(model, one.to(self.args.device, non_blocking=True), self.data_collator.block_size)
         loss = result.total
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", [one])
@@ -418,7 +418,9 @@ class OnePassTrainer(Trainer):
         with evaluating(self.model), self.accelerator.autocast():
             batch = self.data_collator(conversations)
             for one in batch["packs"]:
-                result = token_losses(self.model, one.to(self.args.device), self.data_collator.block_size)
+                result = token_losses(
+                    self.model, one.to(self.args.device, non_blocking=True), self.data_collator.block_size
+                )
                 tally.update({"loss": result.total.item(), **result.sums_by_role()})
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         sums = self._add_up(tally)

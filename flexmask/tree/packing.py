@@ -40,11 +40,15 @@ class Pack:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Pack":
         """The pack with its tensors on `device`."""
+        return self._with(lambda tensors: tensors.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Pack":
+        """The pack in memory from which a GPU copies while it computes; a DataLoader calls it."""
+        return self._with(lambda tensors: tensors.pin_memory())
+
+    def _with(self, change: Callable[[Any], Any]) -> "Pack":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking) for name, value in values.items() if hasattr(value, "to")
-        }
-        return replace(self, **moved)
+        return replace(self, **{name: change(value) for name, value in values.items() if hasattr(value, "pin_memory")})
 
 
 def pack(rows: Sequence[Row], pack_length: int) -> list[Pack]:

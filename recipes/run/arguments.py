@@ -90,13 +90,20 @@ def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, A
         greater_is_better=False if evaluates else None,
         restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         seed=config.seed,
-        dataloader_pin_memory=False,  # a batch holds packs, which move as a whole
+        dataloader_num_workers=_loader_workers(trainer),
         disable_tqdm=True,
         report_to=list(trainer.report_to),
     )
     if trainer.optimizer != "auto":
         settings["optim"] = _named("trainer.optimizer", trainer.optimizer, OptimizerNames)
     return settings
+
+
+def _loader_workers(trainer: TrainerConfig) -> int:
+    """As many as are asked for; without a word, those that keep a GPU from waiting for packs."""
+    if trainer.loader_workers is None:
+        return 2 if torch.cuda.is_available() else 0
+    return trainer.loader_workers
 
 
 def _sharding(parallel: ParallelConfig) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from torch import Tensor
 _PADDING, _SHORT = 1.25, 64
 
 
-# What a call of a recurrence costs, forward and backward, in tokens. On CPU `make bench ARGS="sections=[plans]"` finds 32
-# to 39; for a GPU it is an estimate, some thirty kernels to launch against what is computed meanwhile, and not measured.
+# What a call of a recurrence costs, forward and backward, in tokens. On CPU `make bench ARGS="sections=[plans]"` finds
+# 32 to 39; for a GPU it is an estimate, some thirty kernels to launch against what is computed meanwhile, not measured.
 CALL_IN_TOKENS = {"cpu": 32, "cuda": 1024}
 
 

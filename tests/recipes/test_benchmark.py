@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flexmask import build_block_mask, lay_out, pack
 from flexmask.attention.interface import flexmask_attention
-from flexmask.model.state_branches import StateBranches
+from flexmask.model.state_branches import CALL_IN_TOKENS, StateBranches
 from recipes import benchmark
 from recipes.benchmarking import arms, grid, measure, paper, tables, workloads
 from recipes.benchmarking.config import ArmName, to_benchmark
@@ -525,6 +525,7 @@ def small_sections(monkeypatch):
         (plans, "PLAN_REPEATS", 1),
     ):
         monkeypatch.setattr(part, name, value)
+    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", 0)  # trees as small as these would run path by path
 
 
 def test_a_whole_run(small_sections, tmp_path, capsys):

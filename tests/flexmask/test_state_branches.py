@@ -109,7 +109,7 @@ TREES = {f"random {seed}": random_parents(seed, 60) for seed in range(12)} | {
 
 
 # What a call costs where either is the cheaper one.
-PLANS = {"level by level": 0, "path by path": 10**9}
+PLANS = {"level by level": -(10**9), "path by path": 10**9}
 
 
 # Breaks if a node starts from any state but its parent's last, if padding decays or adds to a state, if the zero state
@@ -132,7 +132,7 @@ def test_every_token_has_the_output_and_gradient_of_its_path_alone(name, tree, p
 
 
 def test_the_trees_have_what_is_hard(monkeypatch):
-    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", 0)
+    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", PLANS["level by level"])
     lengths, depths = set(), set()
     for parents in TREES.values():
         branches = StateBranches(torch.tensor([parents]))
@@ -146,7 +146,7 @@ def test_the_trees_have_what_is_hard(monkeypatch):
 
 # Breaks if the number of calls that wait for each other grows with rows or branches: three turns are three deep.
 def test_steps_are_the_depth_of_the_deepest_tree(monkeypatch):
-    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", 0)
+    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", PLANS["level by level"])
     conversation = [-1, 0, 0, 2, 2, 4]  # q | t | a q | t | a q: the last one is a leaf
     assert StateBranches(torch.tensor([conversation])).steps == 3
     rows = [p + 6 * row if p >= 0 else -1 for row in range(50) for p in conversation]

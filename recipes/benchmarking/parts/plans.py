@@ -51,7 +51,7 @@ def of_conversation(
     previous = one.previous.to(device)
     hidden = torch.randn(1, len(one), STATE_SIZES["hidden_size"], device=device, requires_grad=True)
     chosen = StateBranches(previous)
-    plans = {"level by level": with_plan(previous, 0), "path by path": with_plan(previous, 10**9)}
+    plans = {"level by level": with_plan(previous, -(10**9)), "path by path": with_plan(previous, 10**9)}
 
     def action(branches: StateBranches) -> Callable[[], None]:
         return lambda: layer(hidden, state_branches=branches).square().sum().backward()
@@ -71,7 +71,7 @@ def of_conversation(
 
 
 def with_plan(previous: torch.Tensor, call: int) -> StateBranches:
-    """The plan that is the cheaper one where a call costs so many tokens."""
+    """The plan that is the cheaper one where a call costs so many tokens; below zero, that of most calls."""
     device = previous.device.type
     before = CALL_IN_TOKENS.get(device)
     CALL_IN_TOKENS[device] = call

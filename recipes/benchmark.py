@@ -40,7 +40,17 @@ def benchmark(config: BenchmarkConfig) -> dict:
 
     from recipes.benchmarking.arms import make_arms, varlen_kernel
     from recipes.benchmarking.grid import grid
-    from recipes.benchmarking.parts import attention, loss, mask, packing, preparation, recompiles, sharing, state
+    from recipes.benchmarking.parts import (
+        attention,
+        loss,
+        mask,
+        packing,
+        plans,
+        preparation,
+        recompiles,
+        sharing,
+        state,
+    )
     from recipes.benchmarking.plots import save_plots
     from recipes.benchmarking.tables import GRID_HEADER, TABLES, cell_lines, markdown, targets
 
@@ -52,6 +62,7 @@ def benchmark(config: BenchmarkConfig) -> dict:
         Section.preparation: preparation,
         Section.recompiles: recompiles,
         Section.state: state,
+        Section.plans: plans,
         Section.sharing: sharing,
     }
 

@@ -230,7 +230,11 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
     from recipes.run.arguments import early_stopping, training_arguments
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # each run of a sweep has its own
-    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
+    collator = OnePassCollator(
+        config.duplication.pack_length,
+        block_size=config.attention.block_size,
+        context_parallel=config.parallel.context_parallel,
+    )
     trainer = OnePassTrainer(
         run.model,
         training_arguments(config, folder, evaluates=bool(run.heldout.items)),

@@ -47,6 +47,8 @@ ON_RANKS = {
     "one at a time": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
     "whole epochs": {"per_device_train_batch_size": 5, "num_train_epochs": 1.4, "max_steps": -1},
     "sharded": SHARDED,
+    "one pack in all": {"context_parallel": True},
+    "one pack in all, sharded": {"context_parallel": True, "per_device_train_batch_size": 1} | SHARDED,
     "sharded hybrid": {"model": "hybrid", "per_device_train_batch_size": 2} | SHARDED,
 }
 
@@ -61,6 +63,7 @@ def make_trainer(
     callbacks=None,
     heldout=None,
     stream=False,
+    context_parallel=False,
     **arguments,
 ):
     arguments = {
@@ -79,7 +82,7 @@ def make_trainer(
     return OnePassTrainer(
         MODELS[model](VOCAB, dtype),
         TrainingArguments(output_dir=str(tmp_path), **arguments),
-        OnePassCollator(pack_length, block_size=16),
+        OnePassCollator(pack_length, block_size=16, context_parallel=context_parallel),
         train_dataset=Stream(rows) if stream else rows,
         eval_dataset=heldout,
         callbacks=callbacks,

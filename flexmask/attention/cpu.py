@@ -62,15 +62,15 @@ class _Tile:
 _tiles_of: WeakKeyDictionary[BlockMask, tuple[_Tile, ...]] = WeakKeyDictionary()
 
 
-def _tiles(block_mask: BlockMask, tokens: int) -> tuple[_Tile, ...]:
+def _tiles(block_mask: BlockMask, queries: int, keys: int) -> tuple[_Tile, ...]:
     if block_mask not in _tiles_of:
-        _tiles_of[block_mask] = tuple(_make_tiles(block_mask, tokens))
+        _tiles_of[block_mask] = tuple(_make_tiles(block_mask, queries, keys))
     return _tiles_of[block_mask]
 
 
-def _make_tiles(block_mask: BlockMask, tokens: int) -> Iterator[_Tile]:
-    """One tile a query block up to the last token: full blocks as they are, the mask_mod evaluated on the partial ones
-    only. What the mask has behind the tokens is padding.
+def _make_tiles(block_mask: BlockMask, queries: int, keys: int) -> Iterator[_Tile]:
+    """One tile a query block up to the last query: full blocks as they are, the mask_mod evaluated on the partial ones
+    only. What the mask has behind so many queries and keys is padding.
 
     Keys of partial blocks that no query sees are left out and keys that all see join the full ones, so the work
     follows the tokens of the tree more than its blocks. Raises ValueError for a query that sees no key.
@@ -78,10 +78,10 @@ def _make_tiles(block_mask: BlockMask, tokens: int) -> Iterator[_Tile]:
     query_block, key_block = block_mask.BLOCK_SIZE
     partial_blocks = _block_lists(block_mask.kv_num_blocks, block_mask.kv_indices)
     full_blocks = _block_lists(block_mask.full_kv_num_blocks, block_mask.full_kv_indices)
-    for i, partial in enumerate(partial_blocks[: -(-tokens // query_block)]):
-        start, end = i * query_block, min((i + 1) * query_block, tokens)
-        full = _tokens(full_blocks[i], key_block, tokens) if full_blocks else np.zeros(0, np.int32)
-        partial = _tokens(partial, key_block, tokens)
+    for i, partial in enumerate(partial_blocks[: -(-queries // query_block)]):
+        start, end = i * query_block, min((i + 1) * query_block, queries)
+        full = _tokens(full_blocks[i], key_block, keys) if full_blocks else np.zeros(0, np.int32)
+        partial = _tokens(partial, key_block, keys)
         visible = _evaluate(block_mask.mask_mod, np.arange(start, end, dtype=np.int32), partial)
         everywhere = visible.all(axis=0)
         somewhere = np.flatnonzero(visible.any(axis=0) & ~everywhere)
@@ -279,11 +279,12 @@ def block_sparse_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Exact attention on CPU over the pairs that a BlockMask shows: query [1, H, S, D], key [1, K, S, D], value
-    [1, K, S, E], H a multiple of K, to [1, S, H, E], with gradients for all three and for `sinks` [H]. The mask may be
-    made for more tokens than S.
+    """Exact attention on CPU over the pairs that a BlockMask shows: query [1, H, Q, D], key [1, K, S, D], value
+    [1, K, S, E], H a multiple of K, to [1, Q, H, E], with gradients for all three and for `sinks` [H]. The mask may be
+    made for more queries and keys.
 
     Memory is linear in S: each query block's scores live only while it is computed, and backward computes them
     again. float64 stays float64, all else is accumulated in float32.
     """
-    return _BlockSparseAttention.apply(query, key, value, sinks, _tiles(block_mask, query.shape[2]), scaling, softcap)
+    tiles = _tiles(block_mask, query.shape[2], key.shape[2])
+    return _BlockSparseAttention.apply(query, key, value, sinks, tiles, scaling, softcap)

@@ -150,7 +150,8 @@ def flexmask_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function (5.23): query [B, H, S, D], key [B, K, S, D], value [B, K, S, E] with K key
-    heads for H query heads; returns ([B, S, H, E], None). B is 1 for a BlockMask, which may be made for more tokens.
+    heads for H query heads; returns ([B, S, H, E], None). B is 1 for a BlockMask, which may be made for more tokens;
+    if it is made for a `Context`, S are the tokens of this process, and keys and values of the others are gathered.
 
     `softcap` bounds the scores as `softcap * tanh(score / softcap)`; `s_aux` [H] are attention sinks, one score a head
     that takes probability and gives no value. Both are differentiable. `key_bias` [H, S], only with a BlockMask, is a
@@ -190,6 +191,8 @@ def flexmask_attention(
             sliding_window = getattr(module, "sliding_window", _NOT_PASSED)
         _check_restriction(layer, "sliding_window", sliding_window, "window", attention_mask)
         _check_restriction(layer, "attention_chunk_size", _chunk_size(module), "chunk", attention_mask)
+    if (context := getattr(attention_mask.mask_mod, "context", None)) is not None:
+        key, value = context.gather(key), context.gather(value)
     _check_shapes(layer, query, key, attention_mask)
     place_mask_mod(attention_mask, query.device)
     if query.device.type == "cpu":
@@ -235,8 +238,8 @@ def _check_shapes(layer: str, query: Tensor, key: Tensor, block_mask: BlockMask)
             f"{layer}: batch size {query.shape[0]}, BlockMask for batch and heads "
             f"{list(block_mask.kv_indices.shape[:2])}; both must be 1, a pack holds several rows end to end"
         )
-    tokens = _tokens_of(block_mask)
-    if lengths != (tokens, tokens):
+    tokens, context = _tokens_of(block_mask), getattr(block_mask.mask_mod, "context", None)
+    if lengths != (tokens if context is None else len(context.tokens), tokens):
         raise ValueError(
             f"{layer}: {lengths[0]} queries and {lengths[1]} keys, but the BlockMask was built for {tokens} tokens; "
             "build it for this pack and train with use_cache=False"
@@ -328,14 +331,14 @@ def _compiled_attention(
     key_bias: Tensor | None = None,
     kernel_options: dict | None = None,
 ) -> Tensor:
-    tokens = query.shape[2]
-    if padding := block_mask.seq_lengths[0] - tokens:
-        query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
+    queries, (length, keys) = query.shape[2], block_mask.seq_lengths
+    query = F.pad(query, (0, 0, 0, length - queries))
+    key, value = (F.pad(x, (0, 0, 0, keys - x.shape[2])) for x in (key, value))
     score_mod = None if softcap is None else _softcap_score_mod(softcap)
     if key_bias is not None:
         if softcap is not None:
             raise ValueError("key_bias beside softcap: no model has both")
-        score_mod = _key_bias_score_mod(F.pad(key_bias, (0, padding)))
+        score_mod = _key_bias_score_mod(F.pad(key_bias, (0, keys - key_bias.shape[1])))
     # Inside a compiled model the surrounding compilation takes flex_attention in.
     attend: Callable = flex_attention
     if not torch.compiler.is_compiling():
@@ -353,9 +356,9 @@ def _compiled_attention(
         kernel_options=kernel_options,
     )
     output, aux = (result, None) if sinks is None else result
-    output = output[:, :, :tokens]
+    output = output[:, :, :queries]
     if sinks is not None and aux is not None:
         # A sink adds exp(sink) to the denominator: exp(lse) / (exp(lse) + exp(sink)) = sigmoid(lse - sink).
-        share = torch.sigmoid(aux.lse[:, :, :tokens] - sinks.to(aux.lse.dtype).view(1, -1, 1)).unsqueeze(-1)
+        share = torch.sigmoid(aux.lse[:, :, :queries] - sinks.to(aux.lse.dtype).view(1, -1, 1)).unsqueeze(-1)
         output = (output * share).to(value.dtype)
     return output.transpose(1, 2).contiguous()

@@ -28,6 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
+from flexmask.attention.context import Context
+
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -40,6 +42,8 @@ class PackMaskMod(Protocol):
     window: int | None
     chunk: int | None
     tokens: int
+    # Whose tokens the queries are, where several processes compute the pack together; else they are all of them.
+    context: Context | None
     # The model's own code has asked for this mask, so it is right for the layers that get it. Kept here because layers
     # run again in backward, outside of `flexmask.attention.interface.masks_given`.
     asked_for: bool
@@ -53,6 +57,7 @@ def visible_until_mask_mod(
     position_ids: Tensor | None = None,
     window: int | None = None,
     chunk: int | None = None,
+    context: Context | None = None,
 ) -> PackMaskMod:
     """mask_mod(b, h, q, k): k is q or an ancestor of q and, with a window, fewer than `window` positions back or, with
     chunks, in the same stretch of `chunk` positions.
@@ -60,7 +65,7 @@ def visible_until_mask_mod(
     `visible_until` [1, S] integers: end (exclusive) of the subtree of each token. `window` and `chunk` count positions,
     not indices: `position_ids` [1, S] are depths in the tree, and the comparisons are those of transformers 5.23's
     `sliding_window_overlay` and `chunked_overlay`. A layer has at most one of the two; without either the positions are
-    only carried along.
+    only carried along. With a `context`, q counts its queries and k all tokens.
 
     The result carries its arguments as attributes of the same names, so that attention can refuse a mask that is not
     the layer's and follow a BlockMask to another device, and `tokens`, the number of tokens without padding. Raises
@@ -78,9 +83,11 @@ def visible_until_mask_mod(
         def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return ancestor(b, h, q, k) & near(b, h, q, k)
 
+    if context is not None:
+        mask_mod = _of_queries(mask_mod, context.queries)
     made = cast(PackMaskMod, mask_mod)
     made.visible_until, made.position_ids = visible_until, position_ids
-    made.window, made.chunk = window, chunk
+    made.window, made.chunk, made.context = window, chunk, context
     made.tokens, made.asked_for = visible_until.shape[1], False
     return made
 
@@ -120,6 +127,7 @@ def build_block_mask(
     window: int | None = None,
     chunk: int | None = None,
     length: int | None = None,
+    context: Context | None = None,
 ) -> BlockMask:
     """The rule as a BlockMask for one pack, in O(S + (S / block_size)^2) time and memory.
 
@@ -128,14 +136,16 @@ def build_block_mask(
     lists, up to their counts, are those of torch's `create_block_mask` (compared with 2.13), which evaluates all S x S
     pairs. With a window or chunks, a block pair is judged by the least and greatest positions in it: a pair with a
     visible token is never left out and one with a hidden token is never called full, but a pair may be listed as
-    partial needlessly.
+    partial needlessly. With a `context`, the mask has the lines of its blocks of queries and the columns of all keys.
 
-    Raises ValueError for wrong shapes, a `length` below T, or a `visible_until` that does not lie beyond the token's
-    own index and within the pack.
+    Raises ValueError for wrong shapes, a `length` below T, a context of another `block_size`, or a `visible_until` that
+    does not lie beyond the token's own index and within the pack.
     """
     _check_arguments(visible_until, position_ids, window, chunk)
     if block_size < 1:
         raise ValueError(f"block_size={block_size} must be at least 1")
+    if context is not None and context.block_size != block_size:
+        raise ValueError(f"block_size={block_size}, and the pack was divided in blocks of {context.block_size}")
     tokens = visible_until.shape[1]
     if length is not None and length < tokens:
         raise ValueError(f"the pack has {tokens:,} tokens, the mask is to be made for length={length:,}")
@@ -147,7 +157,7 @@ def build_block_mask(
         until = np.concatenate([until, padding])
         visible_until = torch.cat([visible_until, torch.from_numpy(padding).to(visible_until.device)[None]], dim=1)
         position_ids = None if position_ids is None else F.pad(position_ids, (0, length - tokens))
-    mask_mod = visible_until_mask_mod(visible_until, position_ids, window, chunk)
+    mask_mod = visible_until_mask_mod(visible_until, position_ids, window, chunk, context)
     mask_mod.tokens = tokens
 
     first = np.arange(0, length, block_size)
@@ -165,6 +175,9 @@ def build_block_mask(
             some_near, all_near = _chunk_blocks(positions, chunk)
         touched &= some_near
         full &= all_near
+    if context is not None:
+        lines = list(context.blocks)
+        touched, full = touched[lines], full[lines]
     return _block_mask(touched & ~full, full, block_size, mask_mod, visible_until.device)
 
 
@@ -178,8 +191,9 @@ def place_mask_mod(block_mask: BlockMask, device: torch.device | str) -> BlockMa
     if visible_until is not None and visible_until.device != torch.device(device):
         old = cast(PackMaskMod, block_mask.mask_mod)
         position_ids = None if old.position_ids is None else old.position_ids.to(device)
+        context = None if old.context is None else old.context.to(device)
         block_mask.mask_mod = moved = visible_until_mask_mod(
-            visible_until.to(device), position_ids, old.window, old.chunk
+            visible_until.to(device), position_ids, old.window, old.chunk, context
         )
         moved.tokens, moved.asked_for = old.tokens, old.asked_for
     return block_mask
@@ -195,6 +209,16 @@ def _ancestor_mask_mod(visible_until: Tensor) -> MaskMod:
         return not_later & in_subtree
 
     return ancestor
+
+
+def _of_queries(mask_mod: MaskMod, queries: Tensor) -> MaskMod:
+    """The same for some queries: the first is token `queries[0]`, and so on."""
+    queries = queries.to(torch.int32)
+
+    def of_queries(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return mask_mod(b, h, queries[q], k)
+
+    return of_queries
 
 
 def _window_mask_mod(position_ids: Tensor, window: int) -> MaskMod:
@@ -253,14 +277,14 @@ def _block_mask(
     Not `BlockMask.from_kv_blocks`: it derives the query-side lists through dense int32 matrices and two sorts, which
     takes 380 ms for 1,024 blocks (torch 2.13, one thread) where the four lists made here take 15 ms.
     """
-    length = len(partial) * block_size
+    lengths = (len(partial) * block_size, partial.shape[1] * block_size)
     lists: dict[str, Any] = {}
     for side, transpose in (("kv", False), ("q", True)):
         for kind, blocks in (("", partial), ("full_", full)):
             counts, indices = _index_lists(blocks.T if transpose else blocks)
             lists[f"{kind}{side}_num_blocks"] = torch.from_numpy(counts)[None, None].to(device)
             lists[f"{kind}{side}_indices"] = torch.from_numpy(indices)[None, None].to(device)
-    return BlockMask(seq_lengths=(length, length), **lists, BLOCK_SIZE=(block_size, block_size), mask_mod=mask_mod)
+    return BlockMask(seq_lengths=lengths, **lists, BLOCK_SIZE=(block_size, block_size), mask_mod=mask_mod)
 
 
 def _index_lists(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

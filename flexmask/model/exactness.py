@@ -161,9 +161,9 @@ def _longest_window(model: nn.Module, block_size: int) -> int:
     one = one.to(inner.device)
     sizes = [0]
 
-    def record(**restriction: int) -> BlockMask:
-        sizes.extend(restriction.values())
-        return build_block_mask(one.visible_until, block_size, one.position_ids, **restriction)
+    def record(window: int | None = None, chunk: int | None = None) -> BlockMask:
+        sizes.extend(size for size in (window, chunk) if size is not None)
+        return build_block_mask(one.visible_until, block_size, one.position_ids, window, chunk)
 
     with masks_given(record):
         ones, none = torch.ones_like(one.input_ids), one.input_ids.new_empty(0)  # as indices: see `_alone`

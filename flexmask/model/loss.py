@@ -78,7 +78,11 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     Raises UnsupportedModelError for a pack that is no chain where it must be, for a layer whose state has not branched,
     and for a model that makes no logits from the states of its decoder alone.
     """
-    indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
+    trained, previous = pack.loss_weights[0] > 0, pack.previous[0]
+    if pack.context is not None:  # whoever has the state behind which a token stands predicts it
+        trained &= pack.context.owner[previous] == pack.context.process
+        previous = pack.context.places[previous]
+    indices = torch.nonzero(trained).flatten()
     inner = unwrapped(model)
     branches = None
     with contextlib.ExitStack() as stack:
@@ -90,7 +94,7 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
             _check_chain(inner, pack)
             inputs = dict(input_ids=pack.input_ids)
         targets, weights = pack.input_ids[0, indices], pack.loss_weights[0, indices]
-        stack.enter_context(_loss_in_place_of_logits(inner, pack.previous[0, indices], targets, weights))
+        stack.enter_context(_loss_in_place_of_logits(inner, previous[indices], targets, weights))
         found = model(**inputs, use_cache=False)
     if branches is not None:
         _check_branched(inner, branches.calls, calls)

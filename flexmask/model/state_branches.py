@@ -8,12 +8,15 @@ each node starts where its parent ended, a root from nothing, so neither branche
     convolution   one call; before each node stand the kernel - 1 tokens that precede it on its path, here the last
                   tokens of q1, and zeros before a root:
                       0 0 q1   q1 q1 a1' q2 t2 a2   q1 q1 t1 a1        (kernel of 3)
-    recurrence    level by level for the nodes that others continue; then the leaves, which nobody waits for:
+    recurrence    by the cheaper of two plans:
+                  level by level the nodes that others continue, then the leaves, which nobody waits for:
                       q1, from zero;   then a1' q2 t2 a2 and t1 a1 side by side, both from the final state of q1
+                  or path by path, all at once, where tokens that paths share run in each of them:
+                      q1 a1' q2 t2 a2 and q1 t1 a1 side by side, from zero
 
-Nodes of like length run as one batch, and a node that is shorter than its batch ends in tokens that leave the state
-alone, so final states are exact. The number of calls that wait for each other is the depth of the deepest tree,
-whatever the number of nodes or rows.
+What is of like length runs as one batch, and what is shorter than its batch ends in tokens that leave the state alone,
+so final states are exact. Level by level, the calls that wait for each other are as many as the deepest tree has
+levels, whatever the number of nodes or rows, and no token runs twice; path by path they are one.
 """
 
 import itertools
@@ -30,17 +33,44 @@ from torch import Tensor
 _PADDING, _SHORT = 1.25, 64
 
 
+# What a call of a recurrence costs, forward and backward, in tokens. On CPU `make bench ARGS="sections=[plans]"` finds
+# 32 to 39; for a GPU it is an estimate, some thirty kernels to launch against what is computed meanwhile, not measured.
+CALL_IN_TOKENS = {"cpu": 32, "cuda": 1024}
+
+
 @dataclass(frozen=True)
 class _Batch:
-    """Nodes that run side by side, each padded to `length` tokens.
+    """Runs of tokens side by side, each padded to `length`.
 
-    parents: int64 [nodes], the state that each starts from: of a level an index into the states of the level above, of
-        leaves one into a state of zeros and then those of all levels. None: all start from zero.
+    parents: int64 [runs], the state that each starts from: of a level an index into the states of the level above, of
+        what nobody waits for one into a state of zeros and then those of all levels. None: all start from zero.
     """
 
-    nodes: int
+    runs: int
     length: int
     parents: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Batches of nodes that others start from, a list a level, and of what nobody waits for.
+
+    tokens: int64 [slots], the token in each place when all batches are laid end to end, T where there is padding.
+    places: int64 [T], a place of each token.
+    """
+
+    levels: list[list[_Batch]]
+    leaves: list[_Batch]
+    tokens: Tensor
+    places: Tensor
+
+    @property
+    def batches(self) -> int:
+        return sum(map(len, self.levels)) + len(self.leaves)
+
+    def cost(self, call: float) -> float:
+        """In tokens; `call`: of a call."""
+        return len(self.tokens) + call * self.batches
 
 
 class StateBranches:
@@ -62,7 +92,15 @@ class StateBranches:
         # A token begins a node unless it is the only one that follows the token in front of it.
         self._begins = ~has_parent | (self._previous != index - 1) | (followers[self._previous] > 1)
         self._start = np.flatnonzero(self._begins)
-        self._plan_recurrence()
+        self._nodes = np.split(index, self._start[1:])
+        before = self._previous[self._start]
+        self._parent = np.where(before >= 0, (np.cumsum(self._begins) - 1)[before], -1)
+        self._continued = np.zeros(len(self._nodes), dtype=bool)
+        self._continued[self._parent[self._parent >= 0]] = True
+        call = CALL_IN_TOKENS.get(self._device.type, CALL_IN_TOKENS["cuda"])
+        self._plan = self._level_by_level()
+        if self._tokens_of_paths() < self._plan.cost(call):  # else there may be very many of them
+            self._plan = min((self._plan, self._path_by_path()), key=lambda plan: plan.cost(call))
 
     def __len__(self) -> int:
         return len(self._previous)
@@ -70,51 +108,82 @@ class StateBranches:
     @property
     def steps(self) -> int:
         """Calls of a recurrence that wait for each other."""
-        return len(self._levels) + 1
+        return len(self._plan.levels) + 1
 
-    def _plan_recurrence(self) -> None:
-        """Batches, and `_slots` int64 [T]: where each token stands when all batches are laid end to end."""
-        node_of = np.cumsum(self._begins) - 1
-        length = np.diff(self._start, append=len(self))
-        before = self._previous[self._start]
-        parent = np.where(before >= 0, node_of[before], -1)
-        depth = np.zeros(len(parent), dtype=np.int64)
-        for node, above in enumerate(parent.tolist()):  # parents stand in front of their children
+    @property
+    def tokens_run(self) -> int:
+        """Tokens over which a recurrence runs, padding and those that run in several paths included."""
+        return len(self._plan.tokens)
+
+    @property
+    def batches(self) -> int:
+        """Calls of a recurrence."""
+        return self._plan.batches
+
+    def _level_by_level(self) -> _Plan:
+        depth = np.zeros(len(self._nodes), dtype=np.int64)
+        for node, above in enumerate(self._parent.tolist()):  # parents stand in front of their children
             if above >= 0:
                 depth[node] = depth[above] + 1
-        continued = np.zeros(len(parent), dtype=bool)
-        continued[parent[parent >= 0]] = True
-
+        length = np.array(list(map(len, self._nodes)))
         # Continued nodes level by level; `state`: where the final state of each is among all, behind a state of zeros.
-        order = np.flatnonzero(continued)
+        order = np.flatnonzero(self._continued)
         order = order[np.argsort(depth[order], kind="stable")]
         ends: Sequence[int] = np.cumsum(np.bincount(depth[order])).tolist() if len(order) else []
-        state = np.zeros(len(parent), dtype=np.int64)
-        first_slot, total = np.empty(len(parent), dtype=np.int64), 0
-
-        def batch(nodes: np.ndarray, parents: np.ndarray | None) -> _Batch:
-            nonlocal total
-            longest = int(length[nodes].max())
-            first_slot[nodes] = total + longest * np.arange(len(nodes))
-            total += longest * len(nodes)
-            return _Batch(len(nodes), longest, None if parents is None else self._tensor(parents))
-
-        self._levels: list[list[_Batch]] = []
+        state = np.zeros(len(self._nodes), dtype=np.int64)
+        laid: list[np.ndarray] = []
+        levels: list[list[_Batch]] = []
         above = start = 0
         for end in ends:
             groups = [order[start:end][group] for group in _of_like_length(length[order[start:end]])]
             state[np.concatenate(groups)] = 1 + np.arange(start, end)
-            parents = [state[parent[nodes]] - 1 - above if start else None for nodes in groups]
-            self._levels.append([batch(*of) for of in zip(groups, parents, strict=True)])
+            parents = [state[self._parent[nodes]] - 1 - above if start else None for nodes in groups]
+            levels.append(
+                [self._batch(nodes, self._nodes, of, laid) for nodes, of in zip(groups, parents, strict=True)]
+            )
             above, start = start, end
-        leaves = np.flatnonzero(~continued)
-        parent_states = np.where(parent[leaves] >= 0, state[parent[leaves]], 0)
-        self._leaves = [
-            batch(leaves[group], parent_states[group] if self._levels else None)
+        leaves = np.flatnonzero(~self._continued)
+        parent_states = np.where(self._parent[leaves] >= 0, state[self._parent[leaves]], 0)
+        last = [
+            self._batch(leaves[group], self._nodes, parent_states[group] if levels else None, laid)
             for group in _of_like_length(length[leaves])
         ]
-        token_of_node = np.arange(len(self)) - self._start[node_of]
-        self._slots, self._slot_count = self._tensor(first_slot[node_of] + token_of_node), total
+        return self._laid_out(levels, last, laid)
+
+    def _tokens_of_paths(self) -> int:
+        length = np.array(list(map(len, self._nodes)))
+        for node, above in enumerate(self._parent.tolist()):
+            if above >= 0:
+                length[node] += length[above]
+        return int(length[~self._continued].sum())
+
+    def _path_by_path(self) -> _Plan:
+        paths: list[np.ndarray] = []
+        for leaf in np.flatnonzero(~self._continued).tolist():
+            nodes = [leaf]
+            while (above := int(self._parent[nodes[-1]])) >= 0:
+                nodes.append(above)
+            paths.append(np.concatenate([self._nodes[node] for node in reversed(nodes)]))
+        laid: list[np.ndarray] = []
+        batches = [self._batch(group, paths, None, laid) for group in _of_like_length(np.array(list(map(len, paths))))]
+        return self._laid_out([], batches, laid)
+
+    def _batch(
+        self, chosen: np.ndarray, runs: Sequence[np.ndarray], parents: np.ndarray | None, laid: list[np.ndarray]
+    ) -> _Batch:
+        """The batch of the chosen runs of tokens, which are added to `laid` with their padding."""
+        longest = max(len(runs[i]) for i in chosen)
+        padded = np.full((len(chosen), longest), len(self))
+        for line, i in zip(padded, chosen, strict=True):
+            line[: len(runs[i])] = runs[i]
+        laid.append(padded.ravel())
+        return _Batch(len(chosen), longest, None if parents is None else self._tensor(parents))
+
+    def _laid_out(self, levels: list[list[_Batch]], leaves: list[_Batch], laid: list[np.ndarray]) -> _Plan:
+        tokens = np.concatenate(laid)
+        places = np.empty(len(self) + 1, dtype=np.int64)
+        places[tokens] = np.arange(len(tokens))
+        return _Plan(levels, leaves, self._tensor(tokens), self._tensor(places[:-1]))
 
     @torch.compiler.disable  # numpy, on what is data to a compiler
     def convolution(self, kernel: int) -> tuple[Tensor, Tensor]:
@@ -135,32 +204,33 @@ class StateBranches:
 
     def recurrence(self, run: Callable, *inputs: Tensor) -> Tensor:
         """`run(inputs, initial states or None, whether final states are wanted) -> (output, final states)` over every
-        batch of nodes, for inputs [1, T, ...]; zeros in all of them must leave a state alone. Returns [1, T, ...]."""
+        batch, for inputs [1, T, ...]; zeros in all of them must leave a state alone. Returns [1, T, ...]."""
         self._check_length(inputs[0].shape[:2])
-        batches = [*itertools.chain.from_iterable(self._levels), *self._leaves]
-        sizes = [batch.nodes * batch.length for batch in batches]
+        plan = self._plan
+        batches = [*itertools.chain.from_iterable(plan.levels), *plan.leaves]
+        sizes = [batch.runs * batch.length for batch in batches]
         laid_out = [
-            x.new_zeros(self._slot_count, *x.shape[2:]).index_copy(0, self._slots, x[0]).split(sizes) for x in inputs
+            torch.cat([x[0], x.new_zeros(1, *x.shape[2:])]).index_select(0, plan.tokens).split(sizes) for x in inputs
         ]
         parts = iter(zip(*laid_out, strict=True))
         outputs: list[Tensor] = []
         finals: list[Tensor] = []
 
         def run_batch(batch: _Batch, states: Tensor | None, continued: bool) -> Tensor:
-            inputs = [part.unflatten(0, (batch.nodes, batch.length)) for part in next(parts)]
+            inputs = [part.unflatten(0, (batch.runs, batch.length)) for part in next(parts)]
             initial = None if batch.parents is None or states is None else states.index_select(0, batch.parents)
             output, final = run(inputs, initial, continued)
             outputs.append(output.flatten(0, 1))
             return final
 
-        for level in self._levels:
+        for level in plan.levels:
             above = finals[-1] if finals else None
             finals.append(torch.cat([run_batch(batch, above, True) for batch in level]))
         states = torch.cat([torch.zeros_like(finals[0][:1]), *finals]) if finals else None
-        for batch in self._leaves:
+        for batch in plan.leaves:
             run_batch(batch, states, False)
         self.calls += 1
-        return torch.cat(outputs).index_select(0, self._slots)[None]
+        return torch.cat(outputs).index_select(0, plan.places)[None]
 
     def _check_length(self, shape: Sequence[int]) -> None:
         if tuple(shape) != (1, len(self)):

@@ -167,6 +167,17 @@ def _stateful_paths(model: PreTrainedModel) -> list[str]:
     return found
 
 
+def check_context(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for layers that look from token to token outside of attention: several processes that
+    compute a pack together (`flexmask.attention.context`) exchange keys and values, and nothing else."""
+    inner = unwrapped(model)
+    if layers := unbranched_layers(inner) or _stateful_paths(inner):
+        raise UnsupportedModelError(
+            f"{type(inner).__name__}: {_few(layers)} carry state from token to token, which context_parallel would cut "
+            "between processes; leave it out, and give a pack_length that one process can hold"
+        )
+
+
 def _few(layers: list[str]) -> str:
     return ", ".join(layers[:4]) + (f" and {len(layers) - 4} more" if len(layers) > 4 else "")
 
@@ -180,12 +191,21 @@ def inputs_of(model: PreTrainedModel, pack: Pack, block_size: int) -> Iterator[d
     """
     check_positions(model.config, pack)
     masks = functools.cache(
-        functools.partial(build_block_mask, pack.visible_until, block_size, pack.position_ids, length=pack.pack_length)
+        functools.partial(
+            build_block_mask,
+            pack.visible_until,
+            block_size,
+            pack.position_ids,
+            length=pack.pack_length,
+            context=pack.context,
+        )
     )
+    own = slice(None) if pack.context is None else pack.context.tokens
+    input_ids, position_ids = pack.input_ids[:, own], pack.position_ids[:, own]
     with masks_given(masks):
         # Without a mask of padding, transformers (5.23) would guess packed sequences where positions jump.
-        mask = masks() if is_routed(model) else torch.ones_like(pack.input_ids)
-        yield dict(input_ids=pack.input_ids, position_ids=pack.position_ids, attention_mask=mask)
+        mask = masks() if is_routed(model) else torch.ones_like(input_ids)
+        yield dict(input_ids=input_ids, position_ids=position_ids, attention_mask=mask)
     if not masks.cache_info().currsize:
         raise UnsupportedModelError(
             f"{type(model).__name__} does not ask transformers for its attention masks, so branches would see each "

@@ -37,6 +37,7 @@ class OnePassConfig(TrainingArguments):
         longer is split without loss; a single turn that is longer with its history raises or is dropped, as `too_long`
         ("error", "drop") says.
     block_size: of the block mask.
+    context_parallel: all processes compute each pack together, for packs that one alone cannot hold.
     layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens, not_shown,
         empty_thinking: as in `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for
         layout "keep_thinking".
@@ -58,11 +59,11 @@ class OnePassConfig(TrainingArguments):
     # A loss that is not finite stops the run; it is never smoothed over.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not used: such a loss stops the run."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "Where to report logs."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Not used: packs move as a whole."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used: rows have no columns."})
 
     pack_length: int = field(default=8192, metadata={"help": "Most tokens of one forward pass."})
     block_size: int = field(default=128, metadata={"help": "Of the block mask."})
+    context_parallel: bool = field(default=False, metadata={"help": "All processes compute each pack together."})
     layout: str = field(default="one_pass", metadata={"help": "one_pass, per_turn, keep_thinking or last_turn."})
     turns: str = field(default="all", metadata={"help": 'Assistant turns that are trained: "all", "-1", "1:", ...'})
     thinking_weight: float = field(default=1.0, metadata={"help": "Loss weight of thinking."})

@@ -1,5 +1,6 @@
 """The order of conversations in a run, and the loader of its batches: the same in every process."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -32,7 +33,9 @@ def train_batches(
         batch_size=conversations_at_once(args),
         collate_fn=collator,
         drop_last=args.dataloader_drop_last,
+        pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
         num_workers=args.dataloader_num_workers,
+        worker_init_fn=_ignore_signals,
         persistent_workers=args.dataloader_persistent_workers,
         multiprocessing_context=args.dataloader_multiprocessing_context,
         prefetch_factor=args.dataloader_prefetch_factor,
@@ -42,6 +45,13 @@ def train_batches(
     return prepare_data_loader(
         loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=data_seed(args)
     )
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C and what a scheduler sends reach all processes of a group; the one that trains decides what comes of them,
+    and its workers end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def data_seed(args: TrainingArguments) -> int:

@@ -12,13 +12,14 @@ import numpy as np
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
+from flexmask.attention.context import divide
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.reading import AUTO, read_conversation, unread_and_notes
 from flexmask.conversations.values import without_nulls
 from flexmask.text.rendering import render_conversation
 from flexmask.tree.layouts import LaidOut, Row, lay_out
-from flexmask.tree.packing import lay_end_to_end, pack_groups, weightless_pack
-from flexmask.tree.sharing import even_groups, row_cost, spread
+from flexmask.tree.packing import Pack, lay_end_to_end, pack_groups, weightless_pack
+from flexmask.tree.sharing import even_groups, row_cost, spread, token_costs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +72,8 @@ class OnePassCollator:
     pack_length: most tokens of one forward pass. The mask is made for so many in every pack, so that a compiled kernel
         sees one shape; nothing else is padded.
     block_size: of the mask; attention computes or skips whole blocks.
+    context_parallel: every process is given all packs and computes some blocks of each (flexmask.attention.context),
+        for packs that one alone cannot hold.
     one_row_per_pack: no packing, for layers whose state runs on from row to row. processes, process_index: how many
         share a batch, and which of them this one is. pair_cost: see `flexmask.tree.sharing.row_cost`. `OnePassTrainer`
         sets these.
@@ -81,6 +84,7 @@ class OnePassCollator:
         pack_length: int,
         *,
         block_size: int = 128,
+        context_parallel: bool = False,
         one_row_per_pack: bool = False,
         processes: int = 1,
         process_index: int = 0,
@@ -90,6 +94,7 @@ class OnePassCollator:
             raise ValueError(f"pack_length={pack_length:,} must be positive")
         self.pack_length = pack_length
         self.block_size = block_size
+        self.context_parallel = context_parallel
         self.one_row_per_pack = one_row_per_pack
         self.processes, self.process_index = processes, process_index
         self.pair_cost = pair_cost
@@ -97,21 +102,40 @@ class OnePassCollator:
     def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, Any]:
         """The packs of this process, and the figures of the batch: the rows of each of its conversations."""
         rows = [row for conversation in conversations for row in conversation]
-        # One process has it all, and nothing to weigh.
-        costs = [row_cost(row, self.pair_cost) if self.processes > 1 else len(row) for row in rows]
-        shares = even_groups(costs, self.processes)
-        groups = [self._groups([rows[i] for i in share]) for share in shares]
-        own = [lay_end_to_end(group, self.pack_length) for group in groups[self.process_index]]
-        missing = max(map(len, groups)) - len(own)
+        if self.context_parallel and self.processes > 1:
+            own, packs, sums = self._parts(rows)
+        else:
+            own, packs, sums = self._shares(rows)
         figures = BatchFigures(
             rows=tuple(sorted({row.name for row in rows})),
             target_weight=float(sum(row.loss_weights.sum(dtype=np.float64) for row in rows)),
             tokens_computed=sum(map(len, rows)),
             tokens_trained=sum(int((row.loss_weights > 0).sum()) for row in rows),
-            packs=sum(map(len, groups)),
-            spread=spread([sum(costs[i] for i in share) for share in shares]) if rows else 1.0,
+            packs=packs,
+            spread=spread(sums) if rows else 1.0,
         )
-        return {"packs": [*own, *([weightless_pack(rows[0], self.pack_length)] * missing)], "figures": figures}
+        return {"packs": own, "figures": figures}
+
+    def _shares(self, rows: Sequence[Row]) -> tuple[list[Pack], int, list[float]]:
+        """(packs of this process's share of the rows, packs of all processes, what each process has to do)."""
+        # One process has it all, and nothing to weigh.
+        costs = [row_cost(row, self.pair_cost) if self.processes > 1 else len(row) for row in rows]
+        shares = even_groups(costs, self.processes)
+        groups = [self._groups([rows[i] for i in share]) for share in shares]
+        own = [lay_end_to_end(group, self.pack_length) for group in groups[self.process_index]]
+        own += [weightless_pack(rows[0], self.pack_length)] * (max(map(len, groups)) - len(own))
+        return own, sum(map(len, groups)), [sum(costs[i] for i in share) for share in shares]
+
+    def _parts(self, rows: Sequence[Row]) -> tuple[list[Pack], int, list[float]]:
+        """The same where each process computes a part of every pack."""
+        own, sums = [], np.zeros(self.processes)
+        for group in self._groups(rows):
+            whole = lay_end_to_end(group, self.pack_length)
+            costs = token_costs(whole.position_ids[0].numpy(), self.pair_cost)
+            contexts, of_each = divide(costs, self.pack_length, self.block_size, self.processes)
+            own.append(replace(whole, context=contexts[self.process_index]))
+            sums += of_each
+        return own, len(own), sums.tolist()
 
     def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:
         groups = [[row] for row in rows] if self.one_row_per_pack else [list(rows)]

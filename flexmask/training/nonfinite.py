@@ -29,7 +29,8 @@ def save_packs(saved: SavedPacks, output_dir: str | Path, process: int | None) -
     of_process = "" if process is None else f"-process-{process}"
     path = Path(output_dir, FOLDER, f"step-{saved.step}{of_process}.pt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    packs = [{f.name: getattr(one, f.name) for f in fields(Pack)} for one in saved.packs]
+    # Whole, also where several processes compute them together: one can run them again alone.
+    packs = [{f.name: getattr(one, f.name) for f in fields(Pack) if f.name != "context"} for one in saved.packs]
     torch.save({**asdict(SavedPacks(saved.step, saved.said, saved.weight, [])), "packs": packs}, path)
     return path
 

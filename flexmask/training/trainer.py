@@ -33,7 +33,7 @@ from flexmask.model.end_of_turn import align_end_of_turn
 from flexmask.model.exactness import check_exact
 from flexmask.model.loss import loss_by_role, token_losses
 from flexmask.model.randomness import warn_of_shared_draws
-from flexmask.model.support import evaluating, prepare_model, unbranched_layers, unwrapped
+from flexmask.model.support import check_context, evaluating, prepare_model, unbranched_layers, unwrapped
 from flexmask.training.arguments import OnePassConfig
 from flexmask.training.batches import ByLength, train_batches
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
@@ -160,6 +160,8 @@ class OnePassTrainer(Trainer):
                 stacklevel=3,
             )
         prepare_model(model, chains=bool(layers))
+        if self.data_collator.context_parallel:
+            check_context(inner)
         check_exact(model, self.data_collator.block_size, self.data_collator.pack_length)
         if self.args.neftune_noise_alpha:
             draws = [f"neftune_noise_alpha={self.args.neftune_noise_alpha}"]
@@ -304,7 +306,7 @@ class OnePassTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Scalar: weighted token losses over the step's target weight (`num_items_in_batch`)."""
         (one,) = inputs["packs"]
-        result = token_losses(model, one.to(self.args.device), self.data_collator.block_size)
+        result = token_losses(model, one.to(self.args.device, non_blocking=True), self.data_collator.block_size)
         loss = result.total
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", [one])
@@ -416,7 +418,9 @@ class OnePassTrainer(Trainer):
         with evaluating(self.model), self.accelerator.autocast():
             batch = self.data_collator(conversations)
             for one in batch["packs"]:
-                result = token_losses(self.model, one.to(self.args.device), self.data_collator.block_size)
+                result = token_losses(
+                    self.model, one.to(self.args.device, non_blocking=True), self.data_collator.block_size
+                )
                 tally.update({"loss": result.total.item(), **result.sums_by_role()})
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         sums = self._add_up(tally)
@@ -439,7 +443,8 @@ class OnePassTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 operations a token and parameter outside the embeddings; attention is not counted."""
         parameters = unwrapped(self.model).num_parameters(exclude_embeddings=True)
-        return 6 * sum(len(p) for p in inputs["packs"]) * parameters
+        tokens = sum(len(p) if p.context is None else len(p.context.tokens) for p in inputs["packs"])
+        return 6 * tokens * parameters
 
 
 class _AtTheStart(TrainerCallback):

@@ -3,12 +3,15 @@
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from flexmask.tree.layouts import Row
+
+if TYPE_CHECKING:
+    from flexmask.attention.context import Context
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +21,8 @@ class Pack:
     `input_ids`, `position_ids`, `previous` int64; `visible_until` int32; `roles` int8; `loss_weights` float32.
     `previous` and `visible_until` are indices into the pack. `rows` names the rows, in order. There is no padding:
     S is the sum of the rows' lengths, at most `pack_length`. The mask is made for `pack_length` tokens, so that a
-    compiled kernel finds one shape in a whole run, and attention alone fills up to it.
+    compiled kernel finds one shape in a whole run, and attention alone fills up to it. `context` says which of the
+    tokens this process computes, where several compute the pack together; None: all.
     """
 
     input_ids: torch.Tensor
@@ -29,19 +33,22 @@ class Pack:
     roles: torch.Tensor
     rows: tuple[str, ...]
     pack_length: int
+    context: "Context | None" = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Pack":
         """The pack with its tensors on `device`."""
+        return self._with(lambda tensors: tensors.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Pack":
+        """The pack in memory from which a GPU copies while it computes; a DataLoader calls it."""
+        return self._with(lambda tensors: tensors.pin_memory())
+
+    def _with(self, change: Callable[[Any], Any]) -> "Pack":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in values.items()
-            if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **moved)
+        return replace(self, **{name: change(value) for name, value in values.items() if hasattr(value, "pin_memory")})
 
 
 def pack(rows: Sequence[Row], pack_length: int) -> list[Pack]:

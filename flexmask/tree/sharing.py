@@ -6,12 +6,19 @@ Every process finds the same shares from the same rows, so nothing is sent. A st
 import heapq
 from collections.abc import Sequence
 
+import numpy as np
+
 from flexmask.tree.layouts import Row
 
 
 def row_cost(row: Row, pair_cost: float) -> float:
     """What a row costs in tokens: its own, and `pair_cost` for each pair of a query and a key that it sees."""
     return len(row) + pair_cost * row.visible_pairs
+
+
+def token_costs(position_ids: np.ndarray, pair_cost: float) -> np.ndarray:
+    """The same of each token: one at position p sees p + 1 keys, itself and its ancestors."""
+    return 1 + pair_cost * (position_ids + 1.0)
 
 
 def spread(sums: Sequence[float]) -> float:

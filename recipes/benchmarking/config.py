@@ -33,6 +33,7 @@ class Section(StrEnum):
     preparation = "preparation"
     recompiles = "recompiles"
     state = "state"
+    plans = "plans"
     sharing = "sharing"
 
 

@@ -198,11 +198,38 @@ def state_table(results: Sequence[dict]) -> str:
     return f"{text}\n\n{markdown([*header, 'ratio'], rows)}"
 
 
+def plans_table(results: Sequence[dict]) -> str:
+    plans = ("level by level", "path by path")
+    header = ["layers", "turns", "tokens", *(f"{what}, {plan}" for what in ("run", "calls", "ms") for plan in plans)]
+    rows = [
+        [
+            one["layers"],
+            one["turns"],
+            one["tokens"],
+            *(one["tokens_run"][plan] for plan in plans),
+            *(one["calls"][plan] for plan in plans),
+            *(f"{1000 * one['seconds'][plan]:.1f}" for plan in plans),
+            one["chosen"],
+            "yes" if one["right"] else "NO",
+        ]
+        for one in results
+    ]
+    calls = "; ".join(
+        f"{layers}: a call costs as much as {call:.0f} tokens"
+        for layers, call in {one["layers"]: one["call_in_tokens"] for one in results}.items()
+    )
+    return f"{markdown([*header, 'chosen', 'right'], rows)}\n\n{calls}"
+
+
 def sharing_table(result: dict) -> str:
     spreads = markdown(
-        ["mix", "conversations a step", "shared out", "worst step", "dealt out"],
+        ["mix", "conversations a step", "shared out", "worst step", "dealt out", "packs divided"],
         [
-            [one["mix"], one["conversations"], *(f"{one[key]:.3f}" for key in ("shared", "shared_worst", "dealt"))]
+            [
+                one["mix"],
+                one["conversations"],
+                *(f"{one[key]:.3f}" for key in ("shared", "shared_worst", "dealt", "divided")),
+            ]
             for one in result["spreads"]
         ],
     )
@@ -219,7 +246,11 @@ def sharing_table(result: dict) -> str:
             for one in result["splits"]
         ],
     )
-    return f"{spreads}\n\n{splits}"
+    parts = markdown(
+        ["that conversation over", "tokens of a process", "most over mean"],
+        [[f"{one['processes']} processes", f"{one['tokens']:,}", f"{one['spread']:.3f}"] for one in result["parts"]],
+    )
+    return f"{spreads}\n\n{splits}\n\n{parts}"
 
 
 TABLES = {
@@ -231,6 +262,7 @@ TABLES = {
     Section.preparation: preparation_table,
     Section.recompiles: recompiles_table,
     Section.state: state_table,
+    Section.plans: plans_table,
     Section.sharing: sharing_table,
 }
 
@@ -278,5 +310,8 @@ def _targets(result: dict) -> Iterator[tuple[str, float, str, float, str]]:
         if one["mix"] == "mathchatsync" and one["conversations"] >= 32:
             name = f"most over mean of {result['sharing']['processes']} processes, {one['conversations']} conversations"
             yield name, one["shared"], "<=", 1.05, ""
+    if plans := result.get("plans"):
+        share = sum(one["right"] for one in plans) / len(plans)
+        yield "plans of recurrences that are the faster one, or as fast", 100 * share, ">=", 80, "%"
     for one in result.get("state", []):
         yield f"state: one pass over packed per-turn, {one['layers']}", one["ratio"], ">=", 1, ""

@@ -77,6 +77,7 @@ _AT_LEAST_ZERO = (
     "trainer.weight_decay",
     "trainer.save_every",
     "trainer.evaluate_every",
+    "trainer.loader_workers",
     "trainer.neftune_noise_alpha",
     "evaluation.conversations",
 )

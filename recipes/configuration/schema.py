@@ -211,6 +211,9 @@ class TrainerConfig:
     max_grad_norm: float = MISSING
     mixed_precision: MixedPrecision = MixedPrecision.auto
     torch_compile: bool = False
+    loader_workers: int | None = (
+        None  # processes that read and pack steps ahead; null: 2 where there is a GPU, else none
+    )
     neftune_noise_alpha: float | None = None  # noise on embeddings (NEFTune); null: none
     log_every: int = MISSING  # steps
     save_every: int = MISSING  # steps between checkpoints to resume from; 0: none
@@ -228,6 +231,8 @@ class ParallelConfig:
     kind: ParallelKind = MISSING
     # Of fsdp: give a layer's weights back once it has run forward, and gather them again for backward.
     reshard_after_forward: bool = True
+    # All processes compute each pack together, a part of its tokens each, for conversations that one cannot hold.
+    context_parallel: bool = False
 
 
 @dataclass

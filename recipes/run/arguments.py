@@ -25,7 +25,7 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
     evaluates: whether any conversation is held out.
 
     Raises ValueError for a name that the installed transformers does not have, for a logger or an optimizer whose
-    package is not installed, and for parallel=fsdp in a process that is none of several.
+    package is not installed, and for what divides the work over processes in one that is none of several.
     """
     trainer = config.trainer
     _check_loggers(trainer.report_to)
@@ -90,7 +90,7 @@ def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, A
         greater_is_better=False if evaluates else None,
         restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         seed=config.seed,
-        dataloader_pin_memory=False,  # a batch holds packs, which move as a whole
+        dataloader_num_workers=_loader_workers(trainer),
         disable_tqdm=True,
         report_to=list(trainer.report_to),
     )
@@ -99,14 +99,26 @@ def _settings(config: TrainConfig, folder: Path, evaluates: bool) -> dict[str, A
     return settings
 
 
+def _loader_workers(trainer: TrainerConfig) -> int:
+    """As many as are asked for; without a word, those that keep a GPU from waiting for packs."""
+    if trainer.loader_workers is None:
+        return 2 if torch.cuda.is_available() else 0
+    return trainer.loader_workers
+
+
 def _sharding(parallel: ParallelConfig) -> dict[str, Any]:
+    divides = {
+        "parallel=fsdp: divides a model": parallel.kind is ParallelKind.fsdp,
+        "parallel.context_parallel=true: divides packs": parallel.context_parallel,
+    }
+    if not launched() and any(divides.values()):
+        what = next(said for said, asked in divides.items() if asked)
+        raise ValueError(
+            f"{what} over processes, and this is a single one; start them with NPROC=<GPUs> make train, or with "
+            "torchrun"
+        )
     if parallel.kind is ParallelKind.ddp:
         return {}
-    if not launched():
-        raise ValueError(
-            "parallel=fsdp: divides a model over processes, and this is a single one; start them with NPROC=<GPUs> "
-            "make train, or with torchrun"
-        )
     # Each process writes its part of a checkpoint, from which any number of them can go on.
     settings = {"state_dict_type": "SHARDED_STATE_DICT", "reshard_after_forward": parallel.reshard_after_forward}
     return {"fsdp": True, "fsdp_config": settings}

@@ -17,7 +17,15 @@ from recipes.configuration.schema import TrainConfig
 from recipes.storage.whole import write_whole
 
 RUNS = Path("runs")
-_NOT_TRAINED = ("output_dir", "resume", "wandb", "data.date", "data.processes", "trainer.report_to")
+_NOT_TRAINED = (
+    "output_dir",
+    "resume",
+    "wandb",
+    "data.date",
+    "data.processes",
+    "trainer.report_to",
+    "trainer.loader_workers",
+)
 RESULT, DATA, CHECKPOINTS, MODEL = "result.json", "data.json", "checkpoints", "model"
 
 

@@ -85,7 +85,7 @@ def per_turn_reference(name, dtype=torch.float64):
 
 def test_the_passes_have_what_is_hard():
     branches = StateBranches(LAYOUTS["packed"][0].previous)
-    assert len(LAYOUTS["packed"]) == 1 and branches.steps >= 5
+    assert len(LAYOUTS["packed"]) == 1 and branches.steps >= 5, "path by path there is nothing to branch"
     lengths = np.diff(branches._start)
     assert {1, 2} <= set(lengths.tolist())  # shorter than any kernel's reach
     assert any((p.roles != Role.THINKING).all() for p in PASSES[:7])

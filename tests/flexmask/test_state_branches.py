@@ -8,7 +8,7 @@ import torch
 from factories import in_double
 from random_trees import random_parents
 
-from flexmask.model.state_branches import StateBranches, _of_like_length
+from flexmask.model.state_branches import CALL_IN_TOKENS, StateBranches, _of_like_length
 from flexmask.model.state_layers import _SEAM, COVERED, is_covered, moved
 
 # A model of each kind whose functions are called; the others have the same ones.
@@ -108,14 +108,21 @@ TREES = {f"random {seed}": random_parents(seed, 60) for seed in range(12)} | {
 }
 
 
+# What a call costs where either is the cheaper one.
+PLANS = {"level by level": -(10**9), "path by path": 10**9}
+
+
 # Breaks if a node starts from any state but its parent's last, if padding decays or adds to a state, if the zero state
 # of a root is that of the row before, or if a convolution looks past the root or into the node in front.
 @pytest.mark.parametrize("name", HOMES)
 @pytest.mark.parametrize("tree", TREES)
-def test_every_token_has_the_output_and_gradient_of_its_path_alone(name, tree):
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_token_has_the_output_and_gradient_of_its_path_alone(name, tree, plan, monkeypatch):
     parents = TREES[tree]
     varying, call = inputs(name, len(parents))
+    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", PLANS[plan])
     branches = StateBranches(torch.tensor([parents]))
+    assert branches.steps == 1 or plan == "level by level"
     with in_double():
         expected, ours = over_paths(name, varying, call, parents), over_tree(name, varying, call, branches)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
@@ -124,20 +131,22 @@ def test_every_token_has_the_output_and_gradient_of_its_path_alone(name, tree):
         torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
-def test_the_trees_have_what_is_hard():
+def test_the_trees_have_what_is_hard(monkeypatch):
+    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", PLANS["level by level"])
     lengths, depths = set(), set()
     for parents in TREES.values():
         branches = StateBranches(torch.tensor([parents]))
         lengths |= set(np.diff(branches._start, append=len(parents)).tolist())
         depths.add(branches.steps)
     assert {1, 2, 3} <= lengths and max(lengths) > 64 and max(depths) >= 8
-    assert [len(level) for level in StateBranches(torch.tensor([unlike_levels()]))._levels] == [3, 3]
+    assert [len(level) for level in StateBranches(torch.tensor([unlike_levels()]))._plan.levels] == [3, 3]
     # A parent that is not the token in front, as depth-first order allows.
     assert any(0 <= p < i - 1 for parents in TREES.values() for i, p in enumerate(parents))
 
 
 # Breaks if the number of calls that wait for each other grows with rows or branches: three turns are three deep.
-def test_steps_are_the_depth_of_the_deepest_tree():
+def test_steps_are_the_depth_of_the_deepest_tree(monkeypatch):
+    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", PLANS["level by level"])
     conversation = [-1, 0, 0, 2, 2, 4]  # q | t | a q | t | a q: the last one is a leaf
     assert StateBranches(torch.tensor([conversation])).steps == 3
     rows = [p + 6 * row if p >= 0 else -1 for row in range(50) for p in conversation]
@@ -153,7 +162,9 @@ def test_leaves_of_like_length_share_a_batch():
 
 
 # Breaks if one long conversation pads the short ones that share its pack, at any depth: memory would be its square.
-def test_padding_is_bounded_whatever_shares_a_pack():
+@pytest.mark.parametrize("call", [0, 32, 1024])
+def test_padding_is_bounded_whatever_shares_a_pack(call, monkeypatch):
+    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", call)
     rng, parents = np.random.default_rng(0), []
     for row in range(60):
         for turn in range(3):
@@ -164,7 +175,17 @@ def test_padding_is_bounded_whatever_shares_a_pack():
             parents += [branch - 1, *range(branch, branch + rng.integers(0, longest))]
             parents += [branch - 1]
     branches = StateBranches(torch.tensor([parents]))
-    assert len(branches._levels) >= 3 and len(branches) <= branches._slot_count < 3 * len(branches)
+    assert len(branches._plan.levels) >= 3 and len(branches) <= len(branches._plan.tokens) < 3 * len(branches)
+
+
+# Three turns of one conversation whose shared beginning is of `shared` tokens. Breaks if the rule forgets what is run
+# again, or what a call costs.
+@pytest.mark.parametrize(("shared", "steps"), [(1, 1), (20, 1), (200, 2)])
+def test_a_short_beginning_runs_again_rather_than_in_a_call_of_its_own(shared, steps):
+    parents = [*range(-1, shared - 1)]
+    for _ in range(2):
+        parents += [shared - 1, *range(len(parents), len(parents) + 29)]
+    assert StateBranches(torch.tensor([parents])).steps == steps
 
 
 def test_a_pack_of_another_length_is_named():

@@ -285,7 +285,7 @@ REFUSED = {
     "tokenizer twice": (dict(peft_config=1), "peft_config: wrap the model"),
     "model and model_init": (dict(model_init=tiny), "either a model .* or model_init"),
     "a collator of others": (dict(data_collator=print), "data_collator is a builtin_function_or_method; give an One"),
-    "two pack lengths": (dict(data_collator=OnePassCollator(512)), "pack_length is 512 in data_collator and 1,024"),
+    "two pack lengths": (dict(data_collator=OnePassCollator(512)), "pack_length is 512 in data_collator and 1024"),
 }
 
 

@@ -65,10 +65,11 @@ def alone(workshop):
         ("dense", "NPROC=3 make train", ()),
         ("dense", "NPROC=2 make train", ("parallel=fsdp",)),
         ("hybrid", "torchrun --standalone --nproc-per-node=3 -m recipes.train", ("parallel=fsdp", *SGD)),
+        ("dense", "NPROC=3 make train", ("parallel.context_parallel=true", "attention.block_size=16")),
         ("lora", f"{ACCELERATE} -m recipes.train", ("adapter=lora",)),
         ("lora", "NPROC=2 make train", ("adapter=lora", "parallel=fsdp")),
     ],
-    ids=["three", "sharded", "sharded hybrid", "lora by accelerate", "sharded lora"],
+    ids=["three", "sharded", "sharded hybrid", "one pack in all", "lora by accelerate", "sharded lora"],
 )  # fmt: skip
 def test_the_run_of_one_process(workshop, alone, request, like, by, more):
     name = request.node.callspec.id.replace(" ", "_")

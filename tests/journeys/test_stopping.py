@@ -32,15 +32,17 @@ def unbroken(workshop) -> Path:
 
 
 def stopped(workshop, name: str, number: int, step: int = 3):
-    """A training that got a signal behind `step`; what it printed, with the exit code that belongs to the signal."""
-    process = workshop.start(train(*SETTINGS, f"output_dir=runs/{name}"))
+    """A training that got a signal behind `step`, as did the processes that pack for it; what it printed, with the exit
+    code that belongs to the signal."""
+    process = workshop.start(train(*SETTINGS, f"output_dir=runs/{name}", "trainer.loader_workers=2"))
     metrics = workshop.folder / f"runs/{name}/metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count('"loss"') >= step, process)
     os.killpg(process.pid, number)
     return workshop.end(process, code=128 + number)
 
 
-# Breaks if a signal ends a run in the middle of a step, without a checkpoint, or if what resumes is another training.
+# Breaks if a signal ends a run in the middle of a step, or those that pack for it, without a checkpoint, or if what
+# resumes is another training, or one whose packs are made ahead.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_finishes_the_step_and_what_resumes_is_the_same_training(workshop, unbroken, number):
     name = number.name.lower()

@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flexmask import build_block_mask, lay_out, pack
 from flexmask.attention.interface import flexmask_attention
-from flexmask.model.state_branches import StateBranches
+from flexmask.model.state_branches import CALL_IN_TOKENS, StateBranches
 from recipes import benchmark
 from recipes.benchmarking import arms, grid, measure, paper, tables, workloads
 from recipes.benchmarking.config import ArmName, to_benchmark
-from recipes.benchmarking.parts import attention, loss, mask, packing, preparation, recompiles, state
+from recipes.benchmarking.parts import attention, loss, mask, packing, plans, preparation, recompiles, state
 from recipes.benchmarking.work import Size, Work, card_peak, needed_flops, predicted_flops
 from recipes.benchmarking.workloads import Dialogue, Turn
 from recipes.configuration import CONF_DIR
@@ -521,8 +521,11 @@ def small_sections(monkeypatch):
         (recompiles, "COMPILED_LENGTH_ON_CPU", 128),
         (state, "STATE_TURNS", 3),
         (state, "STATE_SHARE", 2),
+        (plans, "PLAN_LENGTHS", ((12, 2, 12, 1), (2, 60, 40, 10))),
+        (plans, "PLAN_REPEATS", 1),
     ):
         monkeypatch.setattr(part, name, value)
+    monkeypatch.setitem(CALL_IN_TOKENS, "cpu", -(10**9))  # else trees as small as these run path by path
 
 
 def test_a_whole_run(small_sections, tmp_path, capsys):

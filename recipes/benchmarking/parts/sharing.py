@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexmask import lay_out
+from flexmask import OnePassCollator, lay_out
+from flexmask.attention.context import divide
+from flexmask.text.rendering import Pass
 from flexmask.tree.layouts import Row
-from flexmask.tree.sharing import even_groups, row_cost, spread
+from flexmask.tree.sharing import even_groups, row_cost, spread, token_costs
 from recipes.benchmarking.config import DATA_MIXES, BenchmarkConfig
 from recipes.benchmarking.workloads import draw_dialogues, passes_of, sampler_of
 
@@ -24,8 +26,10 @@ TOKENS, VOCABULARY = 800_000, 10**9  # of the dialogues of a mix
 
 def measure(config: BenchmarkConfig) -> dict:
     """spreads: of each mix and number of conversations in a step, what the process that has most to do costs over the
-    mean of 8, median and worst of 50 steps: with rows shared out, and with conversations dealt out in their order.
-    splits: what one conversation of 131,072 tokens in 64 turns computes in packs of parts of that, over one pack.
+    mean of 8, median and worst of 50 steps: with rows shared out, with conversations dealt out in their order, and with
+    each pack divided over all (context parallelism). splits: what one conversation of 131,072 tokens in 64 turns
+    computes in packs of parts of that, over one pack. parts: the same conversation divided over processes, how many
+    tokens each runs at most, and the spread.
     """
     spreads = []
     for mix in config.grid.mixes:
@@ -43,9 +47,16 @@ def measure(config: BenchmarkConfig) -> dict:
                     "shared": statistics.median(shared),
                     "shared_worst": max(shared),
                     "dealt": statistics.median(dealt),
+                    "divided": statistics.median(spread_of_parts(step, config) for step in steps),
                 }
             )
-    return {"processes": PROCESSES, "spreads": spreads, "splits": splits(config)}
+    whole = long_conversation(config)
+    return {
+        "processes": PROCESSES,
+        "spreads": spreads,
+        "splits": splits(*whole),
+        "parts": parts(*whole, config.block_size),
+    }
 
 
 def spread_of_shares(step: Sequence[Sequence[Row]]) -> float:
@@ -58,13 +69,26 @@ def spread_of_dealing(step: Sequence[Sequence[Row]]) -> float:
     return spread([sum(costs[i::PROCESSES]) for i in range(PROCESSES)])
 
 
-def splits(config: BenchmarkConfig) -> list[dict]:
+def spread_of_parts(step: Sequence[Sequence[Row]], config: BenchmarkConfig) -> float:
+    collator = OnePassCollator(
+        config.pack_length, block_size=config.block_size, context_parallel=True, processes=PROCESSES,
+        pair_cost=PAIR_COST,
+    )  # fmt: skip
+    return collator(step)["figures"].spread
+
+
+def long_conversation(config: BenchmarkConfig) -> tuple[str, list[Pass], Row]:
+    """(the mix that it is of, its passes, its row)."""
     name = next(iter(config.mixes))
     shares = vars(config.mixes[name])
     lengths = [max(1, round(LONG / LONG_TURNS * share / (1 + shares["answer"]))) for share in shares.values()]
     (dialogue,) = draw_dialogues(lambda rng: [tuple(lengths)] * LONG_TURNS, config.seed, VOCABULARY, 1)
     passes = passes_of(dialogue)
     (whole,) = lay_out(passes, "one_pass").rows
+    return name, passes, whole
+
+
+def splits(name: str, passes: list[Pass], whole: Row) -> list[dict]:
     found = []
     for pack_length in PACK_LENGTHS:
         rows = lay_out(passes, "one_pass", pack_length).rows
@@ -78,4 +102,14 @@ def splits(config: BenchmarkConfig) -> list[dict]:
                 "cost_ratio": sum(row_cost(row, PAIR_COST) for row in rows) / row_cost(whole, PAIR_COST),
             }
         )
+    return found
+
+
+def parts(name: str, passes: list[Pass], whole: Row, block_size: int) -> list[dict]:
+    costs = token_costs(whole.position_ids, PAIR_COST)
+    found = []
+    for processes in (2, 4, 8):
+        contexts, sums = divide(costs, len(whole), block_size, processes)
+        longest = contexts[0].longest
+        found.append({"mix": name, "processes": processes, "tokens": longest, "spread": spread(sums)})
     return found

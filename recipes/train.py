@@ -230,7 +230,10 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
     from recipes.run.arguments import early_stopping, training_arguments
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # each run of a sweep has its own
-    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
+    attention = config.attention
+    collator = OnePassCollator(
+        config.duplication.pack_length, block_size=attention.block_size, backend=attention.backend
+    )
     trainer = OnePassTrainer(
         run.model,
         training_arguments(config, folder, evaluates=bool(run.heldout.items)),

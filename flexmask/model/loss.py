@@ -54,8 +54,9 @@ class TokenLosses:
         `answer_tokens`); tensors, so that nothing waits for the device before a log."""
         sums = {}
         for name, role in _ROLES.items():
-            sums[f"{name}_loss_sum"] = self.losses[self.roles == role].sum()
-            sums[f"{name}_tokens"] = (self.roles == role).sum()
+            of_role = self.roles == role
+            sums[f"{name}_loss_sum"] = torch.where(of_role, self.losses, 0).sum()
+            sums[f"{name}_tokens"] = of_role.sum()
         return sums
 
 
@@ -78,14 +79,15 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     Raises UnsupportedModelError for a pack that is no chain where it must be, for a layer whose state has not branched,
     and for a model that makes no logits from the states of its decoder alone.
     """
-    indices = torch.nonzero(pack.loss_weights[0] > 0).flatten()
+    # Places are looked up on the CPU: a device that is asked for them would have to finish its work first.
+    indices = torch.nonzero(pack.on_host.loss_weights[0] > 0).flatten().to(pack.input_ids.device)
     inner = unwrapped(model)
     branches = None
     with contextlib.ExitStack() as stack:
         if takes_block_masks(inner):
             inputs: dict[str, Any] = dict(stack.enter_context(inputs_of(inner, pack, block_size)))
             if calls := expected_calls(inner):
-                branches = inputs["state_branches"] = StateBranches(pack.previous)
+                branches = inputs["state_branches"] = StateBranches(pack.on_host.previous, pack.input_ids.device)
         else:
             _check_chain(inner, pack)
             inputs = dict(input_ids=pack.input_ids)
@@ -205,7 +207,7 @@ def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
 
 
 def _check_chain(model: PreTrainedModel, pack: Pack) -> None:
-    if not (pack.visible_until == len(pack)).all():
+    if not (pack.on_host.visible_until == len(pack)).all():
         raise UnsupportedModelError(
             f"{type(model).__name__} runs with its own attention, which would let branches and packed rows see each "
             f"other (pack with {', '.join(sorted(set(pack.rows)))}): call prepare_model first, or, for layers "

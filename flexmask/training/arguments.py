@@ -37,6 +37,7 @@ class OnePassConfig(TrainingArguments):
         longer is split without loss; a single turn that is longer with its history raises or is dropped, as `too_long`
         ("error", "drop") says.
     block_size: of the block mask.
+    backend: which kernels compute attention on CUDA, "auto", "triton" or "flash" (FlashAttention 4).
     layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens, not_shown,
         empty_thinking: as in `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for
         layout "keep_thinking".
@@ -63,6 +64,7 @@ class OnePassConfig(TrainingArguments):
 
     pack_length: int = field(default=8192, metadata={"help": "Most tokens of one forward pass."})
     block_size: int = field(default=128, metadata={"help": "Of the block mask."})
+    backend: str = field(default="auto", metadata={"help": "Kernels of attention on CUDA: auto, triton or flash."})
     layout: str = field(default="one_pass", metadata={"help": "one_pass, per_turn, keep_thinking or last_turn."})
     turns: str = field(default="all", metadata={"help": 'Assistant turns that are trained: "all", "-1", "1:", ...'})
     thinking_weight: float = field(default=1.0, metadata={"help": "Loss weight of thinking."})

@@ -71,6 +71,7 @@ class OnePassCollator:
     pack_length: most tokens of one forward pass. The mask is made for so many in every pack, so that a compiled kernel
         sees one shape; nothing else is padded.
     block_size: of the mask; attention computes or skips whole blocks.
+    backend: which kernels compute attention on CUDA, "auto", "triton" or "flash" (`flexmask.attention.kernels`).
     one_row_per_pack: no packing, for layers whose state runs on from row to row. processes, process_index: how many
         share a batch, and which of them this one is. pair_cost: see `flexmask.tree.sharing.row_cost`. `OnePassTrainer`
         sets these.
@@ -81,6 +82,7 @@ class OnePassCollator:
         pack_length: int,
         *,
         block_size: int = 128,
+        backend: str = "auto",
         one_row_per_pack: bool = False,
         processes: int = 1,
         process_index: int = 0,
@@ -90,6 +92,7 @@ class OnePassCollator:
             raise ValueError(f"pack_length={pack_length:,} must be positive")
         self.pack_length = pack_length
         self.block_size = block_size
+        self.backend = backend
         self.one_row_per_pack = one_row_per_pack
         self.processes, self.process_index = processes, process_index
         self.pair_cost = pair_cost

@@ -41,7 +41,15 @@ class Pack:
             for name, value in values.items()
             if isinstance(value, torch.Tensor)
         }
-        return replace(self, **moved)
+        pack = replace(self, **moved)
+        object.__setattr__(pack, "_on_host", self.on_host)
+        return pack
+
+    @property
+    def on_host(self) -> "Pack":
+        """The pack with its tensors on the CPU: the one that `to` has moved, so that nothing waits for the device."""
+        here = self if self.input_ids.device.type == "cpu" else None
+        return vars(self).get("_on_host") or here or self.to("cpu")
 
 
 def pack(rows: Sequence[Row], pack_length: int) -> list[Pack]:

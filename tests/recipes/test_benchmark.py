@@ -498,8 +498,8 @@ def test_create_block_mask_is_left_out_where_memory_is_short(monkeypatch):
 class FromNodeInFront(StateBranches):
     """Rows are kept apart, but within a row a node starts from the node in front of it and not from its parent."""
 
-    def __init__(self, previous):
-        super().__init__(torch.where(previous < 0, -1, torch.arange(-1, previous.shape[1] - 1)))
+    def __init__(self, previous, device):
+        super().__init__(torch.where(previous < 0, -1, torch.arange(-1, previous.shape[1] - 1)), device)
 
 
 @pytest.mark.parametrize("layers", state.STATE_MODELS)

@@ -29,7 +29,7 @@ from flexmask.model.support import unwrapped
 from flexmask.training.nonfinite import SavedPacks, load_packs, newest_packs
 from flexmask.tree.packing import Pack
 from recipes.configuration.compose import load_run_config
-from recipes.configuration.schema import ParallelKind, TrainConfig
+from recipes.configuration.schema import AttentionBackend, ParallelKind, TrainConfig
 from recipes.models.load import load_model, load_tokenizer
 from recipes.run.arguments import quiet, training_arguments
 from recipes.run.folder import CHECKPOINTS, newest_checkpoint
@@ -107,9 +107,14 @@ def trainer_of(
 ) -> tuple[OnePassTrainer, str]:
     """A Trainer in the run's precision around the model that is replayed, and what that is."""
     config = replace(config, parallel=replace(config.parallel, kind=ParallelKind.ddp))  # this is a single process
+    if not torch.cuda.is_available():  # the run's kernels are those of another machine
+        config = replace(config, attention=replace(config.attention, backend=AttentionBackend.auto))
     model = load_model(config, len(tokenizer), chains=all(map(_is_chain, packs)))
     arguments = training_arguments(config, run, evaluates=False)
-    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
+    attention = config.attention
+    collator = OnePassCollator(
+        config.duplication.pack_length, block_size=attention.block_size, backend=attention.backend
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run has said so
         trainer = OnePassTrainer(model, arguments, collator)

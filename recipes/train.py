@@ -230,9 +230,11 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
     from recipes.run.arguments import early_stopping, training_arguments
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # each run of a sweep has its own
+    attention = config.attention
     collator = OnePassCollator(
         config.duplication.pack_length,
-        block_size=config.attention.block_size,
+        block_size=attention.block_size,
+        backend=attention.backend,
         context_parallel=config.parallel.context_parallel,
     )
     trainer = OnePassTrainer(

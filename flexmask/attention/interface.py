@@ -1,6 +1,7 @@
 """The attention "flexmask" for transformers models: masks of the pack at hand, and attention under them.
 
 Importing this module registers both; choose them with `attn_implementation="flexmask"` or `set_attn_implementation`.
+Each backend of `flexmask.attention.kernels` has a name of its own (`attention_name`).
 
     masks       a model's own code asks transformers for the masks of its layers. Within `masks_given`, the answer is a
                 BlockMask of the pack with the window or chunks that the model asks for; otherwise it is that of sdpa.
@@ -32,14 +33,30 @@ from transformers.masking_utils import (
 )
 
 from flexmask.attention.cpu import block_sparse_attention
+from flexmask.attention.kernels import BACKENDS, kernel_options
 from flexmask.attention.masks import PackMaskMod, ScoreMod, place_mask_mod
 from flexmask.errors import UnsupportedModelError
 
 ATTENTION_NAME = "flexmask"
+# transformers (5.23) looks for a package behind every name with "flash" in it.
+_NAMES = {"auto": ATTENTION_NAME, "triton": f"{ATTENTION_NAME}_triton", "flash": f"{ATTENTION_NAME}_fa4"}
 
 # Terms that some transformers 5.23 models add to the scores, which no path here computes.
 _UNSUPPORTED = ("position_bias", "sinks", "head_mask")
 _NOT_PASSED = object()
+
+
+def attention_name(backend: str) -> str:
+    """What transformers calls this attention with a backend of `flexmask.attention.kernels`."""
+    if backend not in _NAMES:
+        raise ValueError(f"backend={backend}: write one of {', '.join(BACKENDS)}")
+    return _NAMES[backend]
+
+
+def backend_of(config: PreTrainedConfig) -> str | None:
+    """The backend of a model whose attention is this one; None of another."""
+    return next((backend for backend, name in _NAMES.items() if name == config._attn_implementation), None)
+
 
 # What gives the masks of the pack that a model is running over: called with nothing, window=n or chunk=n.
 _masks: ContextVar[Callable[..., BlockMask] | None] = ContextVar("masks", default=None)
@@ -146,7 +163,7 @@ def flexmask_attention(
     s_aux: Tensor | None = None,
     sliding_window: int | None | object = _NOT_PASSED,
     key_bias: Tensor | None = None,
-    kernel_options: dict | None = None,
+    backend: str = "auto",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function (5.23): query [B, H, S, D], key [B, K, S, D], value [B, K, S, E] with K key
@@ -155,7 +172,7 @@ def flexmask_attention(
 
     `softcap` bounds the scores as `softcap * tanh(score / softcap)`; `s_aux` [H] are attention sinks, one score a head
     that takes probability and gives no value. Both are differentiable. `key_bias` [H, S], only with a BlockMask, is a
-    constant added to the scores of a key (alibi.py). `kernel_options` go to torch's flex_attention on CUDA.
+    constant added to the scores of a key (alibi.py). `backend` is one of `flexmask.attention.kernels`.
     Raises ValueError naming the layer for dropout, for terms that are not computed here, for a BlockMask passed by hand
     whose window or chunk is not the layer's, and within `masks_given` for any other mask.
     """
@@ -191,21 +208,20 @@ def flexmask_attention(
             sliding_window = getattr(module, "sliding_window", _NOT_PASSED)
         _check_restriction(layer, "sliding_window", sliding_window, "window", attention_mask)
         _check_restriction(layer, "attention_chunk_size", _chunk_size(module), "chunk", attention_mask)
+    place_mask_mod(attention_mask, query.device)
     if (context := getattr(attention_mask.mask_mod, "context", None)) is not None:
         key, value = context.gather(key), context.gather(value)
     _check_shapes(layer, query, key, attention_mask)
-    place_mask_mod(attention_mask, query.device)
     if query.device.type == "cpu":
         if key_bias is not None:
             query, key = _with_bias(query, key, key_bias / scaling)
         return block_sparse_attention(query, key, value, attention_mask, scaling, softcap, s_aux), None
-    return _compiled_attention(
-        query, key, value, attention_mask, scaling, softcap, s_aux, key_bias, kernel_options
-    ), None
+    return _compiled_attention(query, key, value, attention_mask, scaling, softcap, s_aux, key_bias, backend), None
 
 
-AttentionInterface.register(ATTENTION_NAME, flexmask_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, flexmask_mask)
+for _backend, _name in _NAMES.items():
+    AttentionInterface.register(_name, functools.partial(flexmask_attention, backend=_backend))
+    AttentionMaskInterface.register(_name, flexmask_mask)
 
 
 def _chunk_size(module: nn.Module) -> int | None | object:
@@ -329,8 +345,15 @@ def _compiled_attention(
     softcap: float | None,
     sinks: Tensor | None,
     key_bias: Tensor | None = None,
-    kernel_options: dict | None = None,
+    backend: str = "auto",
 ) -> Tensor:
+    if backend == "flash" and sinks is not None:
+        raise ValueError("backend=flash: has no gradient for attention sinks; leave it out (auto)")
+    # Under autocast torch (2.13) computes in its dtype, whatever the dtypes of queries, keys and values.
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    head_dims = query.shape[-1], value.shape[-1]
+    options = kernel_options(backend, query.device, dtype, head_dims, block_mask.BLOCK_SIZE)
     queries, (length, keys) = query.shape[2], block_mask.seq_lengths
     query = F.pad(query, (0, 0, 0, length - queries))
     key, value = (F.pad(x, (0, 0, 0, keys - x.shape[2])) for x in (key, value))
@@ -353,7 +376,7 @@ def _compiled_attention(
         # Any ratio of heads: torch 2.13 restricts it to powers of two only in its decoding kernel, and avoids that one.
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=None if sinks is None else AuxRequest(lse=True),
-        kernel_options=kernel_options,
+        kernel_options=options,
     )
     output, aux = (result, None) if sinks is None else result
     output = output[:, :, :queries]

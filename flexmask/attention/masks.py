@@ -19,6 +19,7 @@ A layer may restrict the rule further, always in positions: a sliding window, or
 functions: its mask_mod, and its bounds over a pair of blocks (`_window_blocks`, `_chunk_blocks`).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -122,7 +123,7 @@ def dense_mask(
 
 def build_block_mask(
     visible_until: Tensor,
-    block_size: int = 128,
+    block_size: int | tuple[int, int] = 128,
     position_ids: Tensor | None = None,
     window: int | None = None,
     chunk: int | None = None,
@@ -131,8 +132,9 @@ def build_block_mask(
 ) -> BlockMask:
     """The rule as a BlockMask for one pack, in O(S + (S / block_size)^2) time and memory.
 
-    `visible_until` [1, T] as in `visible_until_mask_mod`. The mask is made for S tokens: `length`, or else T, rounded
-    up to a multiple of `block_size`. Attention fills up to S with pad tokens, each of which sees itself. The index
+    `visible_until` [1, T] as in `visible_until_mask_mod`. `block_size` is the number of tokens on a side of a block, or
+    (queries, keys) of blocks that are not square. The mask is made for S tokens: `length`, or else T, rounded up to a
+    multiple of both sides. Attention fills up to S with pad tokens, each of which sees itself. The index
     lists, up to their counts, are those of torch's `create_block_mask` (compared with 2.13), which evaluates all S x S
     pairs. With a window or chunks, a block pair is judged by the least and greatest positions in it: a pair with a
     visible token is never left out and one with a hidden token is never called full, but a pair may be listed as
@@ -142,16 +144,16 @@ def build_block_mask(
     does not lie beyond the token's own index and within the pack.
     """
     _check_arguments(visible_until, position_ids, window, chunk)
-    if block_size < 1:
-        raise ValueError(f"block_size={block_size} must be at least 1")
-    if context is not None and context.block_size != block_size:
+    queries, keys = sides_of(block_size)
+    if context is not None and context.block_size != queries:
         raise ValueError(f"block_size={block_size}, and the pack was divided in blocks of {context.block_size}")
     tokens = visible_until.shape[1]
     if length is not None and length < tokens:
         raise ValueError(f"the pack has {tokens:,} tokens, the mask is to be made for length={length:,}")
     until = visible_until[0].cpu().numpy()
     _check_visible_until(until)
-    length = -(-(length or tokens) // block_size) * block_size
+    step = math.lcm(queries, keys)
+    length = -(-(length or tokens) // step) * step
     if length > tokens:
         padding = np.arange(tokens + 1, length + 1, dtype=until.dtype)
         until = np.concatenate([until, padding])
@@ -160,25 +162,34 @@ def build_block_mask(
     mask_mod = visible_until_mask_mod(visible_until, position_ids, window, chunk, context)
     mask_mod.tokens = tokens
 
-    first = np.arange(0, length, block_size)
-    last = first + block_size - 1
-    least, greatest = _block_bounds(until, block_size)
+    first_query, first_key = np.arange(0, length, queries), np.arange(0, length, keys)
+    last_query, last_key = first_query + queries - 1, first_key + keys - 1
+    least, greatest = _block_bounds(until, keys)
     # [query block, key block]. Subtrees are contiguous: a key block is touched if its farthest subtree reaches the
     # first query, and full if all its keys precede the queries and its nearest subtree covers the last query.
-    touched = (first[None, :] <= last[:, None]) & (greatest[None, :] > first[:, None])
-    full = (last[None, :] <= first[:, None]) & (least[None, :] > last[:, None])
+    touched = (first_key[None, :] <= last_query[:, None]) & (greatest[None, :] > first_query[:, None])
+    full = (last_key[None, :] <= first_query[:, None]) & (least[None, :] > last_query[:, None])
     if position_ids is not None and (window is not None or chunk is not None):
-        positions = _block_bounds(position_ids[0].cpu().numpy(), block_size)
+        positions = position_ids[0].cpu().numpy()
+        bounds = _block_bounds(positions, queries), _block_bounds(positions, keys)
         if window is not None:
-            some_near, all_near = _window_blocks(positions, window)
+            some_near, all_near = _window_blocks(*bounds, window)
         elif chunk is not None:
-            some_near, all_near = _chunk_blocks(positions, chunk)
+            some_near, all_near = _chunk_blocks(*bounds, chunk)
         touched &= some_near
         full &= all_near
     if context is not None:
         lines = list(context.blocks)
         touched, full = touched[lines], full[lines]
-    return _block_mask(touched & ~full, full, block_size, mask_mod, visible_until.device)
+    return _block_mask(touched & ~full, full, (queries, keys), mask_mod, visible_until.device)
+
+
+def sides_of(block_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Queries and keys of a block. Raises ValueError for a size below 1."""
+    sides = (block_size, block_size) if isinstance(block_size, int) else block_size
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"block_size={block_size} must be at least 1, or (queries, keys), both at least 1")
+    return sides
 
 
 def place_mask_mod(block_mask: BlockMask, device: torch.device | str) -> BlockMask:
@@ -246,45 +257,47 @@ def _chunk_mask_mod(position_ids: Tensor, chunk: int) -> MaskMod:
     return near
 
 
-def _window_blocks(bounds: tuple[np.ndarray, np.ndarray], window: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each [query block, key block], from the least and greatest positions in a block: some pair may be near, all
-    pairs are near."""
-    least, greatest = bounds
-    some_near = least[:, None] - greatest[None, :] < window
-    all_near = greatest[:, None] - least[None, :] < window
+# Least and greatest of the positions in each block.
+_Bounds = tuple[np.ndarray, np.ndarray]
+
+
+def _window_blocks(queries: _Bounds, keys: _Bounds, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each [query block, key block]: some pair may be near, all pairs are near."""
+    some_near = queries[0][:, None] - keys[1][None, :] < window
+    all_near = queries[1][:, None] - keys[0][None, :] < window
     return some_near, all_near
 
 
-def _chunk_blocks(bounds: tuple[np.ndarray, np.ndarray], chunk: int) -> tuple[np.ndarray, np.ndarray]:
+def _chunk_blocks(queries: _Bounds, keys: _Bounds, chunk: int) -> tuple[np.ndarray, np.ndarray]:
     """The same for chunks: their ranges overlap, or there is one chunk in both blocks."""
-    least, greatest = (positions // chunk for positions in bounds)
-    some_near = (least[:, None] <= greatest[None, :]) & (least[None, :] <= greatest[:, None])
-    all_near = (least == greatest)[:, None] & (least == greatest)[None, :] & some_near
+    (q_least, q_greatest), (k_least, k_greatest) = ((low // chunk, high // chunk) for low, high in (queries, keys))
+    some_near = (q_least[:, None] <= k_greatest[None, :]) & (k_least[None, :] <= q_greatest[:, None])
+    all_near = (q_least == q_greatest)[:, None] & (k_least == k_greatest)[None, :] & some_near
     return some_near, all_near
 
 
-def _block_bounds(values: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _block_bounds(values: np.ndarray, block_size: int) -> _Bounds:
     """Least and greatest value in each block, int64."""
     blocks = values.reshape(-1, block_size)
     return blocks.min(axis=1).astype(np.int64), blocks.max(axis=1).astype(np.int64)
 
 
 def _block_mask(
-    partial: np.ndarray, full: np.ndarray, block_size: int, mask_mod: MaskMod, device: torch.device
+    partial: np.ndarray, full: np.ndarray, sides: tuple[int, int], mask_mod: MaskMod, device: torch.device
 ) -> BlockMask:
     """A BlockMask from which [query block, key block] pairs are partial and which are full.
 
     Not `BlockMask.from_kv_blocks`: it derives the query-side lists through dense int32 matrices and two sorts, which
     takes 380 ms for 1,024 blocks (torch 2.13, one thread) where the four lists made here take 15 ms.
     """
-    lengths = (len(partial) * block_size, partial.shape[1] * block_size)
+    lengths = (len(partial) * sides[0], partial.shape[1] * sides[1])
     lists: dict[str, Any] = {}
     for side, transpose in (("kv", False), ("q", True)):
         for kind, blocks in (("", partial), ("full_", full)):
             counts, indices = _index_lists(blocks.T if transpose else blocks)
             lists[f"{kind}{side}_num_blocks"] = torch.from_numpy(counts)[None, None].to(device)
             lists[f"{kind}{side}_indices"] = torch.from_numpy(indices)[None, None].to(device)
-    return BlockMask(seq_lengths=lengths, **lists, BLOCK_SIZE=(block_size, block_size), mask_mod=mask_mod)
+    return BlockMask(seq_lengths=lengths, **lists, BLOCK_SIZE=sides, mask_mod=mask_mod)
 
 
 def _index_lists(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -54,8 +54,9 @@ class TokenLosses:
         `answer_tokens`); tensors, so that nothing waits for the device before a log."""
         sums = {}
         for name, role in _ROLES.items():
-            sums[f"{name}_loss_sum"] = self.losses[self.roles == role].sum()
-            sums[f"{name}_tokens"] = (self.roles == role).sum()
+            of_role = self.roles == role
+            sums[f"{name}_loss_sum"] = torch.where(of_role, self.losses, 0).sum()
+            sums[f"{name}_tokens"] = of_role.sum()
         return sums
 
 
@@ -78,23 +79,26 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
     Raises UnsupportedModelError for a pack that is no chain where it must be, for a layer whose state has not branched,
     and for a model that makes no logits from the states of its decoder alone.
     """
-    trained, previous = pack.loss_weights[0] > 0, pack.previous[0]
-    if pack.context is not None:  # whoever has the state behind which a token stands predicts it
-        trained &= pack.context.owner[previous] == pack.context.process
-        previous = pack.context.places[previous]
-    indices = torch.nonzero(trained).flatten()
+    # Places are looked up on the CPU: a device that is asked for them would have to finish its work first.
+    host, device = pack.on_host, pack.input_ids.device
+    trained, previous = host.loss_weights[0] > 0, host.previous[0]
+    if host.context is not None:  # whoever has the state behind which a token stands predicts it
+        trained &= host.context.owner[previous] == host.context.process
+        previous = host.context.places[previous]
+    places = torch.nonzero(trained).flatten()
+    indices, previous = places.to(device), previous[places].to(device)
     inner = unwrapped(model)
     branches = None
     with contextlib.ExitStack() as stack:
         if takes_block_masks(inner):
             inputs: dict[str, Any] = dict(stack.enter_context(inputs_of(inner, pack, block_size)))
             if calls := expected_calls(inner):
-                branches = inputs["state_branches"] = StateBranches(pack.previous)
+                branches = inputs["state_branches"] = StateBranches(host.previous, device)
         else:
             _check_chain(inner, pack)
             inputs = dict(input_ids=pack.input_ids)
         targets, weights = pack.input_ids[0, indices], pack.loss_weights[0, indices]
-        stack.enter_context(_loss_in_place_of_logits(inner, previous[indices], targets, weights))
+        stack.enter_context(_loss_in_place_of_logits(inner, previous, targets, weights))
         found = model(**inputs, use_cache=False)
     if branches is not None:
         _check_branched(inner, branches.calls, calls)
@@ -209,7 +213,7 @@ def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
 
 
 def _check_chain(model: PreTrainedModel, pack: Pack) -> None:
-    if not (pack.visible_until == len(pack)).all():
+    if not (pack.on_host.visible_until == len(pack)).all():
         raise UnsupportedModelError(
             f"{type(model).__name__} runs with its own attention, which would let branches and packed rows see each "
             f"other (pack with {', '.join(sorted(set(pack.rows)))}): call prepare_model first, or, for layers "

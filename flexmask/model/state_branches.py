@@ -77,13 +77,13 @@ class StateBranches:
     """What the stateful layers of a model need to know of one pack; made once, used by all layers.
 
     previous: int64 [1, T], index of the token in front of each on its path, -1 at roots (`Pack.previous`). Paths may
-    lie in any order in which a token stands behind its `previous`.
+    lie in any order in which a token stands behind its `previous`. device: of the layers; None: that of `previous`.
     `calls` counts how often a layer's function has branched with it (see `expected_calls`).
     """
 
-    def __init__(self, previous: Tensor) -> None:
+    def __init__(self, previous: Tensor, device: torch.device | None = None) -> None:
         self.calls = 0
-        self._device = previous.device
+        self._device = device or previous.device
         self._previous = previous[0].cpu().numpy()
         self._convolutions: dict[int, tuple[Tensor, Tensor]] = {}
         index = np.arange(len(self._previous))

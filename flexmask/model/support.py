@@ -13,8 +13,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexmask.attention.alibi import has_alibi_route, is_routed, route_alibi
-from flexmask.attention.interface import ATTENTION_NAME, masks_given
-from flexmask.attention.masks import build_block_mask
+from flexmask.attention.interface import attention_name, backend_of, masks_given
+from flexmask.attention.kernels import flash_blocks
+from flexmask.attention.masks import build_block_mask, place_mask_mod
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.randomness import random_settings, shared_draws, warn_of_shared_draws
 from flexmask.model.state_layers import is_covered, moved, route_states
@@ -42,13 +43,14 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     return found
 
 
-def prepare_model(model: Model, chains: bool = False) -> Model:
+def prepare_model(model: Model, chains: bool = False, backend: str = "auto") -> Model:
     """Check that a model can be trained exactly and route its attention through `flexmask.attention`, and layers that
     carry state through `flexmask.model.state_layers`; returns it.
 
     model: a causal language model of transformers, or whatever wraps one (`unwrapped`).
     chains: every pack will be a single row that never branches, as layout "per_turn" makes them. Layers whose state
     does not branch are then exact too; such a model keeps its own attention.
+    backend: which kernels compute attention on CUDA: "auto", "triton" or "flash" (`flexmask.attention.kernels`).
 
     The load-balancing loss of experts is switched off with a warning where the config asks for it
     (`output_router_logits`): it is no sum over passes, so no two layouts or packs would agree on it, and context
@@ -56,10 +58,12 @@ def prepare_model(model: Model, chains: bool = False) -> Model:
 
     Raises UnsupportedModelError naming the layers whose state does not branch (`branching_layers` has those whose state
     does), or attention that transformers does not route through its AttentionInterface; ValueError naming the setting
-    for dropout on attention or noise on routers. What the model asks for when it runs is refused then: see `inputs_of`.
+    for dropout on attention or noise on routers, and for a backend that the model's attention cannot have. What the
+    model asks for when it runs is refused then: see `inputs_of`.
     """
     inner = unwrapped(model)
     check_model(model, chains)
+    check_routes(inner, backend)
     text = inner.config.get_text_config()
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False
@@ -79,7 +83,7 @@ def prepare_model(model: Model, chains: bool = False) -> Model:
     if has_alibi_route(inner):
         route_alibi(inner)
     else:
-        inner.set_attn_implementation(ATTENTION_NAME)
+        inner.set_attn_implementation(attention_name(backend))
     if not takes_block_masks(inner):
         raise UnsupportedModelError(
             f"{type(inner).__name__} does not route its attention through transformers' AttentionInterface, so no "
@@ -105,7 +109,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def takes_block_masks(model: nn.Module) -> bool:
     """Whether `prepare_model` has routed the model's attention through `flexmask.attention.interface`."""
     model = unwrapped(model)
-    return model.config._attn_implementation == ATTENTION_NAME or is_routed(model)
+    return backend_of(model.config) is not None or is_routed(model)
+
+
+def check_routes(model: nn.Module, backend: str) -> None:
+    """Raise ValueError for a backend that does not exist, or that the attention of a model cannot have."""
+    attention_name(backend)
+    inner = unwrapped(model)
+    reason = None
+    if backend != "auto" and (layers := unbranched_layers(inner)):
+        reason = f"keeps its own attention, because {_few(layers)} carry state that does not branch"
+    elif backend != "auto" and has_alibi_route(inner):
+        reason = "attends by code of its own, which has no choice of kernels"
+    elif backend == "flash" and any(hasattr(module, "sinks") for module in inner.modules()):
+        reason = "has attention sinks, for which FlashAttention 4 has no gradient under a mask"
+    if reason:
+        raise ValueError(f"backend={backend}: {type(inner).__name__} {reason}; leave it out (auto)")
+
+
+def blocks_of(model: nn.Module, device: torch.device, block_size: int) -> tuple[int, int]:
+    """Queries and keys of a block of the model's masks on a device. Raises ValueError where its kernels have none for
+    the head dim of the model."""
+    config = unwrapped(model).config
+    if backend_of(config) != "flash" or device.type != "cuda":
+        return block_size, block_size
+    text = config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return flash_blocks(torch.cuda.get_device_capability(device), (head_dim,))
 
 
 def check_model(model: nn.Module, chains: bool = False) -> None:
@@ -167,10 +197,16 @@ def _stateful_paths(model: PreTrainedModel) -> list[str]:
     return found
 
 
-def check_context(model: nn.Module) -> None:
+def check_context(model: nn.Module, backend: str = "auto") -> None:
     """Raise UnsupportedModelError for layers that look from token to token outside of attention: several processes that
-    compute a pack together (`flexmask.attention.context`) exchange keys and values, and nothing else."""
+    compute a pack together (`flexmask.attention.context`) exchange keys and values, and nothing else. Raises ValueError
+    for a backend that they cannot use."""
     inner = unwrapped(model)
+    if backend == "flash":
+        raise ValueError(
+            "context_parallel with backend=flash: packs are divided in blocks of block_size, and this backend has "
+            "blocks of its own; leave backend out (auto)"
+        )
     if layers := unbranched_layers(inner) or _stateful_paths(inner):
         raise UnsupportedModelError(
             f"{type(inner).__name__}: {_few(layers)} carry state from token to token, which context_parallel would cut "
@@ -189,17 +225,18 @@ def inputs_of(model: PreTrainedModel, pack: Pack, block_size: int) -> Iterator[d
     Each mask is made once, whatever number of layers have it. Raises UnsupportedModelError as `check_positions`, for
     masks that one pass does not have, and for a model that has not asked for any.
     """
-    check_positions(model.config, pack)
-    masks = functools.cache(
-        functools.partial(
-            build_block_mask,
-            pack.visible_until,
-            block_size,
-            pack.position_ids,
-            length=pack.pack_length,
-            context=pack.context,
+    host, device = pack.on_host, pack.input_ids.device
+    check_positions(model.config, host)
+    blocks = blocks_of(model, device, block_size)
+
+    @functools.cache
+    def masks(window: int | None = None, chunk: int | None = None) -> BlockMask:
+        # Made on the CPU and moved: nothing is read back from the device.
+        mask = build_block_mask(
+            host.visible_until, blocks, host.position_ids, window, chunk, length=pack.pack_length, context=host.context
         )
-    )
+        return mask if device.type == "cpu" else place_mask_mod(mask.to(device), device)
+
     own = slice(None) if pack.context is None else pack.context.tokens
     input_ids, position_ids = pack.input_ids[:, own], pack.position_ids[:, own]
     with masks_given(masks):

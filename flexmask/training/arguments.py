@@ -38,6 +38,7 @@ class OnePassConfig(TrainingArguments):
         ("error", "drop") says.
     block_size: of the block mask.
     context_parallel: all processes compute each pack together, for packs that one alone cannot hold.
+    backend: which kernels compute attention on CUDA, "auto", "triton" or "flash" (FlashAttention 4).
     layout, turns, thinking_weight, answer_weight, template_kwargs, thinking_format, control_tokens, not_shown,
         empty_thinking: as in `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for
         layout "keep_thinking".
@@ -64,6 +65,7 @@ class OnePassConfig(TrainingArguments):
     pack_length: int = field(default=8192, metadata={"help": "Most tokens of one forward pass."})
     block_size: int = field(default=128, metadata={"help": "Of the block mask."})
     context_parallel: bool = field(default=False, metadata={"help": "All processes compute each pack together."})
+    backend: str = field(default="auto", metadata={"help": "Kernels of attention on CUDA: auto, triton or flash."})
     layout: str = field(default="one_pass", metadata={"help": "one_pass, per_turn, keep_thinking or last_turn."})
     turns: str = field(default="all", metadata={"help": 'Assistant turns that are trained: "all", "-1", "1:", ...'})
     thinking_weight: float = field(default=1.0, metadata={"help": "Loss weight of thinking."})

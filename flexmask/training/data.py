@@ -74,6 +74,7 @@ class OnePassCollator:
     block_size: of the mask; attention computes or skips whole blocks.
     context_parallel: every process is given all packs and computes some blocks of each (flexmask.attention.context),
         for packs that one alone cannot hold.
+    backend: which kernels compute attention on CUDA, "auto", "triton" or "flash" (`flexmask.attention.kernels`).
     one_row_per_pack: no packing, for layers whose state runs on from row to row. processes, process_index: how many
         share a batch, and which of them this one is. pair_cost: see `flexmask.tree.sharing.row_cost`. `OnePassTrainer`
         sets these.
@@ -85,6 +86,7 @@ class OnePassCollator:
         *,
         block_size: int = 128,
         context_parallel: bool = False,
+        backend: str = "auto",
         one_row_per_pack: bool = False,
         processes: int = 1,
         process_index: int = 0,
@@ -95,6 +97,7 @@ class OnePassCollator:
         self.pack_length = pack_length
         self.block_size = block_size
         self.context_parallel = context_parallel
+        self.backend = backend
         self.one_row_per_pack = one_row_per_pack
         self.processes, self.process_index = processes, process_index
         self.pair_cost = pair_cost

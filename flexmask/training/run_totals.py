@@ -104,7 +104,7 @@ class IntervalFigures:
         self._last_pack = pack
         self._sums.update(result.sums_by_role())
 
-    def take(self, block_size: int, add_up: Callable[[dict[str, Any]], dict[str, float]]) -> dict[str, float]:
+    def take(self, blocks: tuple[int, int], add_up: Callable[[dict[str, Any]], dict[str, float]]) -> dict[str, float]:
         """The figures, and a new interval; none where nothing was trained. add_up: sums over processes, by name."""
         if not self._spreads:
             return {}
@@ -116,6 +116,6 @@ class IntervalFigures:
             "tokens_per_second": tally["tokens_computed"] / seconds,
             "trained_tokens_per_second": tally["tokens_trained"] / seconds,
             "pack_fill": tally["tokens_computed"] / (tally["packs"] * last.pack_length),
-            "block_sparsity": build_block_mask(last.visible_until, block_size).sparsity() / 100,
+            "block_sparsity": build_block_mask(last.visible_until, blocks).sparsity() / 100,
             **spread,
         }

@@ -27,13 +27,22 @@ from transformers import (
 )
 from transformers.trainer_utils import speed_metrics
 
+from flexmask.attention.kernels import check_backend
 from flexmask.errors import NonFiniteLossError
 from flexmask.model.cost import pair_cost
 from flexmask.model.end_of_turn import align_end_of_turn
 from flexmask.model.exactness import check_exact
+from flexmask.model.head import HALF
 from flexmask.model.loss import loss_by_role, token_losses
 from flexmask.model.randomness import warn_of_shared_draws
-from flexmask.model.support import check_context, evaluating, prepare_model, unbranched_layers, unwrapped
+from flexmask.model.support import (
+    blocks_of,
+    check_context,
+    evaluating,
+    prepare_model,
+    unbranched_layers,
+    unwrapped,
+)
 from flexmask.training.arguments import OnePassConfig
 from flexmask.training.batches import ByLength, train_batches
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
@@ -159,9 +168,12 @@ class OnePassTrainer(Trainer):
                 "own, and attention is the model's",
                 stacklevel=3,
             )
-        prepare_model(model, chains=bool(layers))
-        if self.data_collator.context_parallel:
-            check_context(inner)
+        collator, half = self.data_collator, self.args.bf16 or self.args.fp16 or inner.dtype in HALF
+        check_backend(collator.backend, self.args.device, collator.block_size, half)
+        prepare_model(model, chains=bool(layers), backend=collator.backend)
+        blocks_of(model, self.args.device, collator.block_size)
+        if collator.context_parallel:
+            check_context(inner, collator.backend)
         check_exact(model, self.data_collator.block_size, self.data_collator.pack_length)
         if self.args.neftune_noise_alpha:
             draws = [f"neftune_noise_alpha={self.args.neftune_noise_alpha}"]
@@ -338,7 +350,8 @@ class OnePassTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the interval's own figures to a training log; see the class."""
         if "loss" in logs:
-            logs = logs | self._interval.take(self.data_collator.block_size, self._add_up)
+            blocks = blocks_of(self.model, self.args.device, self.data_collator.block_size)
+            logs = logs | self._interval.take(blocks, self._add_up)
         super().log(logs, start_time)
 
     def _add_up(self, sums: Mapping[str, Any]) -> dict[str, float]:

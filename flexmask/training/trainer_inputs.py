@@ -83,12 +83,18 @@ def _own_collator(args: TrainingArguments, collator: Any) -> OnePassCollator:
                 f"args is a {type(args).__name__}, which has no pack_length; give OnePassConfig, or data_collator="
                 "OnePassCollator(pack_length)"
             )
-        return OnePassCollator(args.pack_length, block_size=args.block_size, context_parallel=args.context_parallel)
+        return OnePassCollator(
+            args.pack_length,
+            block_size=args.block_size,
+            context_parallel=args.context_parallel,
+            backend=args.backend,
+        )
     if not isinstance(collator, OnePassCollator):
         raise ValueError(
             f"data_collator is a {type(collator).__name__}; give an OnePassCollator, or leave it out with OnePassConfig"
         )
-    for name in ("pack_length", "block_size", "context_parallel") if isinstance(args, OnePassConfig) else ():
+    names = ("pack_length", "block_size", "context_parallel", "backend")
+    for name in names if isinstance(args, OnePassConfig) else ():
         if (own := getattr(collator, name)) != (other := getattr(args, name)):
             raise ValueError(f"{name} is {own} in data_collator and {other} in args; leave data_collator out")
     return copy.copy(collator)

@@ -40,7 +40,9 @@ class Pack:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Pack":
         """The pack with its tensors on `device`."""
-        return self._with(lambda tensors: tensors.to(device, non_blocking=non_blocking))
+        moved = self._with(lambda tensors: tensors.to(device, non_blocking=non_blocking))
+        object.__setattr__(moved, "_on_host", self.on_host)
+        return moved
 
     def pin_memory(self) -> "Pack":
         """The pack in memory from which a GPU copies while it computes; a DataLoader calls it."""
@@ -49,6 +51,12 @@ class Pack:
     def _with(self, change: Callable[[Any], Any]) -> "Pack":
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: change(value) for name, value in values.items() if hasattr(value, "pin_memory")})
+
+    @property
+    def on_host(self) -> "Pack":
+        """The pack with its tensors on the CPU: the one that `to` has moved, so that nothing waits for the device."""
+        here = self if self.input_ids.device.type == "cpu" else None
+        return vars(self).get("_on_host") or here or self.to("cpu")
 
 
 def pack(rows: Sequence[Row], pack_length: int) -> list[Pack]:

@@ -18,10 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import flash_attention_mask
 
 from flexmask import Pack, build_block_mask, lay_out, pack, token_losses
-from flexmask.attention.interface import ATTENTION_NAME, flexmask_attention, flexmask_mask
+from flexmask.attention.interface import ATTENTION_NAME, attention_name
+from flexmask.attention.kernels import check_backend, flash_blocks
 from flexmask.model.head import widened
-from flexmask.model.support import inputs_of
-from recipes.benchmarking.config import ArmName, BenchmarkConfig
+from recipes.benchmarking.config import ArmName, BenchmarkConfig, Dtype
 from recipes.benchmarking.paper import Plain, paper_mask, paper_row
 from recipes.benchmarking.work import Work
 from recipes.benchmarking.workloads import Dialogue, passes_of
@@ -55,18 +55,17 @@ def make_arms(config: BenchmarkConfig) -> tuple[list[Arm], dict[str, str]]:
     """The arms of `config.arms` that this machine can run, exact ones first, and why each of the others cannot."""
     cuda = config.device == "cuda"
     device = torch.device(config.device)
+    no_flash = _flash_missing(config, device)
     arms, left_out = [], {}
     for name in config.arms:
         match name:
             case ArmName.one_pass | ArmName.per_turn_packed | ArmName.keep_thinking:
                 layout = "per_turn" if name is ArmName.per_turn_packed else str(name)
                 arms.append(_packed(name, layout, ATTENTION_NAME, config, device))
-            case ArmName.one_pass_flash if not cuda:
-                left_out[name] = "the FLASH backend of FlexAttention needs CUDA"
-            case ArmName.one_pass_flash if _missing("flash_attn.cute"):
-                left_out[name] = "the FLASH backend of FlexAttention needs the package flash_attn.cute (flash-attn-4)"
+            case ArmName.one_pass_flash if no_flash:
+                left_out[name] = no_flash
             case ArmName.one_pass_flash:
-                arms.append(_packed(name, "one_pass", FLASH_ATTENTION, config, device))
+                arms.append(_packed(name, "one_pass", attention_name("flash"), config, device))
             case ArmName.per_turn_varlen if not cuda:
                 left_out[name] = "FlashAttention needs CUDA"
             case ArmName.per_turn_varlen:
@@ -76,6 +75,15 @@ def make_arms(config: BenchmarkConfig) -> tuple[list[Arm], dict[str, str]]:
             case ArmName.paper_dense:
                 arms.append(_paper(name, config, device))
     return sorted(arms, key=lambda arm: not arm.exact), {str(name): reason for name, reason in left_out.items()}
+
+
+def _flash_missing(config: BenchmarkConfig, device: torch.device) -> str | None:
+    """Why FlashAttention 4 cannot run here."""
+    try:
+        check_backend("flash", device, config.block_size, half=config.dtype is Dtype.bfloat16)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _missing(module: str) -> bool:
@@ -105,14 +113,15 @@ def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig,
         rows = [row for one in dialogues for row in lay_out(passes_of(one), layout, config.pack_length).rows]
         return pack(rows, config.pack_length)
 
+    blocks = config.block_size
+    if name is ArmName.one_pass_flash and device.type == "cuda":
+        blocks = flash_blocks(torch.cuda.get_device_capability(device), (config.shapes[config.shape].head_dim,))
+
     def mask(one: Pack) -> BlockMask:
-        return build_block_mask(one.visible_until, config.block_size, length=one.pack_length)
+        return build_block_mask(one.visible_until, blocks, length=one.pack_length)
 
     def loss(model: PreTrainedModel, one: Pack) -> Tensor:
-        if attention == ATTENTION_NAME:
-            return token_losses(model, one, config.block_size).total
-        with inputs_of(model, one, config.block_size) as inputs:
-            return _loss_of(model, _plain(one), **{name: x for name, x in inputs.items() if name != "input_ids"})
+        return token_losses(model, one, config.block_size).total
 
     return Arm(
         name=name,
@@ -122,7 +131,7 @@ def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig,
         to=lambda one: one.to(device),
         mask=mask,
         loss=loss,
-        work=lambda one: _pack_work(one, build_block_mask(one.visible_until, config.block_size)),
+        work=lambda one: _pack_work(one, build_block_mask(one.visible_until, blocks)),
         foreign=attention != ATTENTION_NAME,
     )
 
@@ -141,20 +150,6 @@ def _pack_work(one: Pack, block_mask: BlockMask | None) -> Work:
         visible_pairs=visible,
         computed_pairs=computed,
     )
-
-
-# transformers (5.23) looks for a package behind every name with "flash" in it.
-FLASH_ATTENTION = "benchmark_flex_fa4"
-
-
-def _flash_backend_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """FlexAttention with BACKEND=FLASH (torch 2.13), which compiles to FlashAttention 4 in place of Triton."""
-    options = {"BACKEND": "FLASH"}
-    return flexmask_attention(module, query, key, value, attention_mask, scaling=scaling, kernel_options=options)
-
-
-AttentionInterface.register(FLASH_ATTENTION, _flash_backend_attention)
-AttentionMaskInterface.register(FLASH_ATTENTION, flexmask_mask)
 
 
 # Per-turn passes end to end without padding, each attending to itself: FlashAttention's own way of packing.

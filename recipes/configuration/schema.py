@@ -82,6 +82,14 @@ class ParallelKind(StrEnum):
     fsdp = "fsdp"  # weights, gradients and optimizer state are divided over the processes (FSDP2)
 
 
+class AttentionBackend(StrEnum):
+    """The kernels of attention on CUDA: `flexmask.attention.kernels`."""
+
+    auto = "auto"  # what torch chooses, Triton kernels today
+    triton = "triton"
+    flash = "flash"  # FlashAttention 4, from the package flash-attn-4, on Hopper and Blackwell
+
+
 class History(StrEnum):
     own = "own"  # the model's own earlier answers stand in the history, as with a real user
     teacher = "teacher"  # the data's earlier turns stand there, so that each turn is judged by itself
@@ -237,7 +245,8 @@ class ParallelConfig:
 
 @dataclass
 class AttentionConfig:
-    block_size: int = MISSING  # tokens on a side of a block of the mask
+    backend: AttentionBackend = AttentionBackend.auto
+    block_size: int = MISSING  # tokens on a side of a block of the mask; flash has blocks of its own
 
 
 @dataclass

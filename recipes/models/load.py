@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from flexmask.model.randomness import random_settings
-from flexmask.model.support import branching_layers, check_model, unwrapped
+from flexmask.model.support import branching_layers, check_model, check_routes, unwrapped
 from recipes.configuration.schema import AdapterConfig, AdapterKind, ModelConfig, ModelKind, TrainConfig
 from recipes.models.adapters import ADAPTER_CONFIG, add_adapter, four_bits, lora_config, with_adapter
 from recipes.models.files import named_errors, place, refuse_other_models
@@ -78,7 +78,7 @@ def load_model(config: TrainConfig, vocab_size: int, chains: bool = False) -> to
 
     Raises UnsupportedModelError for a model that cannot be exact, and ValueError for an adapter that does not fit it:
     from its configuration, before any weight is read. Raises ValueError, naming the key, when the model cannot be
-    reached, lacks weights, or could not be saved again.
+    reached, lacks weights, could not be saved again, or has no attention of `attention.backend`.
     """
     dtype = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision).dtype
     if config.model.kind is ModelKind.tiny:
@@ -87,6 +87,10 @@ def load_model(config: TrainConfig, vocab_size: int, chains: bool = False) -> to
     name = config.model.name_or_path
     weightless = weightless_model(config.model, vocab_size)
     check_model(weightless, chains)
+    try:
+        check_routes(weightless, config.attention.backend)
+    except ValueError as error:
+        raise ValueError(f"attention.{error}") from error
     lora = adapter_for(weightless, config.adapter, config.model)
     shape = weightless.config
     set_seed(config.seed)

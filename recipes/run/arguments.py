@@ -13,6 +13,8 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
+from flexmask.attention.kernels import check_backend
+from flexmask.model.head import HALF
 from recipes.configuration.schema import MixedPrecision, ParallelConfig, ParallelKind, TrainConfig, TrainerConfig
 from recipes.distributed.ranks import PATIENCE, launched
 from recipes.models.precision import resolve_precision
@@ -24,8 +26,9 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
 
     evaluates: whether any conversation is held out.
 
-    Raises ValueError for a name that the installed transformers does not have, for a logger or an optimizer whose
-    package is not installed, and for what divides the work over processes in one that is none of several.
+    Raises ValueError for a name that the installed transformers does not have, for a logger, an optimizer or kernels of
+    attention whose package is not installed, for kernels that this device does not have, and for what divides the work
+    over processes in one that is none of several.
     """
     trainer = config.trainer
     _check_loggers(trainer.report_to)
@@ -47,6 +50,12 @@ def training_arguments(config: TrainConfig, folder: Path, evaluates: bool) -> Tr
         )
     _optimizer(arguments, trainer)
     _check_schedule(arguments, trainer)
+    precision = resolve_precision(config.model.dtype, config.adapter.kind, trainer.mixed_precision)
+    half = arguments.bf16 or precision.dtype in HALF
+    try:
+        check_backend(config.attention.backend, arguments.device, config.attention.block_size, half)
+    except ValueError as error:
+        raise ValueError(f"attention.{error}") from error
     return arguments
 
 

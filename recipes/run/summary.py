@@ -7,7 +7,14 @@ import torch
 from transformers import PreTrainedModel
 
 from flexmask.model.support import unbranched_layers, unwrapped
-from recipes.configuration.schema import AdapterConfig, AdapterKind, DataKind, TrainConfig, TrainerConfig
+from recipes.configuration.schema import (
+    AdapterConfig,
+    AdapterKind,
+    AttentionBackend,
+    DataKind,
+    TrainConfig,
+    TrainerConfig,
+)
 from recipes.distributed import ranks
 from recipes.evaluation.replies import Thinking
 from recipes.models.load import branching_note
@@ -58,7 +65,7 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.devi
     return [
         f"model       {type(whole).__name__} ({weights}): {total:,} parameters, {which}",
         f"device      {device_name(device)}; {precision.description}{_processes(config)}",
-        f"attention   {_attention(model, device.type)}",
+        f"attention   {_attention(config, model, device.type)}",
     ]
 
 
@@ -66,12 +73,13 @@ def _processes(config: TrainConfig) -> str:
     return f"; {ranks.count()} processes ({config.parallel.kind})" if ranks.count() > 1 else ""
 
 
-def _attention(model: PreTrainedModel, device: str) -> str:
+def _attention(config: TrainConfig, model: PreTrainedModel, device: str) -> str:
     if unbranched_layers(model):
         return "the model's own, one row a pack: its layers carry a state that does not branch with the tree"
-    kernel = (
-        "compiled FlexAttention" if device == "cuda" else "block-sparse on CPU, where FlexAttention has no gradients"
-    )
+    kernel = "block-sparse on CPU, where FlexAttention has no gradients"
+    if device == "cuda":
+        flash = config.attention.backend is AttentionBackend.flash
+        kernel = "FlashAttention 4 through FlexAttention" if flash else "compiled FlexAttention"
     return "; ".join(part for part in (kernel, branching_note(model)) if part)
 
 

@@ -57,9 +57,10 @@ def assert_close(ours, expected, tolerance):
 @pytest.mark.parametrize("window", [None, 11])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (9, 3), (8, 1)])
 def test_outputs_and_gradients_equal_dense(heads, key_heads, window):
-    """float64, random packs with padding. Fails if a visible key is lost, a hidden one counts, or a head is misread."""
-    for seed in range(6):
-        block_size = (16, 32, 48)[seed % 3]
+    """float64, random packs with padding. Fails if a visible key is lost, a hidden one counts, or a head is misread;
+    also if a tile takes the queries of a block that is not square for its keys."""
+    for seed in range(12):
+        block_size = (16, 32, 48, (32, 16), (16, 48), (48, 32))[seed % 6]
         visible_until, position_ids, parents = random_pack(seed, 96)
         block_mask = build_block_mask(visible_until, block_size, *((position_ids, window) if window else ()))
         tensors = inputs(seed, 96, heads, key_heads, size=8, value_size=12)
@@ -189,16 +190,24 @@ def test_sinks_from_the_log_sum_exp(monkeypatch):
     assert_close([ours], [reference(*tensors, torch.ones(16, 16), 0.4, None, sinks)], 1e-12)
 
 
+# Fails if the backend, the head dims, the dtype that autocast computes in, or the answer is lost.
 def test_kernel_options_reach_flex_attention(monkeypatch):
     given = []
+
+    def options(backend, device, dtype, head_dims, blocks):
+        assert (backend, dtype, head_dims, blocks) == ("triton", torch.bfloat16, (8, 4), (16, 8))
+        return {"BACKEND": "X"}
 
     def flex(query, key, value, kernel_options, **_):
         given.append(kernel_options)
         return value
 
     monkeypatch.setattr(interface, "_compiled_flex_attention", lambda: flex)
-    block_mask = build_block_mask(torch.full((1, 16), 16), 16)
-    interface._compiled_attention(*inputs(0, 16, 1, 1), block_mask, 0.4, None, None, kernel_options={"BACKEND": "X"})
+    monkeypatch.setattr(interface, "kernel_options", options)
+    block_mask = build_block_mask(torch.full((1, 16), 16), (16, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        tensors = inputs(0, 16, 1, 1, size=8, value_size=4)
+        interface._compiled_attention(*tensors, block_mask, 0.4, None, None, backend="triton")
     assert given == [{"BACKEND": "X"}]
 
 

@@ -86,3 +86,9 @@ def test_a_pack_is_masked_in_the_blocks_that_it_was_divided_in():
     contexts, _ = divide(np.ones(len(whole)), 512, 16, 2)
     with pytest.raises(ValueError, match="block_size=32, and the pack was divided in blocks of 16"):
         build_block_mask(whole.visible_until, 32, context=contexts[0])
+
+
+def test_a_backend_with_blocks_of_its_own_is_refused():
+    model = prepare_model(FAMILIES["Qwen3"].build(torch.float32))
+    with pytest.raises(ValueError, match="context_parallel with backend=flash: .* leave backend out"):
+        check_context(model, "flash")

@@ -1,3 +1,5 @@
+import itertools
+import math
 import tracemalloc
 
 import pytest
@@ -24,10 +26,11 @@ def listed_blocks(block_mask, side: str) -> list[list[int]]:
     return [line[:count].tolist() for count, line in zip(counts[0, 0], indices[0, 0], strict=True)]
 
 
-def size_of(seed: int) -> tuple[int, int]:
-    """A block size of 16 to 128 and a length of 1 to 5 blocks."""
-    block_size = (16, 32, 48, 64, 128)[seed % 5]
-    return block_size, block_size * (1 + seed // 5 % 5)
+def size_of(seed: int) -> tuple[tuple[int, int], int]:
+    """Queries and keys of a block, square or not, and a length."""
+    side = (16, 32, 48, 64, 128)[seed % 5]
+    queries, keys = ((1, 1), (2, 1), (1, 2), (3, 2))[seed // 25 % 4]
+    return (queries * side, keys * side), math.lcm(queries, keys) * side * (1 + seed // 5 % 5)
 
 
 def test_seven_token_row_written_by_hand():
@@ -85,7 +88,8 @@ def test_mask_mod_and_score_mod_agree_through_torch(restriction):
 
 
 def test_block_mask_lists_equal_torch():
-    """Every list of 250 random packs. Fails for any bound off by one, on the key or the query side."""
+    """Every list of 250 random packs. Fails for any bound off by one, on the key or the query side, and where a block
+    that is not square is measured by its other side."""
     partial = full = skipped = 0
     for seed in range(250):
         block_size, length = size_of(seed)
@@ -98,7 +102,8 @@ def test_block_mask_lists_equal_torch():
         assert ours.kv_indices.shape == torchs.kv_indices.shape
         partial += int(ours.kv_num_blocks.sum())
         full += int(ours.full_kv_num_blocks.sum())
-        skipped += int((length // block_size) ** 2 - ours.kv_num_blocks.sum() - ours.full_kv_num_blocks.sum())
+        skipped += math.prod(length // side for side in block_size)
+        skipped -= int(ours.kv_num_blocks.sum() + ours.full_kv_num_blocks.sum())
     assert min(partial, full, skipped) > 100  # the packs hold all three kinds
 
 
@@ -106,15 +111,16 @@ def test_block_mask_lists_equal_torch():
 def test_a_mask_longer_than_its_pack(restriction):
     """Any number of tokens, any greater length: the pack's pairs are unchanged and padding sees itself alone."""
     for seed in range(40):
-        tokens = 30 + seed
+        tokens, sides = 30 + seed, ((16, 16), (32, 16), (16, 24))[seed % 3]
         visible_until, position_ids, parents = random_pack(seed, tokens)
-        ours = build_block_mask(visible_until, 16, **restricted(position_ids, restriction), length=tokens + 3 * seed)
-        length = -(-(tokens + 3 * seed) // 16) * 16
+        ours = build_block_mask(visible_until, sides, **restricted(position_ids, restriction), length=tokens + 3 * seed)
+        step = math.lcm(*sides)
+        length = -(-(tokens + 3 * seed) // step) * step
         assert ours.seq_lengths == (length, length) and ours.mask_mod.tokens == tokens
         expected = torch.eye(length, dtype=torch.bool)
         expected[:tokens, :tokens] = ancestor_mask(parents, **restriction)
         assert torch.equal(create_mask(ours.mask_mod, 1, 1, length, length, device="cpu")[0, 0], expected)
-        torchs = create_block_mask(ours.mask_mod, None, None, length, length, device="cpu", BLOCK_SIZE=16)
+        torchs = create_block_mask(ours.mask_mod, None, None, length, length, device="cpu", BLOCK_SIZE=sides)
         if not restriction:  # others may list a block needlessly
             assert all(listed_blocks(ours, side) == listed_blocks(torchs, side) for side in LISTS)
 
@@ -126,18 +132,20 @@ def test_blocks_with_a_window_or_chunks_are_sound(argument):
     for seed in range(250):
         block_size, length = size_of(seed)
         visible_until, position_ids, _ = random_pack(seed, length)
-        size = (1, 5, block_size // 2, block_size, 2 * block_size)[seed // 25 % 5]
+        side = min(block_size)
+        size = (1, 5, side // 2, side, 2 * side)[seed // 5 % 5]
         more = restricted(position_ids, {argument: size})
         block_mask = build_block_mask(visible_until, block_size, **more)
         blocks = dense_mask(visible_until, **more)[0, 0]
-        blocks = blocks.unfold(0, block_size, block_size).unfold(1, block_size, block_size)
+        blocks = blocks.unfold(0, block_size[0], block_size[0]).unfold(1, block_size[1], block_size[1])
         visible, hidden = blocks.any(dim=(2, 3)), ~blocks.all(dim=(2, 3))
         partial, full, by_query, full_by_query = (listed_blocks(block_mask, side) for side in LISTS)
-        for i in range(length // block_size):
+        for i in range(length // block_size[0]):
             assert partial[i] == sorted(set(partial[i])) and full[i] == sorted(set(full[i]))
             assert not set(partial[i]) & set(full[i])
             assert set(visible[i].nonzero().flatten().tolist()) <= set(partial[i]) | set(full[i]), seed
             assert not set(full[i]) & set(hidden[i].nonzero().flatten().tolist()), seed
+        for i in range(length // block_size[1]):
             assert by_query[i] == [j for j, line in enumerate(partial) if i in line]
             assert full_by_query[i] == [j for j, line in enumerate(full) if i in line]
         unlimited = build_block_mask(visible_until, block_size)
@@ -150,11 +158,11 @@ def test_blocks_with_a_window_or_chunks_are_sound(argument):
 def test_blocks_with_a_window_or_chunks_are_exact_on_a_chain(argument):
     """Without branches the bounds leave nothing over. Fails if they are looser than they need be."""
     visible_until, position_ids = torch.full((1, 256), 256), torch.arange(256)[None]
-    for size in (1, 16, 31, 32, 33, 63, 64, 100, 256, 1000):
-        ours = build_block_mask(visible_until, 32, **restricted(position_ids, {argument: size}))
-        torchs = create_block_mask(ours.mask_mod, None, None, 256, 256, device="cpu", BLOCK_SIZE=32)
+    for size, sides in itertools.product((1, 16, 31, 32, 33, 63, 64, 100, 256, 1000), ((32, 32), (64, 32), (32, 64))):
+        ours = build_block_mask(visible_until, sides, **restricted(position_ids, {argument: size}))
+        torchs = create_block_mask(ours.mask_mod, None, None, 256, 256, device="cpu", BLOCK_SIZE=sides)
         for side in LISTS:
-            assert listed_blocks(ours, side) == listed_blocks(torchs, side), (size, side)
+            assert listed_blocks(ours, side) == listed_blocks(torchs, side), (size, sides, side)
 
 
 def test_building_takes_no_square_memory():
@@ -191,6 +199,7 @@ def test_mask_mod_names_what_it_is_and_follows_its_block_mask():
     [
         ({"length": 63}, r"64 tokens, the mask is to be made for length=63"),
         ({"block_size": 0}, r"block_size=0 must be at least 1"),
+        ({"block_size": (16, 0)}, r"block_size=\(16, 0\) must be at least 1"),
         ({"visible_until": torch.ones(64, dtype=torch.int32)}, r"shape \[1, S\], got torch.int32 of shape \[64\]"),
         ({"visible_until": torch.ones(2, 64, dtype=torch.int32)}, r"of shape \[2, 64\]"),
         ({"visible_until": torch.ones(1, 64)}, r"must be integers"),

@@ -36,6 +36,11 @@ def arguments(*overrides, evaluates=True):
             "trainer.optimizer=sgd, trainer.optimizer_args={'momentum': 'abc'}: ",
         ),
         (["trainer.report_to=[wandb]"], "choose wandb=online"),
+        (
+            ["attention.backend=flash"],
+            "^attention.backend=flash: needs a CUDA device, and this run is on cpu; leave it",
+        ),
+        (["attention.backend=triton"], "^attention.backend=triton: needs a CUDA device"),
         (["trainer.report_to=[paper]"], "transformers has"),
     ],
 )

@@ -1,5 +1,6 @@
 """The benchmark: what it counts is right by hand, its arms train the same, and one that does not is caught."""
 
+import functools
 import importlib.machinery
 import json
 import subprocess
@@ -17,9 +18,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface
 
 from flexmask import build_block_mask, lay_out, pack
-from flexmask.attention.interface import flexmask_attention
+from flexmask.attention.interface import attention_name, flexmask_attention
 from flexmask.model.state_branches import CALL_IN_TOKENS, StateBranches
 from recipes import benchmark
 from recipes.benchmarking import arms, grid, measure, paper, tables, workloads
@@ -451,14 +453,15 @@ def test_varlen_arm_gives_each_pass_to_torch(monkeypatch):
 def test_flash_backend_arm_asks_for_that_backend(monkeypatch):
     calls = []
 
-    def attention(*args, kernel_options, **kwargs):
-        calls.append(kernel_options)
+    def attention(*args, backend, **kwargs):
+        calls.append(backend)
         return flexmask_attention(*args, **kwargs)
 
-    monkeypatch.setattr(arms, "flexmask_attention", attention)
+    name = attention_name("flash")
+    monkeypatch.setitem(AttentionInterface._global_mapping, name, functools.partial(attention, backend="flash"))
     config = compose_benchmark(TINY)
-    check_gpu_arm(arms._packed(ArmName.one_pass_flash, "one_pass", arms.FLASH_ATTENTION, config, CPU), config)
-    assert calls and all(options == {"BACKEND": "FLASH"} for options in calls)
+    check_gpu_arm(arms._packed(ArmName.one_pass_flash, "one_pass", name, config, CPU), config)
+    assert calls and set(calls) == {"flash"}
 
 
 # ---- the sections ----
@@ -495,8 +498,8 @@ def test_create_block_mask_is_left_out_where_memory_is_short(monkeypatch):
 class FromNodeInFront(StateBranches):
     """Rows are kept apart, but within a row a node starts from the node in front of it and not from its parent."""
 
-    def __init__(self, previous):
-        super().__init__(torch.where(previous < 0, -1, torch.arange(-1, previous.shape[1] - 1)))
+    def __init__(self, previous, device):
+        super().__init__(torch.where(previous < 0, -1, torch.arange(-1, previous.shape[1] - 1)), device)
 
 
 @pytest.mark.parametrize("layers", state.STATE_MODELS)

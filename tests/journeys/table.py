@@ -90,6 +90,13 @@ TABLE = {
     'make train ARGS="experiment=qwen3_0_6b_mathchatsync"': How(
         args=f"{LOCAL_MODEL} data.path=my.jsonl {FINETUNE} evaluation.max_new_tokens=8", leaves=RUN
     ),
+    'NPROC=4 make train ARGS="experiment=qwen3_4b_mathchatsync"': How(
+        replace={"NPROC=4": "NPROC=2"}, args=f"{LOCAL_MODEL} data.path=my.jsonl {FINETUNE}", leaves=RUN, why=CORES
+    ),
+    'make train ARGS="experiment=qwen3_30b_a3b_lora_mathchatsync"': How(
+        runs_in="test_experiments.py", why="merged too"
+    ),
+    'make train ARGS="experiment=gpt_oss_20b_lora_mathchatsync"': How(runs_in="test_experiments.py", why="merged too"),
     'make train ARGS="experiment=smollm2_gsm8k"': How(
         args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FINETUNE}", leaves=RUN
     ),

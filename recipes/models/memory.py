@@ -172,8 +172,8 @@ def _norm(width: int, counts: _Counts) -> int:
 
 
 def _logits(model: PreTrainedModel, counts: _Counts, tokens: int) -> int:
-    """A chunk of logits, its log-probabilities and gradients; of a head that is trained, the gradients that chunks before
-    have left."""
+    """A chunk of logits, its log-probabilities and gradients; of a head that is trained, those that earlier chunks have
+    left."""
     head = model.get_output_embeddings().weight
     chunk = min(tokens, LOGITS_BYTES // (4 * head.shape[0]))
     of_head = head.numel() * counts.weight if head.requires_grad and chunk < tokens else 0

@@ -49,6 +49,8 @@ TABLE = {
     # first steps
     "make help": How(shows=("make train", "make test", "make inspect")),
     "make install": How(),
+    "make lock": How(runs_in="test_lock.py", why="on a copy: it writes a file of the project"),
+    "make licences": How(shows=("| torch | Apache-2.0",)),
     "make train": How(args=TINY, leaves=(*RUN, "runs/*/block_mask.png", "runs/*/chats.jsonl")),
     "make test": How(runs_in=".ci/run", why="the tests themselves"),
     'make train ARGS="seed=1 wandb=off"': How(args=TINY, leaves=RUN),

@@ -11,7 +11,7 @@ from journeys import assets
 from pretrained import config_of
 from transformers import TrainingArguments
 
-from flexmask import OnePassCollator, OnePassTrainer, prepare_conversation
+from flexmask import OnePassCollator, OnePassConfig, OnePassTrainer, prepare_conversation
 from flexmask.conversations.reading import read_conversation
 from flexmask.training.nonfinite import load_packs
 from recipes.models.load import load_model, load_tokenizer, weightless_model
@@ -68,7 +68,7 @@ def test_a_template_that_reaches_for_python_is_refused_by_name(models, tmp_path,
 
 
 @pytest.mark.parametrize("kind", ["of a type that nobody knows", "of a known type"])
-def test_code_beside_a_model_is_not_run(copied, mark, kind):
+def test_code_beside_a_model_is_not_run(copied, tmp_path, mark, kind):
     for name in ("configuration_m", "modeling_m", "tokenization_m"):
         (copied / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')")
     code = {"AutoConfig": "configuration_m.M", "AutoModelForCausalLM": "modeling_m.M"}
@@ -81,6 +81,11 @@ def test_code_beside_a_model_is_not_run(copied, mark, kind):
     else:
         with pytest.raises(ValueError, match=r"auto_map in its config.json\), which is not run here"):
             weightless_model(config.model, 300)
+        # Without a word transformers would ask on the terminal, and run it for a yes.
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            OnePassTrainer(
+                str(copied), OnePassConfig(str(tmp_path / "out"), report_to=[]), train_dataset=assets.conversations(2)
+            )
     assert load_tokenizer(config.model).chat_template
 
 

@@ -3,12 +3,15 @@
 #   ARGS="..."        goes to the command behind the target: make train ARGS="seed=1 wandb=off"
 #   NPROC=8           processes of train and evaluate, one a GPU
 #   PYTHON=python3.12 the interpreter that .venv is made with (3.11 or newer)
-#   CONSTRAINTS=file  other version pins than constraints.txt; empty: none. Remembered in .venv.
+#   CONSTRAINTS=file  other version pins than constraints.txt and requirements.lock; empty: none. Remembered in .venv.
 #   PIP_FIND_LINKS, UV_TORCH_BACKEND and uv's other variables are honoured.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/constraints-used
 CONSTRAINTS ?= $(shell cat $(STAMP) 2>/dev/null || echo constraints.txt)
+# All that is installed, with hashes, but for torch and what it brings for CUDA: their builds are the user's choice.
+LOCK := requirements.lock
+LOCKED = $(if $(filter constraints.txt,$(CONSTRAINTS)),$(LOCK))
 SWEEP ?= layouts
 DEVICE ?= cpu
 # Python, or with NPROC as many of them in one run. A checkpoint may take longer than the half minute that torchrun waits.
@@ -24,13 +27,19 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train evaluate merge replay bench inspect sweep picture notebook test journeys network-test support mutations gpu-test check clean
+.PHONY: help install lock train evaluate merge replay bench inspect licences sweep picture notebook test journeys network-test support mutations gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="..." goes to the command: make train ARGS="duplication=per_turn seed=1 wandb=off"'
 
 install: $(STAMP) ## make .venv (the other targets do it by themselves)
+
+lock: ## write requirements.lock anew: versions that fit pyproject.toml and constraints.txt, with hashes
+	$(VENV)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev -c constraints.txt --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links $(ARGS) pyproject.toml -o $(LOCK) >/dev/null
+	@awk '/^[a-z0-9]/ { keep = !/^(torch|triton|cuda|nvidia)[a-z0-9-]*==/ } keep' $(LOCK) > $(LOCK).new && mv $(LOCK).new $(LOCK)
 
 train: $(STAMP) ## train and evaluate; the last line printed is the run folder
 	@$(LAUNCH) -m recipes.train $(ARGS)
@@ -49,6 +58,9 @@ bench: $(STAMP) ## one pass against its baselines: time, memory, work (DEVICE=cp
 
 inspect: $(STAMP) ## show what a run would train: one conversation, the data's totals, every warning
 	@$(BIN)/python -m recipes.inspector $(ARGS)
+
+licences: $(STAMP) ## the licences of what is installed; fails where a package names none
+	@$(BIN)/python -m recipes.licences $(ARGS)
 
 sweep: $(STAMP) ## train every layout on two seeds, then one table and one plot (SWEEP=file in conf/sweep)
 	@$(BIN)/python -m recipes.train sweep=$(SWEEP) hydra.sweep.dir=$(SWEEP_DIR) $(ARGS)
@@ -98,11 +110,15 @@ ifneq ($(CONSTRAINTS),$(shell cat $(STAMP) 2>/dev/null))
 .PHONY: $(STAMP)
 endif
 
+define VENV
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "flexmask needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+endef
+
 # Bytecode as pip compiles it: where PYTHONDONTWRITEBYTECODE is set, every run would do it anew, for ten seconds.
-$(STAMP): pyproject.toml $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "flexmask needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
-	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+$(STAMP): pyproject.toml $(CONSTRAINTS) $(LOCKED)
+	$(VENV)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(addprefix -r ,$(LOCKED)) -e '.[dev]' $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	@echo '$(CONSTRAINTS)' > $@

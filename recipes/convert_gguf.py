@@ -58,6 +58,7 @@ def convert(source: Path, out_dir: Path, *, chat_template: str | None = None, dt
             gguf_file=source.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=DTYPES[dtype],
+            trust_remote_code=False,
         )
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -79,7 +80,7 @@ def check_source(source: Path) -> None:
 
 def stored_tokenizer(source: Path, chat_template: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer stored in the GGUF file, with the chat template that the folder will carry."""
-    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name, trust_remote_code=False)
     _restore_split(tokenizer, source)
     if chat_template is not None:
         tokenizer.chat_template = chat_template

@@ -7,8 +7,9 @@
 
 Takes the overrides of `recipes.train` and reads model, template and data as that does; no weights are loaded. Prepares
 all conversations, held out ones as well (training finds them in the cache), then prints: whether the model can be
-trained exactly, the totals of the data, one conversation's segments with who sees whom, and every warning of the run,
-beginning with the reasons why training would refuse to start.
+trained exactly, in how much memory by formula (`recipes.models.memory`), the totals of the data, one conversation's
+segments with who sees whom, and every warning of the run, beginning with the reasons why training would refuse to
+start.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +38,7 @@ from recipes.configuration.overrides import checked_overrides
 from recipes.configuration.schema import Layout, TrainConfig
 from recipes.evaluation.matchers import load_matcher
 from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
+from recipes.models.memory import in_gigabytes, memory
 from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
 from recipes.run.arguments import check_heldout, training_arguments
 from recipes.run.summary import data_lines
@@ -142,8 +145,22 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: boo
         _tried(refused, adapter_for, model, config.adapter, config.model)
         if len(refused) == before:
             taken = "[green]can be trained exactly[/], as far as its layers tell: training tries it before it starts"
-            return [*lines, taken, *([branching] if branching else [])]
+            return [*lines, taken, *([branching] if branching else []), _memory_line(config, model)]
     return [*lines, "[red]refused[/]: see the warnings"]
+
+
+def _memory_line(config: TrainConfig, model: PreTrainedModel) -> str:
+    """What one process needs in memory, with each term that is a hundredth of it."""
+    try:
+        found = memory(model, config)
+    except ValueError as error:
+        return f"memory by formula: {error}"
+    terms = {name: size for name, size in asdict(found).items() if size >= found.total / 100}
+    told = ", ".join(f"{name} {in_gigabytes(size)}" for name, size in terms.items())
+    return (
+        f"memory by formula, of one process with packs of {config.duplication.pack_length:,} tokens: "
+        f"{in_gigabytes(found.total)} ({told})"
+    )
 
 
 def _layers(model: PreTrainedModel) -> str:

@@ -111,14 +111,14 @@ def check_stream(args: TrainingArguments) -> None:
 
 def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model that is given by name or folder."""
-    return AutoTokenizer.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def pretrained_model(name: str, args: TrainingArguments) -> nn.Module:
-    """In float32 unless `model_init_kwargs` say otherwise: small updates of half-precision weights are lost."""
-    return AutoModelForCausalLM.from_pretrained(
-        name, **{"dtype": torch.float32} | (getattr(args, "model_init_kwargs", None) or {})
-    )
+    """In float32 and without code of its own unless `model_init_kwargs` say otherwise: small updates of half-precision
+    weights are lost."""
+    settings = {"dtype": torch.float32, "trust_remote_code": False}
+    return AutoModelForCausalLM.from_pretrained(name, **settings | (getattr(args, "model_init_kwargs", None) or {}))
 
 
 def datasets_of(dataset: Any, name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    Mxfp4Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -119,7 +121,8 @@ def load_trained(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedM
         key = f"{folder / ADAPTER_CONFIG}: base_model_name_or_path"
         ask_hub(name, "model", key, "write the folder of that model there")
         with named_errors(name, key):
-            return AutoModelForCausalLM.from_pretrained(place(name), dtype=dtype, trust_remote_code=False)
+            shape = AutoConfig.from_pretrained(place(name), trust_remote_code=False)
+            return _from_files(name, shape, dtype)[0]
 
     model = with_adapter(folder, load_base)
     if (folder / "generation_config.json").is_file():
@@ -140,6 +143,8 @@ def weightless_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
     with named_errors(name):
         shape = AutoConfig.from_pretrained(place(name), trust_remote_code=False)
         refuse_other_models(shape)
+        if config.from_scratch and hasattr(shape, "quantization_config"):
+            del shape.quantization_config  # of the files, which are not read
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
         if not config.from_scratch:
@@ -161,10 +166,15 @@ def adapter_for(model: PreTrainedModel, adapter: AdapterConfig, config: ModelCon
 
     Raises ValueError, naming the key, for an adapter that does not fit it, and for quantized weights without one.
     """
+    shape = model.config
+    if adapter.kind is AdapterKind.qlora and _is_mxfp4(shape):
+        raise ValueError(
+            f"adapter=qlora: {config.name_or_path} has weights in 4 bits of another kind ({_quantization(shape)}), "
+            "which are read as plain ones to be adapted; choose adapter=lora"
+        )
     if adapter.kind is not AdapterKind.none:
         return lora_config(model, adapter)
-    shape = model.config
-    if getattr(shape, "quantization_config", None) is not None and not config.from_scratch:
+    if getattr(shape, "quantization_config", None) is not None:
         raise ValueError(
             f"model.name_or_path={config.name_or_path}: its weights are quantized ({_quantization(shape)}) and "
             "cannot be trained; train an adapter with adapter=lora, or give a folder of plain weights"
@@ -188,16 +198,40 @@ def _without_random_attention(shape: PreTrainedConfig, name: str) -> None:
 
 def _quantization(shape: PreTrainedConfig) -> str:
     found = shape.quantization_config
-    return str(found.get("quant_method") if isinstance(found, dict) else found.quant_method)
+    method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _is_mxfp4(shape: PreTrainedConfig) -> bool:
+    """Whether experts are stored in MXFP4 (gpt-oss)."""
+    return getattr(shape, "quantization_config", None) is not None and _quantization(shape) == "mxfp4"
+
+
+def _from_files(
+    name: str, shape: PreTrainedConfig, dtype: torch.dtype | str, quantization: Any = None
+) -> tuple[PreTrainedModel, dict]:
+    """The pretrained weights in a model of this shape, and what transformers says of loading them. Experts in MXFP4 are
+    read as plain weights, whatever kernels are installed: no gradients flow through those."""
+    plain = _is_mxfp4(shape)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        place(name),
+        config=shape,
+        dtype=dtype,
+        quantization_config=Mxfp4Config(dequantize=True) if plain else quantization,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if plain:
+        # Else transformers (5.23) would save the plain weights under the names of those in 4 bits.
+        del model._weight_conversions
+    return model, found
 
 
 def _with_weights(name: str, shape: PreTrainedConfig, dtype: torch.dtype, quantize: bool) -> PreTrainedModel:
     """The pretrained weights in a model of this shape, each of them from a file."""
-    settings = dict(config=shape, dtype=dtype, trust_remote_code=False, output_loading_info=True)
-    if quantize and getattr(shape, "quantization_config", None) is None:
-        settings["quantization_config"] = four_bits(dtype)
+    quantization = four_bits(dtype) if quantize and getattr(shape, "quantization_config", None) is None else None
     with named_errors(name):
-        model, found = AutoModelForCausalLM.from_pretrained(place(name), **settings)
+        model, found = _from_files(name, shape, dtype, quantization)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"model.name_or_path={name}: its files lack {len(missing):,} of the weights that its config.json asks for "

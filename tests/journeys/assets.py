@@ -7,7 +7,9 @@ generation_config, as a folder from the hub has.
 import json
 from pathlib import Path
 
+import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, set_seed
 
@@ -46,6 +48,15 @@ KINDS = {
         linear_value_head_dim=16,
         linear_conv_kernel_dim=4,
     ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **SIZES | {"intermediate_size": 64},
+        **ROTARY,
+        num_hidden_layers=2,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=32,
+    ),
     "base": lambda: transformers.LlamaConfig(**SIZES, **ROTARY, num_hidden_layers=2),
 }
 
@@ -65,7 +76,27 @@ def save_models(folder: Path) -> None:
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
         )
         model.save_pretrained(folder / kind)
+        if kind == "gpt_oss":
+            _experts_in_four_bits(folder / kind)
         tokenizer.save_pretrained(folder / kind)
+
+
+def _experts_in_four_bits(folder: Path) -> None:
+    """Store experts as gpt-oss has them on the hub (MXFP4): two numbers a byte, and a power of two for each 32."""
+    values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        groups = weights.pop(name).transpose(1, 2).unflatten(-1, (-1, 32))
+        power = groups.abs().amax(-1).log2().floor() - 2
+        codes = ((groups / 2 ** power[..., None]).abs()[..., None] - values).abs().argmin(-1) + 8 * (groups < 0)
+        weights[f"{name}_blocks"] = (codes[..., 0::2] + 16 * codes[..., 1::2]).to(torch.uint8)
+        weights[f"{name}_scales"] = (power + 127).to(torch.uint8)
+    save_file(
+        {name: weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def conversations(count: int, turns: int = 3) -> list[dict]:

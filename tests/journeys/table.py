@@ -49,6 +49,8 @@ TABLE = {
     # first steps
     "make help": How(shows=("make train", "make test", "make inspect")),
     "make install": How(),
+    "make lock": How(runs_in="test_lock.py", why="on a copy: it writes a file of the project"),
+    "make licences": How(shows=("| torch | Apache-2.0",)),
     "make train": How(args=TINY, leaves=(*RUN, "runs/*/block_mask.png", "runs/*/chats.jsonl")),
     "make test": How(runs_in=".ci/run", why="the tests themselves"),
     'make train ARGS="seed=1 wandb=off"': How(args=TINY, leaves=RUN),
@@ -90,6 +92,13 @@ TABLE = {
     'make train ARGS="experiment=qwen3_0_6b_mathchatsync"': How(
         args=f"{LOCAL_MODEL} data.path=my.jsonl {FINETUNE} evaluation.max_new_tokens=8", leaves=RUN
     ),
+    'NPROC=4 make train ARGS="experiment=qwen3_4b_mathchatsync"': How(
+        replace={"NPROC=4": "NPROC=2"}, args=f"{LOCAL_MODEL} data.path=my.jsonl {FINETUNE}", leaves=RUN, why=CORES
+    ),
+    'make train ARGS="experiment=qwen3_30b_a3b_lora_mathchatsync"': How(
+        runs_in="test_experiments.py", why="merged too"
+    ),
+    'make train ARGS="experiment=gpt_oss_20b_lora_mathchatsync"': How(runs_in="test_experiments.py", why="merged too"),
     'make train ARGS="experiment=smollm2_gsm8k"': How(
         args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FINETUNE}", leaves=RUN
     ),

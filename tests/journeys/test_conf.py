@@ -31,6 +31,8 @@ BESIDE = {
     "adapter/*": [*DENSE, "data=jsonl", "data.path=my.jsonl"],
     "experiment/short": [*TINY, "data.train_conversations=8"],
     "experiment/smollm2_gsm8k": ["model.name_or_path=models/dense", "data.path=gsm8k.jsonl"],
+    "experiment/qwen3_30b_a3b_lora_mathchatsync": ["model.name_or_path=models/experts", "data.path=my.jsonl"],
+    "experiment/gpt_oss_20b_lora_mathchatsync": ["model.name_or_path=models/gpt_oss", "data.path=my.jsonl"],
     "experiment/*": ["model.name_or_path=models/dense", "data.path=my.jsonl"],
     "*": [*TINY, "data.train_conversations=8"],
 }
@@ -71,7 +73,8 @@ def test_every_file_is_started_somewhere():
 @pytest.mark.parametrize("chosen", starts(), ids="+".join)
 def test_a_run_with_it_ends_with_its_result(workshop, chosen):
     words = [*(one.replace("/", "=") for one in chosen), *beside(chosen[0]), *SMALL]
-    by = "torchrun --standalone --nproc-per-node=1 -m" if "parallel/fsdp" in chosen else "python -m"
+    sharded = any("fsdp" in (CONF / f"{one}.yaml").read_text(encoding="utf-8") for one in chosen)
+    by = "torchrun --standalone --nproc-per-node=1 -m" if sharded else "python -m"
     done = workshop.run(f"{by} {shlex.join(['recipes.train', *words])}")
     folder = workshop.folder / done.last_line
     result = json.loads((folder / "result.json").read_text())

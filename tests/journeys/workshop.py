@@ -15,7 +15,7 @@ import forked
 ROOT = Path(__file__).parents[2]
 COPIED = ("docs",)  # commands write there
 LINKED = (
-    "Makefile", "README.md", "LICENSE", "pyproject.toml", "constraints.txt",
+    "Makefile", "README.md", "LICENSE", "pyproject.toml", "constraints.txt", "requirements.lock",
     "conf", "flexmask", "recipes", "notebooks", "tests",
 )  # fmt: skip
 

@@ -80,6 +80,7 @@ def test_a_conversation_by_name(run, file, columns):
     assert ["6", "trained", "answer", "0", "3", "26-28", "all"] in [line[:7] for line in lines]
     assert ["thinking", "5", "■", "·", "·", "·", "·", "■"] in lines
     assert "can be trained exactly" in done.stdout and "no warnings" in done.stdout
+    assert "memory by formula, of one process with packs of 2,048 tokens: " in done.stdout
     assert "2 conversations, 3 trained turns, 0 held out" in done.stdout
     assert "computed in layout one_pass" in done.stdout and "rows        2, the longest of" in done.stdout
 
@@ -125,6 +126,7 @@ def test_warnings_of_template_model_and_settings(run, file, tmp_path):
     assert "(1 of 2 conversations)" in output
     assert "all x 0.5" in output
     assert "can be trained exactly" in output and "state branches with the tree in 2 layers (Lfm2ShortConv)" in output
+    assert "memory by formula: no formula for layers of lfm2" in output
     save(UNBRANCHED["MiniMax"])
     done = run(
         *of(file, "1", "model=hub", f"model.name_or_path={folder}", f"model.chat_template={tmp_path}/template.jinja")

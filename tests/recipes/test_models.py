@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from pretrained import NONE, config_of, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 
 from flexmask import UnsupportedModelError
 from recipes.configuration.schema import AdapterConfig, AdapterKind, Dtype, MixedPrecision
@@ -218,6 +219,43 @@ def test_quantized_weights_are_not_trained_in_full(copied):
         load_model(config_of(copied), 300)
     model = load_model(config_of(copied, adapter=LORA), 300)
     assert all("lora" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+# gpt-oss has its experts in 4 bits on the hub. Breaks if what kernels are installed decides whether they can be
+# trained, or if they are saved under the names of those in 4 bits (transformers 5.23), where nobody finds them.
+def test_experts_in_mxfp4_are_read_and_saved_as_plain_weights(models, tmp_path, monkeypatch):
+    asked = []
+    validate = Mxfp4HfQuantizer.validate_environment
+    monkeypatch.setattr(
+        Mxfp4HfQuantizer,
+        "validate_environment",
+        lambda self, **more: (asked.append(self.quantization_config.dequantize), validate(self, **more)),
+    )
+    assert "quantization_config" in json.loads((models / "gpt_oss/config.json").read_text())
+    model = load(models / "gpt_oss", adapter=LORA).merge_and_unload()
+    assert asked == [True]
+    experts = model.model.layers[0].mlp.experts.down_proj
+    assert experts.dtype == torch.float32 and 0.05 < experts.std() < 0.2  # as they were made, to 4 bits
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_experts_in_mxfp4_are_not_quantized_again(models):
+    with pytest.raises(
+        ValueError, match=r"adapter=qlora: .*gpt_oss has weights in 4 bits .*mxfp4.* choose adapter=lora"
+    ):
+        load(models / "gpt_oss", adapter=QLORA)
+    with pytest.raises(ValueError, match="weights are quantized .*mxfp4.* adapter=lora"):
+        load(models / "gpt_oss")
+
+
+# Random weights are plain, and so is what is saved of them.
+def test_from_scratch_nothing_is_quantized(models, tmp_path):
+    load(models / "gpt_oss", from_scratch=True).save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_dropout_on_attention_is_set_to_0_and_said(copied):

@@ -1,0 +1,54 @@
+"""The experiments that adapt a mixture of experts: each by its own command, on a small model of its architecture."""
+
+import pytest
+import torch
+from journeys.test_conf import SMALL
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+EXPERTS = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}
+# The command, and the folder in place of the hub's. That of gpt-oss has its experts in 4 bits, as on the hub.
+COMMANDS = {
+    'make train ARGS="experiment=qwen3_30b_a3b_lora_mathchatsync"': "models/experts",
+    'make train ARGS="experiment=gpt_oss_20b_lora_mathchatsync"': "models/gpt_oss",
+}
+
+
+@pytest.fixture(scope="module", params=COMMANDS, ids=["qwen3", "gpt-oss"])
+def adapted(workshop, request):
+    words = [f"model.name_or_path={COMMANDS[request.param]}", "data.path=my.jsonl", *SMALL, "wandb=off"]
+    done = workshop.run(f'{request.param[:-1]} {" ".join(words)}"')
+    return workshop.folder / done.last_line, done
+
+
+# Breaks if experts get no adapter (peft's `target_modules` do not reach them), or one that nothing flows into.
+def test_attention_and_experts_are_trained(adapted):
+    weights = load_file(adapted[0] / "model/adapter_model.safetensors")
+    model = AutoPeftModelForCausalLM.from_pretrained(adapted[0] / "model")
+    parts = {
+        f"{path.replace('.base_layer', '')}.{getattr(module, 'parameter_name', 'weight')}".split("layers.")[1]
+        for path, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    attention = {f"self_attn.{one}_proj.weight" for one in "qkvo"}
+    assert parts == {f"{layer}.{part}" for layer in (0, 1) for part in attention | EXPERTS}
+    second = [weight for name, weight in weights.items() if "lora_B" in name]  # zeros before training
+    assert len(second) == len(parts) and all(weight.any() for weight in second)
+    assert "trained (" in adapted[1].out and "bfloat16" in adapted[1].out
+
+
+# Breaks if merging or loading again reads experts otherwise than training did.
+@torch.no_grad()
+def test_the_merged_model_gives_the_logits_of_the_adapter(workshop, adapted, monkeypatch):
+    monkeypatch.chdir(workshop.folder)
+    workshop.run(f'make merge ARGS="{adapted[0]}"')
+    ids = torch.arange(3, 40)[None]
+    merged = AutoModelForCausalLM.from_pretrained(adapted[0] / "merged")
+    assert getattr(merged.config, "quantization_config", None) is None
+    with_adapter = AutoPeftModelForCausalLM.from_pretrained(adapted[0] / "model")
+    expected = with_adapter(ids).logits
+    moved = (merged(ids).logits - expected).abs().mean() / expected.abs().mean()
+    assert moved < 0.02  # sums of weights are rounded to bfloat16, which has 8 bits
+    with with_adapter.disable_adapter():
+        assert (with_adapter(ids).logits - expected).abs().mean() / expected.abs().mean() > 2 * moved

@@ -128,6 +128,8 @@ def _choose(data: LoadedData, wanted: str) -> Conversation:
         for index, name in enumerate(some.names()):
             if name == wanted:
                 return some[index]
+    if wanted in data.dropped:
+        raise ValueError(f"conversation {wanted!r}: invalid, left out: {data.dropped[wanted]}")
     raise ValueError(
         f"conversation {wanted!r}: there is none of this name or index; names are like {data.train[0].name!r}, "
         f"indices go from 0 to {len(data.train) - 1:,}"

@@ -207,6 +207,8 @@ def test_invalid_conversations_are_left_out_counted_and_shown(run, file):
     assert "! invalid, left out: my.jsonl:3: messages[0].content" in done.stdout
     assert "as plain text with data.control_tokens=escape" in done.stdout
     assert "! invalid, left out: my.jsonl:4: found keys []" in done.stdout
+    done = run(*of(file, "data.on_invalid=drop", "my.jsonl:4"))  # which is not even read
+    assert done.returncode == 1 and "'my.jsonl:4': invalid, left out: my.jsonl:4: found keys []" in done.stderr
 
 
 # --- what a run would say ----------------------------------------------------------------------------------

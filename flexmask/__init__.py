@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flexmask.attention.masks import build_block_mask, dense_mask, visible_until_mask_mod, visible_until_score_mod
     from flexmask.conversations.conversation import Conversation
+    from flexmask.conversations.model_calls import Call, Calls, read_record
     from flexmask.conversations.reading import read_conversation
     from flexmask.errors import NonFiniteLossError, UnsupportedModelError
     from flexmask.model.end_of_turn import align_end_of_turn
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from flexmask.tree.packing import Pack, pack
 
 __all__ = [
+    "Call",
+    "Calls",
     "Conversation",
     "LaidOut",
     "NonFiniteLossError",
@@ -48,6 +51,7 @@ __all__ = [
     "prepare_conversation",
     "prepare_model",
     "read_conversation",
+    "read_record",
     "render_passes",
     "token_losses",
     "visible_until_mask_mod",
@@ -58,6 +62,7 @@ __all__ = [
 _HOMES = {
     "training.arguments": ["OnePassConfig"],
     "conversations.conversation": ["Conversation"],
+    "conversations.model_calls": ["Call", "Calls", "read_record"],
     "conversations.reading": ["read_conversation"],
     "model.end_of_turn": ["align_end_of_turn"],
     "model.loss": ["TokenLosses", "token_losses"],

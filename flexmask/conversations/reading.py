@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from flexmask.conversations import beside
 from flexmask.conversations.calls import calls_in_text, read_calls, refuse_unread_calls
@@ -94,7 +94,19 @@ def read_conversation(
         ) from None
 
 
-def unread_and_notes(conversations: Iterable[Conversation]) -> list[str]:
+class Noted(Protocol):
+    """What was read of a record, with what reading has to say of it."""
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Keys that nothing read."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What reading did."""
+
+
+def unread_and_notes(conversations: Iterable[Noted]) -> list[str]:
     """What reading `conversations` has left out or done, a sentence a kind, with the number of conversations."""
     unread: Counter[str] = Counter()
     notes: Counter[str] = Counter()

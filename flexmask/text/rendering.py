@@ -48,7 +48,7 @@ class Pass:
 
     `input_ids` (int64), `roles` (int8, values of `Role`) and `loss_weights` (float32) have shape [T] and are
     aligned: `loss_weights[i]` weighs the prediction *of* token i (unshifted, as in Hugging Face labels). The first
-    `prompt_length` tokens are the prompt as inference feeds it and weigh 0.
+    `prompt_length` tokens are the prompt as inference feeds it and weigh 0. `ends`: whether the last one ends the turn.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Pass:
     input_ids: np.ndarray
     roles: np.ndarray
     loss_weights: np.ndarray
+    ends: bool = True
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 
 from flexmask.attention.context import divide
 from flexmask.conversations.conversation import Conversation
-from flexmask.conversations.reading import AUTO, read_conversation, unread_and_notes
+from flexmask.conversations.model_calls import Calls, read_record
+from flexmask.conversations.reading import AUTO, unread_and_notes
 from flexmask.conversations.values import without_nulls
+from flexmask.text.calls import render_calls
 from flexmask.text.rendering import render_conversation
 from flexmask.tree.layouts import LaidOut, Row, lay_out
 from flexmask.tree.packing import Pack, lay_end_to_end, pack_groups, weightless_pack
@@ -31,7 +33,7 @@ _LOOKED_AT = 32
 
 
 def prepare_conversation(
-    conversation: Conversation,
+    conversation: Conversation | Calls,
     tokenizer: PreTrainedTokenizerBase,
     *,
     layout: str = "one_pass",
@@ -39,7 +41,14 @@ def prepare_conversation(
     too_long: str = "error",
     **rendering: Any,
 ) -> LaidOut:
-    """Conversation -> passes -> rows. `rendering` goes to `render_conversation`, the rest to `lay_out`."""
+    """Conversation, or the calls of a record -> passes -> rows. `rendering` goes to `render_conversation`, the rest to
+    `lay_out`. Raises ValueError as they do, and for calls in layout "keep_thinking"."""
+    if isinstance(conversation, Calls):
+        if layout == "keep_thinking":
+            raise ValueError(f'{conversation.name}: layout="keep_thinking" is for conversations, and this has calls')
+        of_calls = render_calls(conversation, tokenizer, **rendering)
+        laid_out = lay_out(of_calls.passes, layout, pack_length, too_long)
+        return replace(laid_out, retokenized_texts=of_calls.retokenized_texts)
     # This layout keeps what earlier turns generated in front of later ones, whether it is trained or not.
     rendered = render_conversation(conversation, tokenizer, untrained=layout == "keep_thinking", **rendering)
     laid_out = lay_out(rendered.passes, layout, pack_length, too_long)
@@ -160,14 +169,14 @@ class Preparation:
 
     def check(self, item: Any, name: str) -> None:
         """Raise ValueError, beginning with `name`, for an item that cannot be prepared whatever it says."""
-        if not isinstance(item, (Conversation, Mapping)):
+        if not isinstance(item, (Conversation, Calls, Mapping)):
             raise ValueError(
                 f"{name} is a {type(item).__name__}; give a record with 'messages', a Conversation, or the rows of one "
                 "(prepare_conversation(...).rows)"
             )
         if self.tokenizer is None:
             raise ValueError(
-                f"{name} is a {'Conversation' if isinstance(item, Conversation) else 'record'}, and there is no "
+                f"{name} is a {'record' if isinstance(item, Mapping) else type(item).__name__}, and there is no "
                 "tokenizer to prepare it with; give processing_class=tokenizer"
             )
         if not self.tokenizer.chat_template:
@@ -176,14 +185,14 @@ class Preparation:
                 "of a chat model"
             )
 
-    def read(self, item: Any, name: str, of_table: bool) -> Conversation:
-        """The conversation of a record, or the one that `item` is. of_table: its nulls are those of a table."""
-        if isinstance(item, Conversation):
+    def read(self, item: Any, name: str, of_table: bool) -> Conversation | Calls:
+        """What a record holds, or `item` is. of_table: its nulls are those of a table."""
+        if isinstance(item, (Conversation, Calls)):
             return item
         record = without_nulls(item) if of_table else item
-        return read_conversation(record, name, thinking_tags=self.thinking_tags)
+        return read_record(record, name, thinking_tags=self.thinking_tags)
 
-    def rows_of(self, conversation: Conversation) -> LaidOut:
+    def rows_of(self, conversation: Conversation | Calls) -> LaidOut:
         """The rows of a conversation. Raises ValueError naming it."""
         assert self.tokenizer is not None  # see `check`
         return prepare_conversation(conversation, self.tokenizer, **self.settings)
@@ -221,7 +230,7 @@ def prepare_dataset(data: Any, name: str, preparation: Preparation, quiet: bool 
         return data, ()
     of_table = _is_table(data)
     rows: list[tuple[Row, ...]] = []
-    read: list[Conversation] = []
+    read: list[Conversation | Calls] = []
     ends: set[int] = set()
     dropped = 0
     invalid: list[str] = []
@@ -317,7 +326,7 @@ class _Stream(IterableDataset):
             self._say_once(conversation)
             yield laid_out
 
-    def _say_once(self, conversation: Conversation) -> None:
+    def _say_once(self, conversation: Conversation | Calls) -> None:
         keys = [f"the key {key!r} of records is not read" for key in conversation.unread]
         for said in [one for one in (*conversation.notes, *keys) if one not in self._said]:
             self._said.add(said)

@@ -127,16 +127,26 @@ def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None,
             f'{pack_length:,}; raise it, or leave such turns out and count them with too_long="drop"'
         )
     rows = per_turn(fitting) if layout == "per_turn" else one_pass(fitting, pack_length)
-    ends = sorted({int(p.input_ids[-1]) for p in fitting})
+    ends = sorted({int(p.input_ids[-1]) for p in fitting if p.ends})
     return LaidOut(tuple(rows), tuple(p.turn for p in dropped), ends=tuple(ends))
 
 
 def one_pass(passes: Sequence[Pass], pack_length: int | None = None) -> list[Row]:
     """Merge passes into trees, a row each: one row if all fit in `pack_length` tokens, else as few as greedy
-    groups of consecutive passes give. Each group repeats the context it shares with the others, without loss.
+    groups of neighbours give. Each group repeats the context it shares with the others, without loss. Neighbours are
+    passes that follow each other or, where that makes fewer tokens, those that begin alike, as calls of several agents
+    in turn do.
 
     Every pass must itself fit (`lay_out` sees to that).
     """
+    rows = _grouped(passes, pack_length)
+    if len(rows) == 1:
+        return rows
+    alike = _grouped(sorted(passes, key=lambda p: p.input_ids.tolist()), pack_length)
+    return min(rows, alike, key=lambda some: sum(map(len, some)))
+
+
+def _grouped(passes: Sequence[Pass], pack_length: int | None) -> list[Row]:
     rows, tree = [], _PrefixTree()
     for p in passes:
         if tree.passes and pack_length is not None and tree.size_with(p) > pack_length:

@@ -139,21 +139,28 @@ def one_pass(passes: Sequence[Pass], pack_length: int | None = None) -> list[Row
 
     Every pass must itself fit (`lay_out` sees to that).
     """
-    rows = _grouped(passes, pack_length)
-    if len(rows) == 1:
-        return rows
-    alike = _grouped(sorted(passes, key=lambda p: p.input_ids.tolist()), pack_length)
-    return min(rows, alike, key=lambda some: sum(map(len, some)))
+    in_time = _grouped(passes, pack_length)
+    if len(in_time) > 1:
+        alike = _grouped(sorted(passes, key=lambda p: p.input_ids.tolist()), pack_length)
+        if sum(tree.size for tree in alike) < sum(tree.size for tree in in_time):
+            return [_tree_of(sorted(tree.passes, key=lambda p: p.turn)).to_row() for tree in alike]
+    return [tree.to_row() for tree in in_time]
 
 
-def _grouped(passes: Sequence[Pass], pack_length: int | None) -> list[Row]:
-    rows, tree = [], _PrefixTree()
+def _grouped(passes: Sequence[Pass], pack_length: int | None) -> list["_PrefixTree"]:
+    trees: list[_PrefixTree] = []
     for p in passes:
-        if tree.passes and pack_length is not None and tree.size_with(p) > pack_length:
-            rows.append(tree.to_row())
-            tree = _PrefixTree()
+        if not trees or (pack_length is not None and trees[-1].size_with(p) > pack_length):
+            trees.append(_PrefixTree())
+        trees[-1].insert(p)
+    return trees
+
+
+def _tree_of(passes: Sequence[Pass]) -> "_PrefixTree":
+    tree = _PrefixTree()
+    for p in passes:
         tree.insert(p)
-    return rows + ([tree.to_row()] if tree.passes else [])
+    return tree
 
 
 def per_turn(passes: Sequence[Pass]) -> list[Row]:

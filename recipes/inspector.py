@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask import Conversation, LaidOut, OnePassCollator, Row, align_end_of_turn, prepare_conversation
+from flexmask import Calls, Conversation, LaidOut, OnePassCollator, Row, align_end_of_turn, prepare_conversation
 from flexmask.model.support import check_model
 from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
 from recipes.configuration.compose import compose
@@ -121,7 +121,7 @@ def _tried(refused: list[str], function: Callable[..., T], *arguments: Any) -> T
         return None
 
 
-def _choose(data: LoadedData, wanted: str) -> Conversation:
+def _choose(data: LoadedData, wanted: str) -> Conversation | Calls:
     if wanted.isdecimal() and int(wanted) < len(data.train):
         return data.train[int(wanted)]
     for some in (data.train, data.heldout):

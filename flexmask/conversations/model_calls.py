@@ -17,16 +17,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flexmask.conversations.beside import describes
 from flexmask.conversations.conversation import Conversation, check_weight
 from flexmask.conversations.reading import AUTO, read_conversation
-from flexmask.conversations.values import brief, shown
+from flexmask.conversations.values import brief, is_empty, shown
 
 CALLS = "calls"
 FORMAT = "calls of a model"
 # Of a record beside its calls, and of every call without its own.
 _SHARED = ("tools", "tool_defs", "functions", "chat_template_kwargs", "enable_thinking", "reasoning_effort")
 # Stands where the answer is given in token ids: prompts do not depend on it.
-_ANSWER = {"role": "assistant", "content": "-"}
+_QUESTION, _ANSWER = {"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}
 
 Ids = tuple[int, ...]
 
@@ -35,9 +36,9 @@ Ids = tuple[int, ...]
 class Call:
     """One call: what the model was given and what it answered.
 
-    conversation: the messages of the prompt with the answer behind them, of which nothing else is trained; None where
-    the prompt is `prompt_ids`. completion_ids: the answer as the model gave it, in place of that message. weight: by
-    which its loss is multiplied. name: what errors and pictures call it.
+    conversation: the messages of the prompt with the answer behind them, the only one that has a weight; None where the
+    prompt is `prompt_ids`. completion_ids: the answer as the model gave it, in place of that message. weight: by which
+    its loss is multiplied. name: what errors and pictures call it.
     """
 
     name: str
@@ -75,36 +76,35 @@ def read_record(
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
         raise ValueError(f"{name}: {CALLS!r} is {shown(given)}, not a list of calls with 'prompt' and 'completion'")
     shared = {key: record[key] for key in _SHARED if record.get(key) is not None}
-    others = [key for key in record if key not in (CALLS, *_SHARED)]
     if held := [key for key in ("messages", "conversations", "prompt") if record.get(key)]:
         raise ValueError(f"{name}: both {CALLS!r} and {held[0]!r}; keep one")
     calls = [_call(one, f"{name}: call {i}", shared, thinking_tags) for i, one in enumerate(given)]
-    conversations = [call.conversation for call in calls if call.conversation is not None]
-    described = read_conversation({"messages": _EXAMPLE, **{key: record[key] for key in others}}, name)
+    read = [one for _, one in calls if one is not None]
+    unread = [key for key in record if key not in (CALLS, *_SHARED) and not (describes(key) or is_empty(record[key]))]
     return Calls(
         name,
-        tuple(calls),
-        unread=tuple(dict.fromkeys([*described.unread, *(key for one in conversations for key in one.unread)])),
-        notes=tuple(dict.fromkeys(note for one in conversations for note in one.notes)),
+        tuple(call for call, _ in calls),
+        unread=tuple(dict.fromkeys([*unread, *(key for one in read for key in one.unread)])),
+        notes=tuple(dict.fromkeys(note for one in read for note in one.notes)),
     )
 
 
-# With it, what describes a record is told from what nothing reads by the one rule for conversations.
-_EXAMPLE = [{"role": "user", "content": "-"}, _ANSWER]
-
-
-def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any) -> Call:
+def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any) -> tuple[Call, Conversation | None]:
+    """A call, and what was read of its messages."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {shown(given)}, not an object with 'prompt' and 'completion'")
     left = {key: value for key, value in given.items() if value is not None}
     prompt = _one_of(left, ("prompt", "messages"), where)
     completion = _one_of(left, ("completion", "choices"), where)
-    name, weight = left.pop("name", where), _weight(left, where)
+    name, weight = str(left.pop("name", where)), _weight(left, where)
     if isinstance(completion, Sequence) and len(completion) == 1 and isinstance(completion[0], Mapping):
-        completion = completion[0].get("message", completion[0])  # a choice, or a list of one message
+        choice = completion[0]  # or a list of one message
+        ended = {key: choice[key] for key in ("finish_reason",) if key in choice}
+        completion = {**choice["message"], **ended} if isinstance(choice.get("message"), Mapping) else choice
     prompt_ids, completion_ids = _ids(prompt, f"{where}: 'prompt'"), _ids(completion, f"{where}: 'completion'")
-    if completion_ids is not None and not completion_ids:
-        raise ValueError(f"{where}: 'completion' is empty; there is nothing to train")
+    for key, ids in (("prompt", prompt_ids), ("completion", completion_ids)):
+        if ids is not None and not ids:
+            raise ValueError(f"{where}: {key!r} is empty; remove the call")
     if prompt_ids is not None:
         if completion_ids is None:
             raise ValueError(
@@ -113,7 +113,7 @@ def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any)
             )
         if left:
             raise ValueError(f"{where}: {brief(next(iter(left)))} beside token ids, which say all there is; remove it")
-        return Call(name, None, prompt_ids, completion_ids, weight)
+        return Call(name, None, prompt_ids, completion_ids, weight), None
     if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes)):
         raise ValueError(f"{where}: 'prompt' is {shown(prompt)}; give a list of messages, or token ids")
     if completion_ids is None and not isinstance(completion, Mapping):
@@ -121,8 +121,19 @@ def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any)
     answer = dict(completion) if completion_ids is None else _ANSWER
     if answer.setdefault("role", "assistant") != "assistant":
         raise ValueError(f"{where}: 'completion' has the role {brief(answer['role'])}; give an assistant message")
-    record = {**shared, **left, "messages": [*prompt, answer]}
-    return Call(name, read_conversation(record, where, thinking_tags=thinking_tags), None, completion_ids, weight)
+    # With a question between, nothing of the prompt joins the answer.
+    record = {**shared, **left, "messages": [*prompt, _QUESTION, answer]}
+    read = read_conversation(record, where, thinking_tags=thinking_tags)
+    *before, _, last = read.messages
+    if before and before[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{where}: 'prompt' ends with an assistant message, which 'completion' would go on with; give the whole "
+            "answer as 'completion'"
+        )
+    context = tuple(one | {"weight": 0} if one["role"] == "assistant" else one for one in before)
+    messages = (*context, {key: value for key, value in last.items() if key != "weight"})
+    conversation = Conversation(where, messages, read.tools, read.template_kwargs, read.thinks)
+    return Call(name, conversation, None, completion_ids, weight * last.get("weight", 1)), read
 
 
 def _one_of(left: dict[str, Any], keys: tuple[str, str], where: str) -> Any:

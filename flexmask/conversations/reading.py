@@ -46,7 +46,16 @@ from flexmask.conversations.nulls import (
 from flexmask.conversations.parameters import typed
 from flexmask.conversations.thinking import AUTO as AUTO
 from flexmask.conversations.thinking import KNOWN, Tags, split_thinking, tags_of
-from flexmask.conversations.values import MOST_NESTED, brief, difference, is_empty, parse_json, shown, without_nulls
+from flexmask.conversations.values import (
+    AS_CALLS,
+    MOST_NESTED,
+    brief,
+    difference,
+    is_empty,
+    parse_json,
+    shown,
+    without_nulls,
+)
 
 LISTS = ("messages", "conversations", "conversation")
 TOKEN_KEYS = ("input_ids", "prompt_ids", "completion_ids", "token_ids", "prompt_token_ids")
@@ -200,7 +209,9 @@ class _Reading:
                 raise ValueError(f"{self.name}: {present[0]!r} is {shown(messages)}, not a list of messages")
             return messages
         if ids := [key for key in TOKEN_KEYS if key in self.left]:
-            raise ValueError(f"{self.name}: {ids[0]!r} are token ids, which are not read; give text or messages")
+            raise ValueError(
+                f"{self.name}: {ids[0]!r} are token ids, which are not read; give text or messages, or {AS_CALLS}"
+            )
         found = next((one for one in RECORD_FORMATS if one.fits(self.left)), None)
         if found is None and self.has_list:  # which is empty
             return ()

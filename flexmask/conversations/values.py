@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 # Brackets inside brackets. Deeper ones end in RecursionError somewhere on the way to text.
+# How token ids are given, for errors (`flexmask.conversations.model_calls`).
+AS_CALLS = '{"calls": [{"prompt": [<ids>], "completion": [<ids>]}]}'
 MOST_NESTED = 100
 _MOST_BITS = 10_000  # Python (3.11) writes no more than 4,300 digits
 

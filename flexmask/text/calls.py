@@ -32,7 +32,7 @@ def render_calls(
             continue
         one = None
         if call.conversation is not None:
-            rendered = render_conversation(call.conversation, tokenizer, turns="-1", **settings)
+            rendered = render_conversation(call.conversation, tokenizer, **settings)
             retokenized += rendered.retokenized_texts
             one = rendered.passes[0] if rendered.passes else None
         if call.completion_ids is not None:
@@ -50,11 +50,12 @@ def _of_ids(
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
 ) -> Pass:
-    if not len(prompt):
-        raise ValueError(f"{call.name}: 'prompt' is empty, so nothing predicts the first token; give at least one")
     ids = np.concatenate([prompt, np.array(completion, dtype=np.int64)])
     if ids.max() >= len(tokenizer):
-        raise ValueError(f"{call.name}: token {ids.max():,} is none of the tokenizer, which has {len(tokenizer):,}")
+        raise ValueError(
+            f"{call.name}: token {ids.max():,} is none of the tokenizer, which has {len(tokenizer):,}; give the "
+            "tokenizer of the model that was called"
+        )
     closes = np.flatnonzero(np.isin(completion, list(_closing(tokenizer))))
     thinking = len(prompt) + (closes[0] + 1 if closes.size else 0)
     roles = np.full(len(ids), Role.ANSWER, dtype=np.int8)

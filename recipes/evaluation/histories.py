@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask import Conversation
+from flexmask import Calls, Conversation
 from flexmask.text.control_tokens import guard_control_tokens
 from recipes.configuration.schema import DataConfig, EvaluationConfig, History
 from recipes.distributed import ranks
@@ -21,7 +21,7 @@ from recipes.terminal.progress import progress
 def evaluate_chats(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    heldout: Sequence[Conversation],
+    heldout: Sequence[Conversation | Calls],
     evaluation: EvaluationConfig,
     data: DataConfig,
 ) -> tuple[dict[str, float | int | None], list[ChatResult]]:
@@ -33,7 +33,7 @@ def evaluate_chats(
     conversation causes that `recipes.preparation.rows.prepare_heldout` finds valid.
     """
     matcher = load_matcher(evaluation.matcher)
-    chosen = sample(heldout, evaluation.conversations, data.seed)
+    chosen = [one for some in sample(heldout, evaluation.conversations, data.seed) for one in conversations_of(some)]
     # Prompts show what training showed of control tokens in message text.
     chosen = [guard_control_tokens(one, tokenizer, data.control_tokens) for one in chosen]
     turns = sum(len(turns_to_ask(one)) for one in chosen)
@@ -76,7 +76,15 @@ def _chat_in_all_processes(
     return [result for _, result in sorted(of_all, key=lambda one: one[0])]
 
 
-def sample(conversations: Sequence[Conversation], count: int | None, seed: int) -> list[Conversation]:
+def conversations_of(one: Conversation | Calls) -> list[Conversation]:
+    """What can be chatted: a conversation, or each call of a record behind its own prompt; of token ids nothing can."""
+    if isinstance(one, Conversation):
+        return [one]
+    asked = [call for call in one.calls if call.weight and call.completion_ids is None]
+    return [call.conversation for call in asked if call.conversation is not None]
+
+
+def sample(conversations: Sequence[Conversation | Calls], count: int | None, seed: int) -> list[Conversation | Calls]:
     """At most `count` of the conversations (None: all), in their order; always the same ones for the same seed.
 
     Drawn at random, because a file may be sorted and a mix has one source behind the other.

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import flexmask
-from flexmask import Conversation, prepare_conversation
+from flexmask import Calls, Conversation, prepare_conversation
 from flexmask.model.support import unbranched_layers
 from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, OnInvalid, TooLong
 from recipes.distributed.processes import available_processors, mapping
@@ -45,7 +45,7 @@ class PreparedData:
     """
 
     items: PreparedRows
-    valid: Sequence[Conversation]  # those given, without the invalid ones
+    valid: Sequence[Conversation | Calls]  # those given, without the invalid ones
     turns: int  # that are trained
     tokens_computed: int
     tokens_trained: int
@@ -78,7 +78,7 @@ def settings_of(data: DataConfig, duplication: DuplicationConfig) -> dict[str, A
 
 
 def prepare(
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Conversation | Calls],
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
     duplication: DuplicationConfig,
@@ -129,7 +129,7 @@ def prepare(
     )
 
 
-def _unique(conversations: Sequence[Conversation]) -> tuple[Sequence[Conversation], np.ndarray]:
+def _unique(conversations: Sequence[Conversation | Calls]) -> tuple[Sequence[Conversation | Calls], np.ndarray]:
     """(each conversation once, where each of those given stands among them)."""
     stored = isinstance(conversations, StoredConversations)
     keys = conversations.numbers if stored else np.array(list(map(id, conversations)), dtype=np.int64)
@@ -140,7 +140,7 @@ def _unique(conversations: Sequence[Conversation]) -> tuple[Sequence[Conversatio
     return _taken(conversations, first[in_order]), rank[which]
 
 
-def _taken(conversations: Sequence[Conversation], positions: np.ndarray) -> Sequence[Conversation]:
+def _taken(conversations: Sequence[Conversation | Calls], positions: np.ndarray) -> Sequence[Conversation | Calls]:
     if isinstance(conversations, StoredConversations):
         return conversations.take(positions)
     return [conversations[i] for i in positions]
@@ -151,7 +151,7 @@ def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def prepare_heldout(
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Conversation | Calls],
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
     duplication: DuplicationConfig,
@@ -167,7 +167,7 @@ def prepare_heldout(
     return prepare(conversations, tokenizer, data, replace(duplication, layout=layout))
 
 
-def fingerprint(conversations: Sequence[Conversation], of_settings: bytes) -> str:
+def fingerprint(conversations: Sequence[Conversation | Calls], of_settings: bytes) -> str:
     """A hash of all that the rows of `conversations` depend on. of_settings: `settings_fingerprint`."""
     stored = isinstance(conversations, StoredConversations)
     names = conversations.names() if stored else (one.name for one in conversations)
@@ -217,7 +217,7 @@ class _ShardOfRows:
 
 
 def _shards_of(
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Conversation | Calls],
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
     data: DataConfig,
@@ -246,7 +246,7 @@ def _shards_of(
 
 
 def _shard_of(
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Conversation | Calls],
     tokenizer: PreTrainedTokenizerBase,
     settings: dict[str, Any],
     of_settings: bytes,
@@ -302,7 +302,7 @@ class _Refused:
 
 
 def _batches(
-    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+    conversations: Sequence[Conversation | Calls], tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
 ) -> Iterator[pyarrow.RecordBatch]:
     for start in range(0, len(conversations), _WRITTEN_TOGETHER):
         some = conversations[start : start + _WRITTEN_TOGETHER]
@@ -311,7 +311,7 @@ def _batches(
 
 
 def _prepare_one(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+    conversation: Conversation | Calls, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
 ) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -323,7 +323,9 @@ def _prepare_one(
     return to_record(conversation.name, laid_out, texts)
 
 
-def _is_too_long(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> bool:
+def _is_too_long(
+    conversation: Conversation | Calls, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]
+) -> bool:
     """Whether a conversation was refused for the length of a turn: without that rule it is prepared."""
     if settings["too_long"] != TooLong.error:
         return False

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow
 
 import flexmask
 from flexmask.conversations.conversation import Conversation
-from flexmask.conversations.reading import read_conversation
+from flexmask.conversations.model_calls import Call, Calls, read_record
 from recipes.sources import Entry, Part
 from recipes.sources.gsm8k import to_record
 from recipes.sources.heldout import HASH, hash_of
@@ -50,17 +50,18 @@ class Reading:
     gsm8k: bool = False
     template_kwargs: Mapping[str, Any] | None = None
 
-    def read(self, entry: Entry) -> Conversation:
-        """The conversation of an entry. Raises ValueError where there is none."""
+    def read(self, entry: Entry) -> Conversation | Calls:
+        """What an entry holds. Raises ValueError where that is no conversation, nor calls of a model."""
         name, record = f"{self.prefix}{entry[0]}", entry[1]
         if isinstance(record, ValueError):
             raise record
         record = to_record(record, name) if self.gsm8k else record
-        conversation = read_conversation(record, name, thinking_tags=self.thinking_tags)
-        if self.template_kwargs:
+        found = read_record(record, name, thinking_tags=self.thinking_tags)
+        within = [call.conversation for call in found.calls] if isinstance(found, Calls) else [found]
+        for conversation in filter(None, within) if self.template_kwargs else ():
             both = {**self.template_kwargs, **(conversation.template_kwargs or {})}
             object.__setattr__(conversation, "template_kwargs", both)
-        return conversation
+        return found
 
     def digest(self) -> bytes:
         """A hash of this, and of the code that reads."""
@@ -116,14 +117,28 @@ def keep_part(part: Part, reading: Reading) -> ReadPart:
     )
 
 
-def said_by(conversation: Conversation) -> bytes:
-    """All that a conversation says, its name apart, as JSON text."""
-    return json.dumps([getattr(conversation, name) for name in _SAID], ensure_ascii=False).encode()
+def said_by(one: Conversation | Calls) -> bytes:
+    """All that a conversation, or the calls of a record, say, the name apart, as JSON text: a list, or an object."""
+    if isinstance(one, Conversation):
+        said: Any = _fields(one)
+    else:
+        said = {
+            "calls": [
+                asdict(replace(call, conversation=None))
+                | {"conversation": call.conversation and _fields(call.conversation)}
+                for call in one.calls
+            ]
+        }
+    return json.dumps(said, ensure_ascii=False).encode()
 
 
-def digest_of(conversation: Conversation) -> bytes:
-    """A hash of all that a conversation says, its name apart."""
-    return hashlib.sha256(said_by(conversation)).digest()
+def _fields(conversation: Conversation) -> list[Any]:
+    return [getattr(conversation, name) for name in _SAID]
+
+
+def digest_of(one: Conversation | Calls) -> bytes:
+    """A hash of all that is said, the name apart."""
+    return hashlib.sha256(said_by(one)).digest()
 
 
 def _batches(part: Part, reading: Reading) -> Iterator[pyarrow.RecordBatch]:
@@ -179,7 +194,7 @@ class StoredConversations(Sequence):
             return type(self)(self._shards, self.numbers[index])
         return self._conversation(self.numbers[index])
 
-    def __iter__(self) -> Iterator[Conversation]:
+    def __iter__(self) -> Iterator[Conversation | Calls]:
         return map(self._conversation, self.numbers)
 
     def __eq__(self, other: object) -> bool:
@@ -208,8 +223,23 @@ class StoredConversations(Sequence):
         table, at = self._shards.record(number)
         return table[column][at].as_py()
 
-    def _conversation(self, number: int) -> Conversation:
-        said = dict(zip(_SAID, _value(self._value("said", number)), strict=True))
-        noted = _value(self._value("noted", number))
-        lists = {name: tuple(value) for name, value in (said | noted).items() if isinstance(value, list)}
-        return Conversation(**{"name": _value(self._value("name", number))} | said | noted | lists)
+    def _conversation(self, number: int) -> Conversation | Calls:
+        name, said = _value(self._value("name", number)), _value(self._value("said", number))
+        noted = _with_tuples(_value(self._value("noted", number)))
+        if isinstance(said, list):
+            return _restored(name, said, noted)
+        return Calls(name, tuple(_restored_call(one) for one in said["calls"]), **noted)
+
+
+def _restored(name: str, said: list[Any], noted: dict[str, Any]) -> Conversation:
+    return Conversation(name=name, **_with_tuples(dict(zip(_SAID, said, strict=True))), **noted)
+
+
+def _restored_call(said: dict[str, Any]) -> Call:
+    within = said["conversation"]
+    conversation = None if within is None else _restored(said["name"], within, {})
+    return Call(**_with_tuples(said) | {"conversation": conversation})
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

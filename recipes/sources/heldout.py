@@ -4,10 +4,12 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.model_calls import Calls
 
 # Where nobody says how many are held out: one in twenty, and no more than measure a loss well.
 ONE_IN, AT_MOST = 20, 200
@@ -87,12 +89,22 @@ def repeated(hashes: np.ndarray, weight: float) -> np.ndarray:
     return np.concatenate([np.tile(np.arange(len(hashes)), int(whole)), chosen])
 
 
-def hash_of(seed: int, conversation: Conversation, purpose: str = "") -> bytes:
+def hash_of(seed: int, one: Conversation | Calls, purpose: str = "") -> bytes:
     """Equal for conversations in which the same is said: roles and contents but neither system prompts nor thinking,
-    white space evened out."""
-    said = [
+    white space evened out. Likewise for calls."""
+    said: list[Any] = (
+        _said(one)
+        if isinstance(one, Conversation)
+        else [
+            [call.conversation and _said(call.conversation), call.prompt_ids, call.completion_ids] for call in one.calls
+        ]
+    )
+    return hashlib.sha256(f"{purpose}{seed}\n{json.dumps(said, sort_keys=True)}".encode()).digest()
+
+
+def _said(conversation: Conversation) -> list[Any]:
+    return [
         [message["role"], " ".join(message["content"].split()), message.get("tool_calls")]
         for message in conversation.messages
         if message["role"] not in ("system", "developer")
     ]
-    return hashlib.sha256(f"{purpose}{seed}\n{json.dumps(said, sort_keys=True)}".encode()).digest()

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast, PythonBackend
 
 import flexmask.text
-from flexmask import Conversation
+from flexmask import Conversation, read_record
+from flexmask.text.calls import render_calls
 from flexmask.text.rendering import render_conversation
 
 ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\nOPENING{% endif %}"
@@ -67,6 +68,16 @@ class Case:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return render_conversation(conversation, tokenizer, **self.settings).passes
+
+
+class OfCalls(Case):
+    """A record of calls whose answer is token ids."""
+
+    def render(self):
+        tokenizer = self.tokenizer or template_tokenizer(self.template)
+        ids = tokenizer("a").input_ids + self.more.get("ids", [])
+        record = {"calls": [{"prompt": [user("q")], "completion": ids}]}
+        return render_calls(read_record(record, "data.jsonl:7"), tokenizer).passes
 
 
 def with_token(template=PLAIN, token="END", normalizer=None, **flags):
@@ -209,6 +220,9 @@ CASES = {
         Case("has closed the thought", "gives 'thinking' as false: switch it to true there", THINKS, SWITCHED,
              more={"thinks": False}),
         dict(more={"thinks": True})),
+    "token ids of another tokenizer": (
+        OfCalls("is none of the tokenizer", "give the tokenizer of the model that was called", more={"ids": [9999]}),
+        dict(more={})),
     "a slow tokenizer": (Case("is no fast tokenizer", "backed by the tokenizers library", tokenizer=Slow()),
                          dict(tokenizer=chatml_tokenizer())),
     "tokens that do not give the text back": (

@@ -169,9 +169,6 @@ def test_what_cannot_be_rendered_is_refused_by_name():
     calls = read_record({"calls": [{"prompt": [1], "completion": [10**6]}]}, "record")
     with pytest.raises(ValueError, match=r"record: call 0: token 1,000,000 is none of the tokenizer"):
         render_calls(calls, TOKENIZER)
-    empty = read_record({"calls": [{"prompt": [], "completion": [1]}]}, "record")
-    with pytest.raises(ValueError, match="call 0: 'prompt' is empty"):
-        render_calls(empty, TOKENIZER)
     with pytest.raises(ValueError, match="keep_thinking.* is for conversations, and this has calls"):
         prepare_conversation(calls, TOKENIZER, layout="keep_thinking")
 
@@ -179,9 +176,11 @@ def test_what_cannot_be_rendered_is_refused_by_name():
 # Breaks if what servers log is another thing than the calls that it is made of, or a key is lost without a word.
 def test_logs_of_a_server_are_calls():
     prompt, answer = [{"role": "user", "content": "add"}], {"role": "assistant", "content": "b"}
-    logged = {"messages": prompt, "choices": [{"index": 0, "message": answer}], "temprature": 1}
-    found = read_record({"calls": [logged], "id": 7, "sorce": "x"}, "log")
-    assert isinstance(found, Calls) and found.unread == ("sorce", "temprature")
+    choice = {"index": 0, "message": answer, "finish_reason": "length"}
+    logged = {"messages": prompt, "choices": [choice], "temprature": 1}
+    found = read_record({"calls": [logged], "id": 7, "sorce": "x", "system": "y"}, "log")
+    assert isinstance(found, Calls) and found.unread == ("sorce", "system", "temprature")
+    assert len(found.notes) == 1 and "cut off" in found.notes[0]
     assert found.calls == read_record({"calls": [{"prompt": prompt, "completion": answer}]}, "log").calls
     assert isinstance(read_record({"messages": [*prompt, answer]}, "chat"), Conversation)
 

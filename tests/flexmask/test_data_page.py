@@ -9,7 +9,8 @@ import pytest
 from factories import chatml_tokenizer
 from records import CALLING_TEMPLATE
 
-from flexmask import prepare_conversation, read_conversation
+from flexmask import prepare_conversation, read_conversation, read_record
+from flexmask.conversations.model_calls import FORMAT
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| ([^|`]+) \| `(\{.*\})` \|$", PAGE, re.MULTILINE)
@@ -27,12 +28,12 @@ def test_every_format_has_a_row():
     formats = Path(__file__).parents[2] / "flexmask" / "conversations" / "formats"
     names = set(re.findall(r'^NAME = "(.+)"$', "".join(one.read_text() for one in formats.glob("*.py")), re.MULTILINE))
     shown = {name for kind, _ in ROWS for name in kind.split(" with ")}
-    assert names - shown == {"harmony channels"} and "channels of gpt-oss" in PAGE and shown <= names
+    assert names - shown == {"harmony channels"} and "channels of gpt-oss" in PAGE and shown <= {*names, FORMAT}
 
 
 @pytest.mark.parametrize(("name", "record"), ROWS)
 def test_the_records_of_the_page_are_read_and_trained(name, record):
-    conversation = read_conversation(json.loads(record), "docs/data.md")
+    conversation = read_record(json.loads(record), "docs/data.md")
     assert conversation.format == name and conversation.unread == ()
     laid_out = prepare_conversation(conversation, tokenizer())
     assert laid_out.rows and laid_out.rows[0].loss_weights.any()

@@ -17,7 +17,7 @@ from factories import chatml_tokenizer, random_conversation
 from torch.utils.data import DataLoader
 
 from flexmask import OnePassCollator
-from flexmask.conversations.reading import read_conversation
+from flexmask.conversations.model_calls import read_record
 from recipes.configuration.compose import compose
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid
 from recipes.preparation import rows as preparation
@@ -78,7 +78,7 @@ def test_the_cache_is_beside_that_of_datasets(monkeypatch):
 def test_conversations_of_every_format_come_back_from_disk_as_they_were_read(tmp_path):
     """Breaks if a field, a type or the order of keys is lost on the way: fingerprints and templates see them."""
     data = load_file(write(tmp_path / "a.jsonl", FORMATS))
-    expected = [read_conversation(one, f"a.jsonl:{line}") for line, one in enumerate(FORMATS, start=1)]
+    expected = [read_record(one, f"a.jsonl:{line}") for line, one in enumerate(FORMATS, start=1)]
     assert list(data.train) == expected == data.train[:]
     for found, one in zip(data.train, expected, strict=True):
         assert repr(found) == repr(one)  # the fields that equality leaves out, and the order of keys
@@ -120,10 +120,10 @@ def test_parts_and_processes_change_nothing(tmp_path, monkeypatch, small_parts, 
 
 def test_only_parts_that_changed_are_read_anew(tmp_path, monkeypatch, small_parts):
     """Breaks if the text of a part, its place in the file or what decides how it is read is no part of its name."""
-    read, reader = [], conversation_store.read_conversation
+    read, reader = [], conversation_store.read_record
     monkeypatch.setattr(
         conversation_store,
-        "read_conversation",
+        "read_record",
         lambda one, name, **more: read.append(name) or reader(one, name, **more),
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexmask.conversations.formats import agentic, sharegpt
-from flexmask.conversations.values import shown
+from flexmask.conversations.values import AS_CALLS, shown
 
 NAME = "prompt and completion"
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("input", "output"))
@@ -64,7 +64,7 @@ def _messages(given: Any, role: str, where: str) -> list[Any]:
     if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)):
         raise ValueError(f"{where} is {shown(given)}, neither text nor a list of messages")
     if any(isinstance(one, int) for one in given):
-        raise ValueError(f"{where} holds token ids, which are not read; give text or messages")
+        raise ValueError(f"{where} holds token ids, which are not read; give text or messages, or {AS_CALLS}")
     return list(given)
 
 

@@ -11,11 +11,11 @@ import pytest
 from records import FLAT, LUND, LUND_TEXT, OSLO, PARAMETERS, SCHEMA, assistant, system, turns, user
 
 import flexmask.conversations
-from flexmask import read_conversation
+from flexmask import Calls, read_record
 from flexmask.conversations.conversation import Conversation
 
 HOME = Path(flexmask.conversations.__file__).parent
-read = partial(read_conversation, name="c")
+read = partial(read_record, name="c")
 OTHER = {**FLAT, "description": "Of another."}
 
 
@@ -41,6 +41,11 @@ def made(*messages, **keys):
     return partial(Conversation, "c", messages, **keys)
 
 
+def of_call(**call):
+    """A record of one call."""
+    return {"calls": [call]}
+
+
 def nested(depth):
     value = "x"
     for _ in range(depth):
@@ -48,6 +53,8 @@ def nested(depth):
     return value
 
 
+IDS, ASKED, ANSWERED = of_call(prompt=[1], completion=[2]), [user()], {"role": "assistant", "content": "a"}
+ONE_CALL = of_call(prompt=ASKED, completion=ANSWERED)
 TEXT, THOUGHT = {"type": "text", "text": "a"}, {"type": "thinking", "thinking": "t"}
 USE = {"type": "tool_use", "name": "f", "input": {}}
 CALL, OUTPUT = {"type": "function_call", "name": "f"}, {"type": "function_call_output", "output": "7"}
@@ -265,6 +272,23 @@ CASES = [
      calling([{"name": "f", "arguments": {"a": "1" + "0" * 5000}}])),
     (calling([{"name": "f", "arguments": {"a": b"x"}}]), "a value that JSON has not; write it as text",
      calling([{"name": "f", "arguments": {"a": "x"}}])),
+    # ---- calls of a model ----
+    ({"input_ids": [1, 2]}, r'or \{"calls": \[\{"prompt": \[<ids>\], "completion"', IDS),
+    ({"calls": {}}, "'calls' is {} .* not a list of calls with 'prompt' and 'completion'", IDS),
+    ({"calls": [1]}, "call 0 is 1 .* not an object with 'prompt' and 'completion'", IDS),
+    ({**IDS, "messages": ASKED}, "both 'calls' and 'messages'; keep one", IDS),
+    (of_call(completion=[2]), r"no 'prompt' \(found \['completion'\]\)", IDS),
+    (of_call(prompt=[1], messages=ASKED, completion=[2]), "both 'prompt' and 'messages'; keep one", IDS),
+    (of_call(prompt=[], completion=ANSWERED), "'prompt' is empty; remove the call", ONE_CALL),
+    (of_call(prompt=[1], completion=[2], train="no"), "'train' is 'no' .*; write true or false",
+     of_call(prompt=[1], completion=[2], train=False)),
+    (of_call(prompt=[1.5], completion=[2]), "'prompt' holds 1.5 .* which are integers of at least 0", IDS),
+    (of_call(prompt=[1], completion=ANSWERED), "whose tokens would be a guess; give its token ids too", IDS),
+    (of_call(prompt=[1], completion=[2], tools=[FLAT]), "'tools' beside token ids, which say all .*; remove it", IDS),
+    (of_call(prompt="q", completion=ANSWERED), "'prompt' is 'q' .*; give a list of messages, or token ids", ONE_CALL),
+    (of_call(prompt=ASKED, completion="a"), "'completion' is 'a' .*; give an assistant message, or token", ONE_CALL),
+    (of_call(prompt=ASKED, completion=user()), "has the role 'user'; give an assistant message", ONE_CALL),
+    (of_call(prompt=[user(), ANSWERED], completion=ANSWERED), "ends with an assistant message.* answer as", ONE_CALL),
 ]  # fmt: skip
 
 
@@ -278,7 +302,8 @@ def test_a_record_that_is_mended_as_its_error_says_is_read(record, error, repair
     with pytest.raises(ValueError, match=f"^(c: .*)?{error}"):
         run(record)
     if repaired is not None:  # None: the error advises to leave the conversation out
-        assert run(repaired).messages[-1]["role"] == "assistant"
+        found = run(repaired)
+        assert isinstance(found, Calls) or found.messages[-1]["role"] == "assistant"
 
 
 def raised_at(record):

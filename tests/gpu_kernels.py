@@ -349,7 +349,8 @@ def main() -> None:
             settings |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TRITON_DUMP_PTXAS_LOG": "1"}
             flags = [f"--{flag}" for flag in ("fit", "plain") if getattr(given, flag)]
             arguments = [sys.executable, "-W", "ignore", __file__, "--here", "--gpu", name, *flags]
-            subprocess.run(arguments, check=True, env=os.environ | settings)
+            if code := subprocess.run(arguments, env=os.environ | settings).returncode:
+                sys.exit(code)  # it has said why
 
 
 if __name__ == "__main__":

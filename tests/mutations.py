@@ -182,8 +182,8 @@ FAULTS = [
     Fault(
         "a token is predicted by the one in front of it on its path, and nothing is shifted",
         "model/loss.py",
-        "pack.previous[0, indices], targets",
-        "(indices - 1).clamp(min=0), targets",
+        "places.to(device), previous[places].to(device)",
+        "places.to(device), (places - 1).clamp(min=0).to(device)",
         "equivalence/test_one_pass.py",
     ),
     Fault(
@@ -966,8 +966,8 @@ FAULTS = [
     Fault(
         "processes have as many packs each",
         "training/data.py",
-        "missing = max(map(len, groups)) - len(own)",
-        "missing = 0",
+        "* (max(map(len, groups)) - len(own))",
+        "* 0",
         "flexmask/test_ranks.py",
     ),
     Fault(

@@ -136,14 +136,14 @@ def test_all_stateful_layers_branch_and_the_check_before_training_passes(name):
 class OnlyMasked(StateBranches):
     """State runs through the pack from its first token to its last, as if there were no tree."""
 
-    def __init__(self, previous):
+    def __init__(self, previous, device=None):
         super().__init__(torch.arange(-1, previous.shape[1] - 1)[None])
 
 
 class FromNodeInFront(StateBranches):
     """Rows are kept apart, but within a row a node starts from the node in front of it."""
 
-    def __init__(self, previous):
+    def __init__(self, previous, device=None):
         in_front = torch.arange(-1, previous.shape[1] - 1)[None]
         super().__init__(torch.where(previous < 0, -1, in_front))
 
@@ -151,7 +151,7 @@ class FromNodeInFront(StateBranches):
 class RootsOnly(StateBranches):
     """Every node starts from nothing."""
 
-    def __init__(self, previous):
+    def __init__(self, previous, device=None):
         in_front = torch.arange(-1, previous.shape[1] - 1)[None]
         super().__init__(torch.where(previous == in_front, in_front, -1))
 

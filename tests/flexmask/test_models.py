@@ -153,9 +153,9 @@ def test_gradient_checkpointing(name, reentrant):
 def test_each_mask_of_a_pack_is_made_once(reentrant, monkeypatch):
     made = []
 
-    def build(*arguments, window=None, **more):
+    def build(until, blocks, positions, window, *arguments, **more):
         made.append(window)
-        return build_block_mask(*arguments, window=window, **more)
+        return build_block_mask(until, blocks, positions, window, *arguments, **more)
 
     monkeypatch.setattr("flexmask.model.support.build_block_mask", build)
     model = prepare_model(tiny_gemma3(60, torch.float32, window=12)).train()

@@ -161,6 +161,12 @@ TABLE = {
     'make bench ARGS="threads=1"': How(args=f"sections=[packing,preparation] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[attention,mask]"': How(args=BENCH, leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[state] threads=1"': How(args=BENCH, leaves=("runs/bench/*/*",)),
+    'make bench ARGS="sections=[plans] threads=1"': How(
+        args=BENCH, leaves=("runs/bench/*/*",), shows=("a call costs as much as",)
+    ),
+    "python tests/gpu_kernels.py": How(
+        replace={"kernels.py": "kernels.py --help"}, shows=("--fit",), why="it needs a CUDA build of torch"
+    ),
     'make bench DEVICE=cuda ARGS="shape=qwen3_4b dtype=bfloat16 gradient_checkpointing=true pack_length=131072"': How(
         replace={"DEVICE=cuda": "DEVICE=cpu", "shape=qwen3_4b": "shape=small", "dtype=bfloat16": "dtype=float32"},
         args=f"sections=[grid] {BENCH}",

@@ -278,6 +278,28 @@ FAULTS = [
         "        for tensor, data in ():\n",
         "flexmask/test_exactness.py",
     ),
+    # ---- calls of a model ----
+    Fault(
+        "what stands in the prompt of a call is context",
+        "conversations/model_calls.py",
+        'one | {"weight": 0} if one["role"] == "assistant" else one',
+        "one",
+        "flexmask/test_calls_of_a_model.py",
+    ),
+    Fault(
+        "an answer that was cut off ends no turn",
+        "text/calls.py",
+        "completion[-1] in special_ids(tokenizer)",
+        "True",
+        "flexmask/test_calls_of_a_model.py",
+    ),
+    Fault(
+        "calls that begin alike share a pack",
+        "tree/layouts.py",
+        "if sum(tree.size for tree in alike) < sum(tree.size for tree in in_time):",
+        "if False:",
+        "flexmask/test_calls_of_a_model.py",
+    ),
     # ---- state ----
     Fault(
         "two tokens that follow one begin a node each",

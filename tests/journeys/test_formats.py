@@ -50,6 +50,16 @@ def calls(town):
     return {"messages": messages[:-1], "tools": [SCHEMA, OTHER]}
 
 
+def model_calls(town):
+    """Two calls, the second behind a summary; its answer is token ids in every other record."""
+    system, answer = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "Seven."}
+    asked = [system, user(f"How warm is {town}?")]
+    after = [system, user(f"So far: {town} has 7. And in euros?")]
+    second = {"completion": [20, 21, 22]} if town in TOWNS[::2] else {"completion": answer}
+    return {"calls": [{"prompt": asked, "completion": {**answer, "reasoning_content": "7 it says"}},
+                      {"prompt": after, "weight": 0.5, **second}], "id": town}  # fmt: skip
+
+
 def completion(town):
     return {"prompt": f"How warm is {town}?", "completion": "<think>\n7 it says\n</think>\n\nSeven."}
 
@@ -57,7 +67,7 @@ def completion(town):
 @pytest.fixture(scope="module")
 def here(workshop):
     (workshop.folder / "calling.jinja").write_text(CALLING_TEMPLATE)
-    for make in (sharegpt, hermes, calls, completion):
+    for make in (sharegpt, hermes, calls, completion, model_calls):
         assets.write_jsonl(workshop.folder / f"{make.__name__}.jsonl", list(map(make, TOWNS)))
     table = pyarrow.Table.from_pylist(list(map(calls, TOWNS)))
     pyarrow.parquet.write_table(table, workshop.folder / "calls.parquet")
@@ -82,6 +92,22 @@ def test_a_file_as_it_is(here, file, turns, says):
     assert all(words in done.out + done.err for words in says), done
     result = result_of(here, done)
     assert result["steps"] == 3 and sum(result["formats"].values()) == 4
+
+
+# Breaks if calls of a model are lost between a file and its chats, or if what is chatted is not a call's own prompt.
+def test_a_file_of_calls(here):
+    settings = ["data.path=model_calls.jsonl", "data.heldout_conversations=2"]
+    done = here.train(*SETTINGS, *settings, "evaluation.conversations=2", "evaluation.max_new_tokens=4")
+    assert "2 conversations, 4 trained turns, 2 held out" in done.out and "read as calls of a model\n" in done.out
+    result = result_of(here, done)
+    assert result["formats"] == {"calls of a model": 4}
+    chats = [json.loads(line) for line in (here.folder / done.last_line / "chats.jsonl").read_text().splitlines()]
+    named = {chat["conversation"] for chat in chats}
+    assert named <= {f"model_calls.jsonl:{line}: call {call}" for line in range(1, 5) for call in (0, 1)}
+    assert len({name.partition(": call")[0] for name in named}) == 2
+    assert result["chatted_replies"] == len(chats) == 2 + sum(name.endswith("call 1") for name in named)
+    shown = here.run(f'make inspect ARGS="{" ".join([*SETTINGS, *settings])} model_calls.jsonl:1"')
+    assert "model_calls.jsonl:1" in shown.out and "no warnings" in shown.out, shown
 
 
 # Breaks if a null that the table has filled in is trained: then there are more tokens.

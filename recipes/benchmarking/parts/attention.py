@@ -1,18 +1,18 @@
 """Attention alone, beside a dense mask and beside the visible area alone."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flexmask import Row, build_block_mask, dense_mask, lay_out, pack
+from flexmask import build_block_mask, dense_mask, lay_out, pack
 from flexmask.attention.interface import flexmask_attention
 from recipes.benchmarking.config import BenchmarkConfig
 from recipes.benchmarking.measure import InexactError, interleaved_seconds
 from recipes.benchmarking.parts.packing import block_pairs
+from recipes.benchmarking.paths import Paths, sdpa_kernel
 from recipes.benchmarking.workloads import draw_dialogues, passes_of
 
 ATTENTION_TURNS, ATTENTION_LENGTHS = 8, (100, 400, 150)  # tokens of question, thinking and answer
@@ -34,10 +34,7 @@ def measure(config: BenchmarkConfig) -> dict:
     block_mask, mask = build_block_mask(visible_until, config.block_size), dense_mask(visible_until)
     pairs = row.visible_pairs
     chain = int((2 * pairs) ** 0.5)
-    nodes = [
-        (torch.from_numpy(path).to(device), size, path_mask(len(path), size).to(device))
-        for path, size in node_paths(row)
-    ]
+    paths = Paths.of([row]).to(device)
     generator = torch.Generator(device).manual_seed(config.seed)
     inputs = [
         torch.randn(1, heads, len(one), ATTENTION_HEAD_DIM, generator=generator, device=device, dtype=dtype)
@@ -49,11 +46,7 @@ def measure(config: BenchmarkConfig) -> dict:
         return F.scaled_dot_product_attention(query, key, value, **rule)
 
     def per_node(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        outputs = []
-        for path, size, visible in nodes:
-            own = query.index_select(2, path[-size:])
-            outputs.append(sdpa(own, key.index_select(2, path), value.index_select(2, path), attn_mask=visible))
-        return torch.cat(outputs, dim=2)
+        return paths.attend(sdpa_kernel, query, key, value, None).transpose(1, 2)
 
     layer = nn.Module()
     forwards: dict[str, tuple[int, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
@@ -88,17 +81,3 @@ def measure(config: BenchmarkConfig) -> dict:
         "over_per_node": seconds["ours"] / seconds["per_node"],
         "over_same_area": seconds["ours"] / seconds["same_area"],
     }
-
-
-def node_paths(row: Row) -> Iterator[tuple[np.ndarray, int]]:
-    """For each node the indices of its path from the root, its own tokens last, and how many are its own."""
-    paths: list[np.ndarray] = []
-    for start, end, parent in zip(row.node_start, row.node_end, row.node_parent, strict=True):
-        own = np.arange(start, end)
-        paths.append(own if parent < 0 else np.concatenate([paths[parent], own]))
-        yield paths[-1], len(own)
-
-
-def path_mask(path: int, own: int) -> Tensor:
-    """bool [own, path]: the last `own` tokens of a path see it up to themselves."""
-    return torch.ones(own, path, dtype=torch.bool).tril(path - own)

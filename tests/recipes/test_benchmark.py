@@ -274,7 +274,7 @@ def test_every_exact_arm_has_one_loss_and_one_gradient():
     assert abs(floor["loss"] / exact[0]["loss"] - 1) > 1e-3  # it trains something else
 
 
-# With a conversation split over several rows of a pack, and rows of several conversations in it.
+# Also with conversations that are split over several rows.
 @pytest.mark.parametrize("pack_length", [1024, 160])
 def test_paths_are_exact_and_compute_visible_pairs_only(pack_length):
     names = "arms=[one_pass,per_turn_packed,one_pass_paths]"
@@ -594,7 +594,7 @@ def test_same_lists_sees_a_block_too_few():
 
 def test_attention_section_refuses_a_wrong_rival(monkeypatch):
     monkeypatch.setattr(attention, "ATTENTION_LENGTHS", (10, 20, 10))
-    monkeypatch.setattr(paths, "causal_lower_right", lambda own, path: torch.ones(own, path, dtype=torch.bool))
+    monkeypatch.setattr(attention, "path_mask", lambda path, own: torch.ones(own, path, dtype=torch.bool))
     with pytest.raises(measure.InexactError, match="attention per_node"):
         attention.measure(compose_benchmark(TINY))
 

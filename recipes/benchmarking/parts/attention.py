@@ -12,7 +12,7 @@ from flexmask.attention.interface import flexmask_attention
 from recipes.benchmarking.config import BenchmarkConfig
 from recipes.benchmarking.measure import InexactError, interleaved_seconds
 from recipes.benchmarking.parts.packing import block_pairs
-from recipes.benchmarking.paths import Paths, sdpa_kernel
+from recipes.benchmarking.paths import node_paths
 from recipes.benchmarking.workloads import draw_dialogues, passes_of
 
 ATTENTION_TURNS, ATTENTION_LENGTHS = 8, (100, 400, 150)  # tokens of question, thinking and answer
@@ -34,7 +34,10 @@ def measure(config: BenchmarkConfig) -> dict:
     block_mask, mask = build_block_mask(visible_until, config.block_size), dense_mask(visible_until)
     pairs = row.visible_pairs
     chain = int((2 * pairs) ** 0.5)
-    paths = Paths.of([row]).to(device)
+    nodes = [
+        (torch.from_numpy(path).to(device), size, path_mask(len(path), size).to(device))
+        for path, size in node_paths(row)
+    ]
     generator = torch.Generator(device).manual_seed(config.seed)
     inputs = [
         torch.randn(1, heads, len(one), ATTENTION_HEAD_DIM, generator=generator, device=device, dtype=dtype)
@@ -46,7 +49,11 @@ def measure(config: BenchmarkConfig) -> dict:
         return F.scaled_dot_product_attention(query, key, value, **rule)
 
     def per_node(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return paths.attend(sdpa_kernel, query, key, value, None).transpose(1, 2)
+        outputs = []
+        for path, size, visible in nodes:
+            own = query.index_select(2, path[-size:])
+            outputs.append(sdpa(own, key.index_select(2, path), value.index_select(2, path), attn_mask=visible))
+        return torch.cat(outputs, dim=2)
 
     layer = nn.Module()
     forwards: dict[str, tuple[int, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
@@ -81,3 +88,8 @@ def measure(config: BenchmarkConfig) -> dict:
         "over_per_node": seconds["ours"] / seconds["per_node"],
         "over_same_area": seconds["ours"] / seconds["same_area"],
     }
+
+
+def path_mask(path: int, own: int) -> Tensor:
+    """bool [own, path]: the last `own` tokens of a path see it up to themselves."""
+    return torch.ones(own, path, dtype=torch.bool).tril(path - own)

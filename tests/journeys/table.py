@@ -160,6 +160,9 @@ TABLE = {
     "make bench": How(args=f"sections=[grid] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="threads=1"': How(args=f"sections=[packing,preparation] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[attention,mask]"': How(args=BENCH, leaves=("runs/bench/*/*",)),
+    'make bench ARGS="sections=[grid] arms=[one_pass,per_turn_packed,one_pass_paths,one_pass_compiled]"': How(
+        args=BENCH, leaves=("runs/bench/*/*",), shows=("| one_pass_paths | one_pass_compiled |",)
+    ),
     'make bench ARGS="sections=[state] threads=1"': How(args=BENCH, leaves=("runs/bench/*/*",)),
     'make bench DEVICE=cuda ARGS="shape=qwen3_4b dtype=bfloat16 gradient_checkpointing=true pack_length=131072"': How(
         replace={"DEVICE=cuda": "DEVICE=cpu", "shape=qwen3_4b": "shape=small", "dtype=bfloat16": "dtype=float32"},

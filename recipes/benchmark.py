@@ -38,7 +38,7 @@ def benchmark(config: BenchmarkConfig) -> dict:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     import torch
 
-    from recipes.benchmarking.arms import make_arms, varlen_kernel
+    from recipes.benchmarking.arms import VARLEN_ATTENTION, make_arms
     from recipes.benchmarking.grid import grid
     from recipes.benchmarking.parts import (
         attention,
@@ -51,6 +51,7 @@ def benchmark(config: BenchmarkConfig) -> dict:
         sharing,
         state,
     )
+    from recipes.benchmarking.paths import varlen_kernel
     from recipes.benchmarking.plots import save_plots
     from recipes.benchmarking.tables import GRID_HEADER, TABLES, cell_lines, markdown, targets
 
@@ -85,7 +86,9 @@ def benchmark(config: BenchmarkConfig) -> dict:
             "git_commit": git_commit(),
         },
         "arms_left_out": left_out,
-        "varlen_kernel": varlen_kernel()[0] if "per_turn_varlen" in {arm.name for arm in arms} else None,
+        "varlen_kernel": varlen_kernel(torch.device(config.device))[0]
+        if VARLEN_ATTENTION in {arm.attention for arm in arms}
+        else None,
     }
     text = [f"{result['environment']['device']}, {result['environment']['processor']}, torch {torch.__version__}"]
     text += [f"arm left out: {name}: {reason}" for name, reason in left_out.items()]

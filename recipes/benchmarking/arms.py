@@ -7,7 +7,7 @@ counted from the items, so that the floating point operations of any arm follow 
 import functools
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,12 +17,15 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import flash_attention_mask
 
-from flexmask import Pack, build_block_mask, lay_out, pack, token_losses
+from flexmask import Pack, Row, build_block_mask, lay_out, pack, token_losses
 from flexmask.attention.interface import ATTENTION_NAME, attention_name
 from flexmask.attention.kernels import check_backend, flash_blocks
 from flexmask.model.head import widened
+from flexmask.model.support import inputs_of
+from flexmask.tree.packing import lay_end_to_end, pack_groups
 from recipes.benchmarking.config import ArmName, BenchmarkConfig, Dtype
 from recipes.benchmarking.paper import Plain, paper_mask, paper_row
+from recipes.benchmarking.paths import Paths, varlen_kernel
 from recipes.benchmarking.work import Work
 from recipes.benchmarking.workloads import Dialogue, passes_of
 
@@ -37,7 +40,8 @@ class Arm:
     what attention needs to know who sees whom, as `loss` does; `loss` is the item's weighted sum, with gradients.
 
     exact: the loss is that of per-turn training. attention: the implementation the model is set to. foreign: the kernel
-    is optional and may refuse a card in its own way, which is then reported like an arm that is too large.
+    is optional and may refuse a card in its own way, which is then reported like an arm that is too large. compiled:
+    the model's decoder layers are.
     """
 
     name: ArmName
@@ -49,27 +53,39 @@ class Arm:
     loss: Callable[[PreTrainedModel, object], Tensor]
     work: Callable[[object], Work]
     foreign: bool = False
+    compiled: bool = False
 
 
 def make_arms(config: BenchmarkConfig) -> tuple[list[Arm], dict[str, str]]:
     """The arms of `config.arms` that this machine can run, exact ones first, and why each of the others cannot."""
     cuda = config.device == "cuda"
     device = torch.device(config.device)
-    no_flash = _flash_missing(config, device)
     arms, left_out = [], {}
     for name in config.arms:
         match name:
             case ArmName.one_pass | ArmName.per_turn_packed | ArmName.keep_thinking:
                 layout = "per_turn" if name is ArmName.per_turn_packed else str(name)
                 arms.append(_packed(name, layout, ATTENTION_NAME, config, device))
-            case ArmName.one_pass_flash if no_flash:
-                left_out[name] = no_flash
+            case ArmName.one_pass_flash if reason := _flash_missing(config, device):
+                left_out[name] = reason
             case ArmName.one_pass_flash:
                 arms.append(_packed(name, "one_pass", attention_name("flash"), config, device))
+            case ArmName.one_pass_paths:
+                arms.append(_varlen(name, "one_pass", config, device))
+            case ArmName.one_pass_compiled if config.gradient_checkpointing and not cuda:
+                left_out[name] = "attention on CPU is not compiled, so checkpointed layers cannot be either"
+            case ArmName.one_pass_compiled:
+                arms.append(_compiled(name, config, device))
+            case ArmName.one_pass_liger if not cuda:
+                left_out[name] = "Liger's kernels need CUDA"
+            case ArmName.one_pass_liger if _missing("liger_kernel"):
+                left_out[name] = "liger_kernel is not installed; pip install liger-kernel"
+            case ArmName.one_pass_liger:
+                arms.append(_liger(name, config, device))
             case ArmName.per_turn_varlen if not cuda:
                 left_out[name] = "FlashAttention needs CUDA"
             case ArmName.per_turn_varlen:
-                arms.append(_varlen(name, config, device))
+                arms.append(_varlen(name, "per_turn", config, device))
             case ArmName.per_turn_naive:
                 arms.append(_naive(name, device))
             case ArmName.paper_dense:
@@ -100,8 +116,12 @@ def _loss_of(model: PreTrainedModel, item: Plain, **inputs: object) -> Tensor:
 
 
 def _plain(one: Pack) -> Plain:
-    trained = torch.nonzero(one.loss_weights[0] > 0).flatten()
+    trained = torch.nonzero(one.on_host.loss_weights[0] > 0).flatten().to(one.input_ids.device)
     return Plain(one.input_ids, one.previous[0, trained], one.input_ids[0, trained], one.loss_weights[0, trained])
+
+
+def _rows(dialogues: Sequence[Dialogue], layout: str, config: BenchmarkConfig) -> list[Row]:
+    return [row for one in dialogues for row in lay_out(passes_of(one), layout, config.pack_length).rows]
 
 
 # Rows packed to one length under a block mask: `flexmask` itself for its own layouts, and for per-turn passes the
@@ -110,8 +130,7 @@ def _plain(one: Pack) -> Plain:
 
 def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig, device: torch.device) -> Arm:
     def prepare(dialogues: Sequence[Dialogue]) -> list[Pack]:
-        rows = [row for one in dialogues for row in lay_out(passes_of(one), layout, config.pack_length).rows]
-        return pack(rows, config.pack_length)
+        return pack(_rows(dialogues, layout, config), config.pack_length)
 
     blocks = config.block_size
     if name is ArmName.one_pass_flash and device.type == "cuda":
@@ -136,8 +155,35 @@ def _packed(name: ArmName, layout: str, attention: str, config: BenchmarkConfig,
     )
 
 
+def _compiled(name: ArmName, config: BenchmarkConfig, device: torch.device) -> Arm:
+    """One pass with each decoder layer compiled, as `trainer.torch_compile` does."""
+    return replace(_packed(name, "one_pass", ATTENTION_NAME, config, device), compiled=True, foreign=True)
+
+
+def _liger(name: ArmName, config: BenchmarkConfig, device: torch.device) -> Arm:
+    """One pass with Liger's fused linear cross-entropy in place of the chunked loss."""
+    packed = _packed(name, "one_pass", ATTENTION_NAME, config, device)
+
+    def prepare(dialogues: Sequence[Dialogue]) -> list[Pack]:
+        packs = packed.prepare(dialogues)
+        if any(weight not in (0, 1) for one in packs for weight in one.loss_weights.unique()):
+            raise ArmError("Liger's sum has no weights, and some tokens here have others than 1")
+        return packs
+
+    def loss(model: PreTrainedModel, one: Pack) -> Tensor:
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+        plain = _plain(one)
+        with inputs_of(model, one, config.block_size) as inputs:
+            states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+        fused = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        return fused(model.get_output_embeddings().weight, states[plain.previous], plain.targets)
+
+    return replace(packed, prepare=prepare, loss=loss, foreign=True)
+
+
 def _pack_work(one: Pack, block_mask: BlockMask | None) -> Work:
-    """`block_mask` None: a kernel without blocks, over documents that are chains."""
+    """`block_mask` None: a kernel that computes visible pairs alone."""
     seen = one.visible_until[0].long() - torch.arange(len(one), device=one.visible_until.device)
     visible = computed = int(seen.sum())
     if block_mask is not None:
@@ -152,75 +198,41 @@ def _pack_work(one: Pack, block_mask: BlockMask | None) -> Work:
     )
 
 
-# Per-turn passes end to end without padding, each attending to itself: FlashAttention's own way of packing.
-
-
-@dataclass(frozen=True, eq=False)
-class Documents:
-    pack: Pack
-    borders: Tensor  # int32 [documents + 1]: where each begins, then the number of tokens
-    longest: int
+# Attention node by node along its path. Per-turn passes are a node each, end to end without padding, which is
+# FlashAttention's own way of packing; for one pass the keys are gathered.
 
 
 VARLEN_ATTENTION = "benchmark_varlen"
 
 
-def _varlen(name: ArmName, config: BenchmarkConfig, device: torch.device) -> Arm:
-    packed = _packed(name, "per_turn", VARLEN_ATTENTION, config, device)
+def _varlen(name: ArmName, layout: str, config: BenchmarkConfig, device: torch.device) -> Arm:
+    def prepare(dialogues: Sequence[Dialogue]) -> list[tuple[Pack, Paths]]:
+        groups = pack_groups(_rows(dialogues, layout, config), config.pack_length)
+        return [(lay_end_to_end(group, config.pack_length), Paths.of(group)) for group in groups]
 
-    def documents(one: Pack) -> Documents:
-        starts = torch.nonzero(one.previous[0] < 0).flatten()
-        borders = torch.cat([starts, starts.new_tensor([len(one)])]).to(torch.int32)
-        return Documents(one, borders, int(borders.diff().max()))
+    _, kernel = varlen_kernel(device)
 
-    def loss(model: PreTrainedModel, item: Documents) -> Tensor:
-        documents = dict(position_ids=item.pack.position_ids, borders=item.borders, longest=item.longest)
-        return _loss_of(model, _plain(item.pack), **documents)
+    def loss(model: PreTrainedModel, item: tuple[Pack, Paths]) -> Tensor:
+        one, paths = item
+        attend = functools.partial(paths.attend, kernel)
+        return _loss_of(model, _plain(one), position_ids=one.position_ids, attend_along_paths=attend)
 
     return Arm(
         name=name,
         exact=True,
         attention=VARLEN_ATTENTION,
-        prepare=lambda dialogues: [documents(one) for one in packed.prepare(dialogues)],
-        to=lambda item: Documents(item.pack.to(device), item.borders.to(device), item.longest),
+        prepare=prepare,
+        to=lambda item: tuple(part.to(device) for part in item),
         mask=lambda item: None,
         loss=loss,
-        work=lambda item: _pack_work(item.pack, None),
-        foreign=True,
+        work=lambda item: _pack_work(item[0], None),
+        foreign=device.type == "cuda",
     )
 
 
-def varlen_kernel() -> tuple[str, Callable]:
-    """FlashAttention over documents end to end: of the flash_attn package, or else torch's own copy (2.10 and newer).
-
-    Called with query [S, H, D], key and value [S, K, D], borders, longest and scale.
-    """
-    if not _missing("flash_attn"):
-        from flash_attn import flash_attn_varlen_func
-
-        def attend(query, key, value, borders, longest, scale):
-            return flash_attn_varlen_func(
-                query, key, value, borders, borders, longest, longest, softmax_scale=scale, causal=True
-            )
-
-        return "flash_attn", attend
-    from torch.nn.attention.varlen import varlen_attn
-
-    def attend(query, key, value, borders, longest, scale):
-        grouped = query.shape[1] != key.shape[1]
-        window = (-1, 0)  # causal
-        return varlen_attn(
-            query, key, value, borders, borders, longest, longest, scale=scale, window_size=window, enable_gqa=grouped
-        )
-
-    return "torch.nn.attention.varlen", attend
-
-
-def _varlen_attention(module, query, key, value, attention_mask, scaling=None, borders=None, longest=None, **kwargs):
+def _varlen_attention(module, query, key, value, attention_mask, scaling=None, attend_along_paths=None, **kwargs):
     """transformers' attention function: query [1, H, S, D], key and value [1, K, S, D] -> [1, S, H, D]."""
-    _, attend = varlen_kernel()
-    output = attend(*(x[0].transpose(0, 1).contiguous() for x in (query, key, value)), borders, longest, scaling)
-    return output[None], None
+    return attend_along_paths(query, key, value, scaling), None
 
 
 AttentionInterface.register(VARLEN_ATTENTION, _varlen_attention)

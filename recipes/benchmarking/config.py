@@ -40,6 +40,9 @@ class Section(StrEnum):
 class ArmName(StrEnum):
     one_pass = "one_pass"
     one_pass_flash = "one_pass_flash"  # FlexAttention with its FLASH backend
+    one_pass_paths = "one_pass_paths"  # varlen attention node by node over keys gathered along its path
+    one_pass_compiled = "one_pass_compiled"  # torch.compile of decoder layers
+    one_pass_liger = "one_pass_liger"  # Liger's fused loss in place of the chunked one
     per_turn_packed = "per_turn_packed"
     per_turn_varlen = "per_turn_varlen"  # FlashAttention over packed passes of any length
     per_turn_naive = "per_turn_naive"
@@ -78,6 +81,7 @@ class DeviceConfig:
     pack_length: int = MISSING
     conversation_tokens: int = MISSING
     turn_tokens: int = MISSING
+    arms: list[ArmName] = MISSING
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask import prepare_model
+from flexmask.training.layers import decoder_layers
 from recipes.benchmarking.arms import Arm, ArmError, make_arms
 from recipes.benchmarking.config import DATA_MIXES, REQUIRED_ARMS, ArmName, BenchmarkConfig, ShapeConfig
 from recipes.benchmarking.measure import (
@@ -130,7 +131,7 @@ def first_run(
     works = [arm.work(item) for item in items]
     work = sum(works[1:], start=works[0])
     graphs = graphs_compiled()
-    if device.type == "cuda":
+    if device.type == "cuda" or arm.compiled:
         run(model, arm, items)  # compiles, and settles the allocator
     (loss, _), peak = peak_memory(lambda: run(model, arm, items), device)
     gradients = {
@@ -153,6 +154,11 @@ def first_run(
 def run(model: PreTrainedModel, arm: Arm, items: Sequence) -> tuple[float, dict[str, float]]:
     """Forward and backward of every item: the total loss, and the seconds of the two stages. Gradients are left."""
     model.set_attn_implementation(arm.attention)
+    for layer in decoder_layers(model):
+        if arm.compiled:
+            layer.compile()
+        else:
+            layer._compiled_call_impl = None
     model.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     watch = Stopwatch(model.device)

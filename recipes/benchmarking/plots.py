@@ -13,6 +13,9 @@ from recipes.benchmarking.tables import cell_name
 COLORS = {
     "one_pass": "#009E73",
     "one_pass_flash": "#56B4E9",
+    "one_pass_paths": "#999999",
+    "one_pass_compiled": "#332288",
+    "one_pass_liger": "#882255",
     "per_turn_packed": "#0072B2",
     "per_turn_varlen": "#F0E442",
     "per_turn_naive": "#E69F00",

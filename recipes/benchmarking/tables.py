@@ -43,7 +43,7 @@ ARM_COLUMNS = (
     ("predicted", 10, ".2f", lambda arm: arm["predicted_ratio"]),
     ("measured", 9, ".2f", lambda arm: arm["measured_ratio"]),
 )
-GRID_HEADER = f"{'arm':<16}" + "".join(f"{heading:>{width}}" for heading, width, _, _ in ARM_COLUMNS)
+GRID_HEADER = f"{'arm':<18}" + "".join(f"{heading:>{width}}" for heading, width, _, _ in ARM_COLUMNS)
 
 
 def cell_lines(cell: dict) -> str:
@@ -53,7 +53,7 @@ def cell_lines(cell: dict) -> str:
         values = [f"  {arm['status']}"]
         if arm["status"] == "ok":
             values = [f"{value(arm):>{width}{form}}" for _, width, form, value in ARM_COLUMNS]
-        lines.append(f"{name:<16}{''.join(values)}")
+        lines.append(f"{name:<18}{''.join(values)}")
     return "\n".join(lines)
 
 

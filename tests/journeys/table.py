@@ -160,6 +160,13 @@ TABLE = {
     "make bench": How(args=f"sections=[grid] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="threads=1"': How(args=f"sections=[packing,preparation] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[attention,mask]"': How(args=BENCH, leaves=("runs/bench/*/*",)),
+    'make bench ARGS="sections=[grid] arms=[one_pass,per_turn_packed,one_pass_paths,one_pass_compiled]"': How(
+        replace={",one_pass_compiled": ""},
+        args=BENCH,
+        leaves=("runs/bench/*/*",),
+        shows=("one_pass_paths",),
+        why="compiling takes minutes; tests/recipes/test_benchmark.py runs that arm with a quick compiler",
+    ),
     'make bench ARGS="sections=[state] threads=1"': How(args=BENCH, leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[plans] threads=1"': How(
         args=BENCH, leaves=("runs/bench/*/*",), shows=("a call costs as much as",)

@@ -1,7 +1,6 @@
 """The benchmark: what it counts is right by hand, its arms train the same, and one that does not is caught."""
 
 import functools
-import importlib.machinery
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_upper_left
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
@@ -24,7 +24,7 @@ from flexmask import build_block_mask, lay_out, pack
 from flexmask.attention.interface import attention_name, flexmask_attention
 from flexmask.model.state_branches import CALL_IN_TOKENS, StateBranches
 from recipes import benchmark
-from recipes.benchmarking import arms, grid, measure, paper, tables, workloads
+from recipes.benchmarking import arms, grid, measure, paper, paths, tables, workloads
 from recipes.benchmarking.config import ArmName, to_benchmark
 from recipes.benchmarking.parts import attention, loss, mask, packing, plans, preparation, recompiles, state
 from recipes.benchmarking.work import Size, Work, card_peak, needed_flops, predicted_flops
@@ -179,6 +179,7 @@ def test_a_file_gives_its_own_lengths(tmp_path):
     ("name", "expected"),
     [
         ("one_pass", Work(1, 9, 5, 35, 6 * 16)),
+        ("one_pass_paths", Work(1, 9, 5, 35, 35)),
         ("per_turn_packed", Work(2, 11, 5, 10 + 28, 4 * 16)),  # the passes begin with a block each
         ("per_turn_naive", Work(2, 11, 5, 10 + 28, 10 + 28)),
         ("paper_dense", Work(1, 10, 5, 35 + 5, 100)),  # a copy of a2 too, which sees 5 tokens
@@ -186,7 +187,7 @@ def test_a_file_gives_its_own_lengths(tmp_path):
     ],
 )
 def test_work_by_hand(name, expected):
-    config = compose_benchmark(["block_size=4", "pack_length=64"])
+    config = compose_benchmark(["block_size=4", "pack_length=64", f"arms=[{','.join(ArmName)}]"])
     (arm,) = [arm for arm in arms.make_arms(config)[0] if arm.name == name]
     items = arm.prepare([dialogue((2, 1, 1), (1, 2, 1))])
     works = [arm.work(item) for item in items]
@@ -271,6 +272,45 @@ def test_every_exact_arm_has_one_loss_and_one_gradient():
         assert arm["tokens_trained"] == exact[0]["tokens_trained"]
     floor = cell["arms"]["keep_thinking"]
     assert abs(floor["loss"] / exact[0]["loss"] - 1) > 1e-3  # it trains something else
+
+
+# Also with conversations that are split over several rows.
+@pytest.mark.parametrize("pack_length", [1024, 160])
+def test_paths_are_exact_and_compute_visible_pairs_only(pack_length):
+    names = "arms=[one_pass,per_turn_packed,one_pass_paths]"
+    config = compose_benchmark([*TINY, names, f"pack_length={pack_length}", "dtype=float64"])
+    cell = grid.measure_cell(config, tiny_model(config), arms.make_arms(config)[0], tiny_dialogues(config, turns=4))
+    along, ours = cell["arms"]["one_pass_paths"], cell["arms"]["one_pass"]
+    assert along["loss_difference"] < 1e-6 and along["gradient_difference"] < 1e-4
+    assert along["computed_pairs"] == along["visible_pairs"] == ours["visible_pairs"] < ours["computed_pairs"]
+    assert along["tokens_computed"] == ours["tokens_computed"]
+
+
+# Aligned at the front instead of the end, as scaled_dot_product_attention's own is_causal.
+def test_paths_aligned_at_the_front_are_caught(monkeypatch):
+    monkeypatch.setattr(paths, "causal_lower_right", causal_upper_left)
+    config = compose_benchmark([*TINY, "arms=[one_pass,per_turn_packed,one_pass_paths]"])
+    with pytest.raises(measure.InexactError, match="one_pass_paths: .* do not train the same"):
+        grid.measure_cell(config, tiny_model(config), arms.make_arms(config)[0], tiny_dialogues(config))
+
+
+# Compiled by another backend than inductor, which takes a minute; `make journeys` trains with that one. What the run
+# that is not timed compiles is found again, and the arms around it run without.
+def test_compiled_layers_are_exact_and_compiled_before_they_are_timed(monkeypatch):
+    torch._dynamo.reset()  # other tests compile the code of the same layers
+    torch._dynamo.reset()  # other tests compile the same layers' code
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    )
+    config = compose_benchmark([*TINY, "arms=[one_pass_compiled,one_pass,per_turn_packed]"])
+    model = tiny_model(config)
+    for turns in (2, 3, 4):
+        cell = grid.measure_cell(config, model, arms.make_arms(config)[0], tiny_dialogues(config, turns))
+        compiled = cell["arms"]["one_pass_compiled"]
+        assert compiled["status"] == "ok" and compiled["gradient_difference"] < 1e-4
+        assert compiled["graphs_compiled"] or turns > 2
+        assert not any(arm["graphs_compiled_while_timed"] for arm in cell["arms"].values())
+        assert cell["arms"]["one_pass"]["graphs_compiled"] == 0
 
 
 def flat_shift(one: Dialogue):
@@ -396,21 +436,41 @@ def test_a_foreign_kernel_may_refuse():
 
 
 def test_arms_that_need_a_gpu_are_named():
-    _, left_out = arms.make_arms(compose_benchmark())
-    assert left_out.keys() == {"one_pass_flash", "per_turn_varlen"} and all("CUDA" in why for why in left_out.values())
+    _, left_out = arms.make_arms(compose_benchmark([f"arms=[{','.join(ArmName)}]"]))
+    assert left_out.keys() == {"one_pass_flash", "one_pass_liger", "per_turn_varlen"}
+    assert all("CUDA" in why for why in left_out.values())
+
+
+# torch compiles a checkpointed layer whole or, without a word, not at all.
+def test_checkpointed_layers_are_not_called_compiled_on_cpu():
+    names = "arms=[one_pass,per_turn_packed,one_pass_compiled]"
+    _, left_out = arms.make_arms(compose_benchmark([names, "gradient_checkpointing=true"]))
+    assert left_out == {
+        "one_pass_compiled": "attention on CPU is not compiled, so checkpointed layers cannot be either"
+    }
+
+
+def test_liger_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(arms, "_missing", lambda module: True)
+    config = compose_benchmark(["device=cuda", "arms=[one_pass,per_turn_packed,one_pass_liger]"])
+    assert arms.make_arms(config)[1] == {"one_pass_liger": "liger_kernel is not installed; pip install liger-kernel"}
 
 
 # ---- what only a GPU runs, with the kernel's place taken by a reference that has its signature ----
 
 
-def causal_documents(query, key, value, borders, longest, scale):
-    """Each document alone: query [S, H, D], key and value [S, K, D]."""
-    assert longest == int(borders.diff().max()) and borders.dtype == torch.int32
+def causal_at_the_end(query, key, value, queries, keys, longest_queries, longest_keys, scale):
+    """Sequence after sequence, the last query seeing all keys: query [S, H, D], key and value [T, K, D]."""
     outputs = []
-    for start, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
+    for borders, longest in ((queries, longest_queries), (keys, longest_keys)):
+        assert longest == int(borders.diff().max()) and borders.dtype == torch.int32
+    assert (int(queries[-1]), int(keys[-1])) == (len(query), len(key)) and query.is_contiguous() and key.is_contiguous()
+    for i in range(len(queries) - 1):
+        q, k, v = query[queries[i] : queries[i + 1]], key[keys[i] : keys[i + 1]], value[keys[i] : keys[i + 1]]
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[0].transpose(0, 1))
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        hidden = torch.ones(len(q), len(k)).triu(len(k) - len(q) + 1).bool()
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
     return torch.cat(outputs)
 
 
@@ -422,32 +482,88 @@ def check_gpu_arm(arm, config):
     return cell["arms"][arm.name]
 
 
-def test_varlen_arm_gives_each_pass_to_the_flash_attn_package(monkeypatch):
-    def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=None, causal=False):
-        assert causal and cu_q is cu_k and max_q == max_k
-        return causal_documents(q, k, v, cu_q, max_q, softmax_scale)
+VARLEN_ARMS = pytest.mark.parametrize(
+    ("name", "layout"), [(ArmName.per_turn_varlen, "per_turn"), (ArmName.one_pass_paths, "one_pass")]
+)
 
-    package = types.ModuleType("flash_attn")
-    package.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
-    package.flash_attn_varlen_func = flash_attn_varlen_func
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
+
+def check_varlen_arm(name, layout, kernel, monkeypatch):
+    assert paths.varlen_kernel(torch.device("cuda"))[0] == kernel
+    monkeypatch.setattr(arms, "varlen_kernel", lambda device: paths.flash_kernel())
     config = compose_benchmark(TINY)
-    figures = check_gpu_arm(arms._varlen(ArmName.per_turn_varlen, config, CPU), config)
-    assert arms.varlen_kernel()[0] == "flash_attn"
+    figures = check_gpu_arm(arms._varlen(name, layout, config, CPU), config)
     assert figures["computed_pairs"] == figures["visible_pairs"]
 
 
-def test_varlen_arm_gives_each_pass_to_torch(monkeypatch):
+@VARLEN_ARMS
+@pytest.mark.parametrize("package", ["flash_attn", "flash_attn_interface"])
+def test_varlen_arms_give_each_node_to_the_flash_attn_packages(package, name, layout, monkeypatch):
+    def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=None, causal=False):
+        assert causal and len(q) <= len(k)
+        return causal_at_the_end(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale)
+
+    module = types.ModuleType(package)
+    module.flash_attn_varlen_func = flash_attn_varlen_func
+    monkeypatch.setitem(sys.modules, package, module)
+    check_varlen_arm(name, layout, package, monkeypatch)
+
+
+@VARLEN_ARMS
+def test_varlen_arms_give_each_node_to_torch(name, layout, monkeypatch):
     from torch.nn.attention import varlen
 
     def attend(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
         assert window_size == (-1, 0) and enable_gqa
-        return causal_documents(q, k, v, cu_q, max_q, scale)
+        return causal_at_the_end(q, k, v, cu_q, cu_k, max_q, max_k, scale)
 
     monkeypatch.setattr(varlen, "varlen_attn", mock.create_autospec(varlen.varlen_attn, side_effect=attend))
+    check_varlen_arm(name, layout, "torch.nn.attention.varlen", monkeypatch)
+
+
+# Per-turn passes are given as they lie; a token of the trunk is a key of every node behind it.
+def test_paths_by_hand():
+    passes = workloads.passes_of(dialogue((2, 1, 1), (1, 2, 1)))
+    one = paths.Paths.of(lay_out(passes, "one_pass").rows)
+    trunk, last, branch = [0, 1], [0, 1, 2, 3, 4, 5, 6], [0, 1, 7, 8]
+    assert one.queries.tolist() == [0, 2, 7, 9] and one.keys.tolist() == [0, 2, 9, 13] and one.longest == (5, 7)
+    assert one.places.tolist() == [*trunk, *last, *branch]
+    each = paths.Paths.of(lay_out(passes, "per_turn").rows)
+    assert each.queries.tolist() == each.keys.tolist() == [0, 4, 11] and each.places is None
+
+
+class LigerLoss:
+    """The signature of Liger's (0.8.5), which takes the weight first."""
+
+    def __init__(self, reduction="mean"):
+        self.reduction = reduction
+
+    def __call__(self, lin_weight, _input, target, bias=None):
+        return F.cross_entropy(_input @ lin_weight.T, target, reduction=self.reduction)
+
+
+@pytest.fixture
+def liger(monkeypatch):
+    module = types.ModuleType("liger_kernel.transformers.fused_linear_cross_entropy")
+    module.LigerFusedLinearCrossEntropyLoss = LigerLoss
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for parent in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+
+
+def test_liger_arm_gives_states_and_weights_to_the_fused_loss(liger):
     config = compose_benchmark(TINY)
-    check_gpu_arm(arms._varlen(ArmName.per_turn_varlen, config, CPU), config)
-    assert arms.varlen_kernel()[0] == "torch.nn.attention.varlen"
+    check_gpu_arm(arms._liger(ArmName.one_pass_liger, config, CPU), config)
+
+
+# Its gradients of weighted tokens are right in new versions only, so it is not asked for them.
+def test_liger_arm_refuses_weights(monkeypatch):
+    def twice(*args):
+        return [replace(one, loss_weights=2 * one.loss_weights) for one in pack(*args)]
+
+    monkeypatch.setattr(arms, "pack", twice)
+    config = compose_benchmark(TINY)
+    with pytest.raises(arms.ArmError, match="Liger's sum has no weights"):
+        arms._liger(ArmName.one_pass_liger, config, CPU).prepare(tiny_dialogues(config))
 
 
 def test_flash_backend_arm_asks_for_that_backend(monkeypatch):

@@ -1,18 +1,18 @@
 """Attention alone, beside a dense mask and beside the visible area alone."""
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flexmask import Row, build_block_mask, dense_mask, lay_out, pack
+from flexmask import build_block_mask, dense_mask, lay_out, pack
 from flexmask.attention.interface import flexmask_attention
 from recipes.benchmarking.config import BenchmarkConfig
 from recipes.benchmarking.measure import InexactError, interleaved_seconds
 from recipes.benchmarking.parts.packing import block_pairs
+from recipes.benchmarking.paths import node_paths
 from recipes.benchmarking.workloads import draw_dialogues, passes_of
 
 ATTENTION_TURNS, ATTENTION_LENGTHS = 8, (100, 400, 150)  # tokens of question, thinking and answer
@@ -88,15 +88,6 @@ def measure(config: BenchmarkConfig) -> dict:
         "over_per_node": seconds["ours"] / seconds["per_node"],
         "over_same_area": seconds["ours"] / seconds["same_area"],
     }
-
-
-def node_paths(row: Row) -> Iterator[tuple[np.ndarray, int]]:
-    """For each node the indices of its path from the root, its own tokens last, and how many are its own."""
-    paths: list[np.ndarray] = []
-    for start, end, parent in zip(row.node_start, row.node_end, row.node_parent, strict=True):
-        own = np.arange(start, end)
-        paths.append(own if parent < 0 else np.concatenate([paths[parent], own]))
-        yield paths[-1], len(own)
 
 
 def path_mask(path: int, own: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Faults planted in flexmask/, one a rule, and whether the tests notice.
+"""Faults planted in flexmask/ and recipes/, one a rule, and whether the tests notice.
 
     python tests/mutations.py                 plant each of them, run its tests, list those that survived
     python tests/mutations.py subtree window  only those whose rule has one of the words
@@ -17,17 +17,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-LINKED = ("conf", "docs", "notebooks", "recipes", "tests", "Makefile", "README.md", "pyproject.toml", "CITATION.cff")
+COPIED = ("flexmask", "recipes")
+LINKED = ("conf", "docs", "notebooks", "tests", "Makefile", "README.md", "pyproject.toml", "CITATION.cff")
 
 
 class Fault(NamedTuple):
-    """`right` stands once in `file` and is replaced by `wrong`; one of `tests` must fail then."""
+    """`right` stands once in `file`, of flexmask/ or recipes/..., and is replaced by `wrong`; one of `tests` must fail
+    then."""
 
     rule: str
     file: str
     right: str
     wrong: str
     tests: str
+
+    @property
+    def path(self) -> Path:
+        """The file, from the root of the project."""
+        return Path(self.file) if self.file.startswith("recipes/") else Path("flexmask", self.file)
 
 
 FAULTS = [
@@ -182,8 +189,8 @@ FAULTS = [
     Fault(
         "a token is predicted by the one in front of it on its path, and nothing is shifted",
         "model/loss.py",
-        "pack.previous[0, indices], targets",
-        "(indices - 1).clamp(min=0), targets",
+        "previous[places].to(device)",
+        "(places - 1).clamp(min=0).to(device)",
         "equivalence/test_one_pass.py",
     ),
     Fault(
@@ -960,14 +967,14 @@ FAULTS = [
         "a step's loss is divided by the weights of all processes",
         "training/data.py",
         "target_weight=float(sum(row.loss_weights.sum(dtype=np.float64) for row in rows))",
-        "target_weight=float(sum(rows[i].loss_weights.sum(dtype=np.float64) for i in shares[self.process_index]))",
+        "target_weight=float(sum(one.loss_weights.sum() for one in own))",
         "flexmask/test_ranks.py",
     ),
     Fault(
         "processes have as many packs each",
         "training/data.py",
-        "missing = max(map(len, groups)) - len(own)",
-        "missing = 0",
+        "* (max(map(len, groups)) - len(own))",
+        "* 0",
         "flexmask/test_ranks.py",
     ),
     Fault(
@@ -993,7 +1000,7 @@ FAULTS = [
     ),
     Fault(
         "a run that is resumed from its last step trains no other",
-        "training/trainer.py",
+        "training/checkpoints.py",
         "self.state.global_step >= self.state.max_steps",
         "self.state.global_step > self.state.max_steps",
         "flexmask/test_training.py flexmask/test_runs.py",
@@ -1034,8 +1041,9 @@ def noticed(fault: Fault) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         for name in LINKED:
             os.symlink(ROOT / name, Path(folder) / name)
-        shutil.copytree(ROOT / "flexmask", Path(folder) / "flexmask", ignore=shutil.ignore_patterns("__pycache__"))
-        file = Path(folder) / "flexmask" / fault.file
+        for name in COPIED:
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
+        file = folder / fault.path
         file.write_text(with_fault(fault, file.read_text(encoding="utf-8")), encoding="utf-8")
         tests = [str(Path(folder) / "tests" / name) for name in fault.tests.split()]
         done = subprocess.run(

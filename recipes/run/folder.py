@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
+from recipes.configuration.overrides import override
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import TrainConfig
 from recipes.storage.whole import write_whole
@@ -73,12 +74,12 @@ def config_to_resume(config: TrainConfig, given: list[str]) -> TrainConfig | Non
     """
     if config.resume == "auto":
         folder = newest_unfinished(config)
-        return None if folder is None else load_run_config(folder, [f"resume='{folder}'"])
+        return None if folder is None else load_run_config(folder, [override("resume", folder)])
     if given:
         raise ValueError(
             f"resume={config.resume}: goes on with the configuration in that folder; remove {', '.join(given)}"
         )
-    return load_run_config(Path(config.resume), [f"resume='{config.resume}'"])
+    return load_run_config(Path(config.resume), [override("resume", config.resume)])
 
 
 def newest_unfinished(config: TrainConfig) -> Path | None:

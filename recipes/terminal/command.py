@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -84,9 +85,18 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def typed(recipe: str, words: object) -> str:
-    """How a user starts a recipe: with make in the repository, with the command that a wheel installs elsewhere."""
-    return f"flexmask {recipe} {words}" if FROM_WHEEL else f'make {recipe} ARGS="{words}"'
+def typed(recipe: str, word: object) -> str:
+    """How a user starts a recipe: with make in the repository, with the command that a wheel installs elsewhere.
+
+    word: its only one, a place or `override`; quoted where a shell or make would take it apart.
+    """
+    quoted = shlex.quote(str(word))
+    if FROM_WHEEL:
+        return f"flexmask {recipe} {quoted}"
+    for_make = quoted.replace("$", "$$")
+    if set(for_make) & set('"$`\\'):
+        return f"make {recipe} {shlex.quote(f'ARGS={for_make}')}"
+    return f'make {recipe} ARGS="{for_make}"'
 
 
 def explained(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 """A run over its whole life: interrupted, resumed when it had ended, evaluated on the way, stopped by bad numbers."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_the_rows(
     assert not list(tmp_path.glob("checkpoint-*"))
     (file,) = newest_packs(tmp_path)
     saved = load_packs(file)
+    assert error.value.file == file
     assert str(file) in str(error.value) and f"{saved.said}. Its packs are in" in str(error.value)
     assert saved.step == 1 and sum(float(one.loss_weights.sum()) for one in saved.packs) == saved.weight
     assert len({name for one in saved.packs for name in one.rows}) == 4
@@ -109,8 +111,24 @@ def test_the_packs_of_a_full_disk_do_not_hide_the_error(tmp_path):
     with torch.no_grad():
         trainer.model.lm_head.weight[5] = float("nan")
     (tmp_path / "nonfinite").write_text("in its place")
-    with pytest.raises(NonFiniteLossError, match="the loss is nan .* could not be written to a file .*exists"):
+    with pytest.raises(NonFiniteLossError, match="the loss is nan .* could not be written to a file .*exists") as error:
         trainer.train()
+    assert error.value.file is None
+
+
+# Breaks if a disk that fills up leaves half a file of packs, which the command that replays them would find.
+def test_packs_that_could_not_be_written_to_their_end_are_not_there(tmp_path, monkeypatch):
+    def fills_up(value, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("inline_container.cc: unexpected pos 64 vs 0")
+
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5] = float("nan")
+    monkeypatch.setattr(torch, "save", fills_up)
+    with pytest.raises(NonFiniteLossError, match="could not be written to a file .*unexpected pos"):
+        trainer.train()
+    assert newest_packs(tmp_path) == [] == list((tmp_path / "nonfinite").iterdir())
 
 
 def test_evaluation_leaves_every_module_in_the_mode_it_was_in(tmp_path):

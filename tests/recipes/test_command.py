@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from flexmask import NonFiniteLossError
+from recipes.configuration.overrides import override
+from recipes.run.failures import told_how_to_go_on
 from recipes.run.interrupts import StopAfterStep
+from recipes.terminal import command as command_module
 from recipes.terminal import progress as progress_module
-from recipes.terminal.command import Interrupted, command
+from recipes.terminal.command import Interrupted, command, typed
 from recipes.terminal.progress import duration, progress
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +52,39 @@ def test_what_a_user_can_cause_is_one_message(error, message, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     assert message in ending(error) and ending(error).startswith("error: ")
     assert "data.data." not in ending(error)
+
+
+# Breaks if a command that an error advises is taken apart by the shell, by make or by Hydra.
+@pytest.mark.parametrize(
+    "name", ["runs/a", "my runs/a", "a=1,b=2", "12", "null", "ü", "it's", 'the "best"', "a$b", "x\\y"]
+)
+@pytest.mark.parametrize("from_wheel", [False, True], ids=["make", "wheel"])
+def test_a_command_that_is_advised_reaches_the_program_as_it_is_meant(tmp_path, monkeypatch, name, from_wheel):
+    monkeypatch.setattr(command_module, "FROM_WHEEL", from_wheel)
+    said = tmp_path / "said"
+    program = f"#!{sys.executable}\nimport sys\nopen({str(said)!r}, 'w').write('\\n'.join(sys.argv[1:]))\n"
+    for place in ("flexmask", "program"):
+        (tmp_path / place).write_text(program)
+        (tmp_path / place).chmod(0o755)
+    (tmp_path / "Makefile").write_text("train replay:\n\t@./program $@ $(ARGS)\n")
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def told(line):
+        subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, check=True)
+        return said.read_text().split("\n")
+
+    assert told(typed("replay", Path(name)))[-1] == name
+    *_, word = told(typed("train", override("resume", name)))
+    (read,) = OverridesParser.create().parse_overrides([word])
+    assert read.key_or_group == "resume" and read.value() == name and not read.is_sweep_override()
+
+
+# Breaks if a run whose packs could not be kept tells to replay them.
+def test_packs_are_replayed_where_they_are(tmp_path):
+    for file, advised in ((tmp_path / "step-1.pt", True), (None, False)):
+        with pytest.raises(NonFiniteLossError, match="step 1") as error, told_how_to_go_on(tmp_path):
+            raise NonFiniteLossError("step 1: the loss is nan", file)
+        assert ("make replay" in str(error.value)) is advised
 
 
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):

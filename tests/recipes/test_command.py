@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from torch._utils import ExceptionWrapper
 
 from flexmask import NonFiniteLossError
 from recipes.configuration.overrides import override
@@ -45,6 +46,8 @@ def ending(error):
         (ValueError('write layout="per_turn", or'), "write duplication.layout=per_turn, or"),
         (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x: Permission denied"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. "), "lower trainer.loader_workers (Data"),
+        (RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly"), "lower trainer.loader_workers (Data"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "lower it. model.gradient_checkpointing=true"),
     ],
 )
@@ -52,6 +55,22 @@ def test_what_a_user_can_cause_is_one_message(error, message, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     assert message in ending(error) and ending(error).startswith("error: ")
     assert "data.data." not in ending(error)
+
+
+# Breaks if an error of a process that prepares packs is shown with its traceback.
+def test_an_error_of_another_process_is_one_message(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    for error in (OSError("/cache: it is gone\nstart again"), ValueError("/cache: it is gone\nstart again")):
+        try:
+            try:
+                raise KeyError("what came before")
+            except KeyError as before:
+                raise error from before
+        except Exception:
+            wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+        with pytest.raises(type(error)) as raised:
+            wrapped.reraise()
+        assert ending(raised.value).startswith("error: /cache: it is gone\nstart again\n("), ending(raised.value)
 
 
 # Breaks if a command that an error advises is taken apart by the shell, by make or by Hydra.

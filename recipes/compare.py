@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 from omegaconf import OmegaConf
 
 from recipes.configuration.compose import RUN_CONFIG
+from recipes.configuration.overrides import override
 from recipes.run.folder import RESULT, settings_of_training
 from recipes.run.sweeps import FAILED
 from recipes.terminal.command import command, typed
@@ -102,7 +103,7 @@ def _missing(folder: Path, finished: set[Path]) -> dict[str, str]:
             first, _, more = failed.read_text(encoding="utf-8").strip().partition("\n")
             said = f"{first} ... ({failed})" if more else first
         goes_on = (path / RUN_CONFIG).exists()
-        found[path.name] = f"{said}; finish it with {typed('train', f'resume={path}')}" if goes_on else said
+        found[path.name] = f"{said}; finish it with {typed('train', override('resume', path))}" if goes_on else said
     return found
 
 

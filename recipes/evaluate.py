@@ -22,7 +22,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
-from recipes.configuration.overrides import checked_overrides, given_keys, groups_of_conf
+from recipes.configuration.overrides import checked_overrides, given_keys, groups_of_conf, override
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import DataKind, TrainConfig
 from recipes.distributed import ranks
@@ -113,7 +113,9 @@ def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> Tra
             "is now with data.path=..., or name a file to chat on"
         ) from error
     if not (run / MODEL).is_dir():
-        raise ConfigError(f"{run}: has no {MODEL}/, so its training has not ended; {typed('train', f'resume={run}')}")
+        raise ConfigError(
+            f"{run}: has no {MODEL}/, so its training has not ended; {typed('train', override('resume', run))}"
+        )
     if config.evaluation.conversations == 0:
         raise ConfigError("evaluation.conversations=0: nothing to evaluate; say how many, or null for all")
     return config

@@ -31,7 +31,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Calls, Conversation, LaidOut, OnePassCollator, Row, align_end_of_turn, prepare_conversation
-from flexmask.model.support import check_model
+from flexmask.model.support import check_context, check_model
 from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
 from recipes.configuration.compose import compose
 from recipes.configuration.overrides import checked_overrides
@@ -40,7 +40,7 @@ from recipes.evaluation.matchers import load_matcher
 from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
 from recipes.models.memory import in_gigabytes, memory
 from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
-from recipes.run.arguments import check_heldout, training_arguments
+from recipes.run.arguments import check_heldout, in_one_process, training_arguments
 from recipes.run.summary import data_lines
 from recipes.sources.load import LoadedData, load_data
 from recipes.terminal.command import command, in_settings
@@ -86,7 +86,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
         if model is not None and (note := align_end_of_turn(model, tokenizer, rows.ends)):
             of_data.append(f"note        {note}")
         _tried(refused, load_matcher, config.evaluation.matcher)
-        _tried(refused, training_arguments, config, Path("unused"), True)
+        _tried(refused, training_arguments, in_one_process(config), Path("unused"), True)
         _tried(refused, check_heldout, config.trainer, len(heldout.items))
     invalid = rows.invalid | heldout.invalid
     left_out = data.dropped | invalid
@@ -144,6 +144,8 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: boo
         lines.append(f"{name}, {size:,} parameters; layers by its config: {_layers(model)}")
         branching = branching_note(model)
         _tried(refused, check_model, model, chains)
+        if config.parallel.context_parallel:
+            _tried(refused, check_context, model, config.attention.backend)
         _tried(refused, adapter_for, model, config.adapter, config.model)
         if len(refused) == before:
             taken = "[green]can be trained exactly[/], as far as its layers tell: training tries it before it starts"

@@ -29,9 +29,9 @@ from flexmask.model.support import unwrapped
 from flexmask.training.nonfinite import SavedPacks, load_packs, newest_packs
 from flexmask.tree.packing import Pack
 from recipes.configuration.compose import load_run_config
-from recipes.configuration.schema import AttentionBackend, ParallelKind, TrainConfig
+from recipes.configuration.schema import AttentionBackend, TrainConfig
 from recipes.models.load import load_model, load_tokenizer
-from recipes.run.arguments import quiet, training_arguments
+from recipes.run.arguments import in_one_process, quiet, training_arguments
 from recipes.run.folder import CHECKPOINTS, newest_checkpoint
 from recipes.terminal.command import command
 
@@ -106,7 +106,7 @@ def trainer_of(
     config: TrainConfig, run: Path, tokenizer: PreTrainedTokenizerBase, packs: Sequence[Pack]
 ) -> tuple[OnePassTrainer, str]:
     """A Trainer in the run's precision around the model that is replayed, and what that is."""
-    config = replace(config, parallel=replace(config.parallel, kind=ParallelKind.ddp))  # this is a single process
+    config = in_one_process(config)
     if not torch.cuda.is_available():  # the run's kernels are those of another machine
         config = replace(config, attention=replace(config.attention, backend=AttentionBackend.auto))
     model = load_model(config, len(tokenizer), chains=all(map(_is_chain, packs)))

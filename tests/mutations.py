@@ -1,4 +1,4 @@
-"""Faults planted in flexmask/, one a rule, and whether the tests notice.
+"""Faults planted in flexmask/ and recipes/, one a rule, and whether the tests notice.
 
     python tests/mutations.py                 plant each of them, run its tests, list those that survived
     python tests/mutations.py subtree window  only those whose rule has one of the words
@@ -17,17 +17,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-LINKED = ("conf", "docs", "notebooks", "recipes", "tests", "Makefile", "README.md", "pyproject.toml", "CITATION.cff")
+COPIED = ("flexmask", "recipes")
+LINKED = ("conf", "docs", "notebooks", "tests", "Makefile", "README.md", "pyproject.toml", "CITATION.cff")
 
 
 class Fault(NamedTuple):
-    """`right` stands once in `file` and is replaced by `wrong`; one of `tests` must fail then."""
+    """`right` stands once in `file`, of flexmask/ or recipes/..., and is replaced by `wrong`; one of `tests` must fail
+    then."""
 
     rule: str
     file: str
     right: str
     wrong: str
     tests: str
+
+    @property
+    def path(self) -> Path:
+        """The file, from the root of the project."""
+        return Path(self.file) if self.file.startswith("recipes/") else Path("flexmask", self.file)
 
 
 FAULTS = [
@@ -982,7 +989,7 @@ FAULTS = [
         "a step's loss is divided by the weights of all processes",
         "training/data.py",
         "target_weight=float(sum(row.loss_weights.sum(dtype=np.float64) for row in rows))",
-        "target_weight=float(sum(rows[i].loss_weights.sum(dtype=np.float64) for i in shares[self.process_index]))",
+        "target_weight=float(sum(one.loss_weights.sum() for one in own))",
         "flexmask/test_ranks.py",
     ),
     Fault(
@@ -1015,7 +1022,7 @@ FAULTS = [
     ),
     Fault(
         "a run that is resumed from its last step trains no other",
-        "training/trainer.py",
+        "training/checkpoints.py",
         "self.state.global_step >= self.state.max_steps",
         "self.state.global_step > self.state.max_steps",
         "flexmask/test_training.py flexmask/test_runs.py",
@@ -1048,6 +1055,91 @@ FAULTS = [
         "        self._start_anew()\n        self._started = time.perf_counter()\n\n    def on_train_end",
         "flexmask/test_training.py flexmask/test_runs.py",
     ),
+    Fault(
+        "a process that no block of a pack is left for computes one all the same",
+        "attention/context.py",
+        "        if not len(tokens):",
+        "        if False:",
+        "flexmask/test_context.py",
+    ),
+    Fault(
+        "blocks of a pack go round and back again",
+        "attention/context.py",
+        "[*range(processes), *reversed(range(processes))]",
+        "[*range(processes), *range(processes)]",
+        "flexmask/test_context.py",
+    ),
+    Fault(
+        "a stream is read by one worker",
+        "training/batches.py",
+        "order, workers = {}, min(workers, 1)",
+        "order = {}",
+        "flexmask/test_epochs.py",
+    ),
+    Fault(
+        "packs that were not finite are kept whole",
+        "training/nonfinite.py",
+        ' if f.name != "context"',
+        "",
+        "flexmask/test_runs.py",
+    ),
+    Fault(
+        "the newest packs are those that were written last",
+        "training/nonfinite.py",
+        "key=lambda path: path.stat().st_mtime",
+        "key=lambda path: path.name",
+        "flexmask/test_runs.py",
+    ),
+    # ---- runs and storage ----
+    Fault(
+        "a folder belongs to one process",
+        "recipes/run/claim.py",
+        "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "recipes/test_claim.py",
+    ),
+    Fault(
+        "no child keeps a folder",
+        "recipes/run/claim.py",
+        "fcntl.lockf(file,",
+        "fcntl.flock(file,",
+        "recipes/test_claim.py",
+    ),
+    Fault(
+        "a file stays until another is whole",
+        "recipes/storage/whole.py",
+        "    partial = partial_of(path)\n    try:",
+        "    partial = path\n    try:",
+        "recipes/test_storage.py",
+    ),
+    Fault(
+        "a shard that is read counts as used",
+        "recipes/storage/shards.py",
+        "            _use(self.files[shard].parent)",
+        "            pass",
+        "recipes/test_storage.py",
+    ),
+    Fault(
+        "the map that is dropped was used before the others",
+        "recipes/storage/shards.py",
+        "self._tables.popitem(last=False)",
+        "self._tables.popitem()",
+        "recipes/test_storage.py",
+    ),
+    Fault(
+        "two runs may store the same",
+        "recipes/storage/shards.py",
+        "if find(folder) is None:  # else",
+        "if True:  # else",
+        "recipes/test_storage.py",
+    ),
+    Fault(
+        "what is being written is not removed",
+        "recipes/storage/shards.py",
+        '(_ABANDONED_SECONDS, cache().glob("partial-*"))',
+        '(0, cache().glob("partial-*"))',
+        "recipes/test_storage.py",
+    ),
 ]
 
 
@@ -1056,8 +1148,9 @@ def noticed(fault: Fault) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         for name in LINKED:
             os.symlink(ROOT / name, Path(folder) / name)
-        shutil.copytree(ROOT / "flexmask", Path(folder) / "flexmask", ignore=shutil.ignore_patterns("__pycache__"))
-        file = Path(folder) / "flexmask" / fault.file
+        for name in COPIED:
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
+        file = folder / fault.path
         file.write_text(with_fault(fault, file.read_text(encoding="utf-8")), encoding="utf-8")
         tests = [str(Path(folder) / "tests" / name) for name in fault.tests.split()]
         done = subprocess.run(

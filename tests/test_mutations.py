@@ -8,7 +8,7 @@ from mutations import FAULTS, ROOT, with_fault
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.rule)
 def test_a_fault_can_be_planted(fault):
-    source = (ROOT / "flexmask" / fault.file).read_text(encoding="utf-8")
+    source = (ROOT / fault.path).read_text(encoding="utf-8")
     ast.parse(with_fault(fault, source))
     assert all((ROOT / "tests" / name).is_file() for name in fault.tests.split())
 

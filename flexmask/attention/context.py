@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, group
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
+from torch.distributed._functional_collectives import all_gather_single_autograd
 from torch.nn import functional as F
 
 
@@ -47,7 +47,7 @@ class Context:
         """[1, K, n, D] of this process's tokens -> [1, K, S, D] of all, in the order of the pack. Every process calls
         it; gradients are summed over them."""
         padded = F.pad(own, (0, 0, 0, self.longest - own.shape[2])).contiguous()
-        every = all_gather_tensor_autograd(padded, gather_dim=2, group=cast(ProcessGroup, group.WORLD))
+        every = all_gather_single_autograd(padded, gather_dim=2, group=cast(ProcessGroup, group.WORLD))
         return every.index_select(2, self.order)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Context":

@@ -26,15 +26,18 @@ def train_batches(
     dataset: Rows, collator: OnePassCollator, args: TrainingArguments, sampler: Sampler | None
 ) -> DataLoader:
     """Whole batches in every process, which trains its share of each (see `OnePassCollator`): so neither how many
-    there are, nor whether batches come out even, changes what a step trains."""
-    order: dict[str, Any] = {} if isinstance(dataset, IterableDataset) else {"sampler": sampler}
+    there are, nor whether batches come out even, nor how many workers read ahead, changes what a step trains."""
+    order: dict[str, Any] = {"sampler": sampler}
+    workers = args.dataloader_num_workers
+    if isinstance(dataset, IterableDataset):  # each worker reads all of it, so one does
+        order, workers = {}, min(workers, 1)
     loader: DataLoader = DataLoader(
         cast(Dataset, dataset),
         batch_size=conversations_at_once(args),
         collate_fn=collator,
         drop_last=args.dataloader_drop_last,
         pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
-        num_workers=args.dataloader_num_workers,
+        num_workers=workers,
         worker_init_fn=_ignore_signals,
         persistent_workers=args.dataloader_persistent_workers,
         multiprocessing_context=args.dataloader_multiprocessing_context,

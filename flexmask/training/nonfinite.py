@@ -1,10 +1,12 @@
 """The packs of a step whose loss or gradient was not finite, in a file: what went wrong can be looked at again."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
+from flexmask.errors import NonFiniteLossError
 from flexmask.tree.packing import Pack
 
 FOLDER = "nonfinite"
@@ -21,18 +23,38 @@ class SavedPacks:
     packs: list[Pack]
 
 
-def save_packs(saved: SavedPacks, output_dir: str | Path, process: int | None) -> Path:
-    """Write packs to `nonfinite/` in the folder of checkpoints; process: which of several had them.
+def not_finite(
+    what: str, step: int, packs: Sequence[Pack], weight: float, output_dir: str | Path, process: int | None
+) -> NonFiniteLossError:
+    """The error of a step, whose packs are written to a file. what: is not finite, in words before names of rows.
+    process: which of several this is. The rest: of `SavedPacks`, and `save_packs`."""
+    rows = ", ".join(sorted({name for one in packs for name in one.rows}))
+    said = f"step {step}: {what} {rows}; the optimizer has not stepped"
+    file = None
+    try:
+        file = save_packs(SavedPacks(step, said, weight, [one.to("cpu") for one in packs]), output_dir, process)
+        kept = f"Its packs are in {file}"
+    except (OSError, RuntimeError) as error:  # torch's, on a full disk
+        kept = f"Its packs could not be written to a file ({str(error).splitlines()[0]})"
+    return NonFiniteLossError(f"{said}. {kept}. Look at these conversations, or lower the learning rate", file)
 
-    Raises OSError and RuntimeError where the disk does not take them.
+
+def save_packs(saved: SavedPacks, output_dir: str | Path, process: int | None) -> Path:
+    """Write packs to `nonfinite/` in the folder of checkpoints. process: which of several had them.
+
+    The file is there whole or not at all. Raises OSError and RuntimeError where the disk does not take them.
     """
     of_process = "" if process is None else f"-process-{process}"
     path = Path(output_dir, FOLDER, f"step-{saved.step}{of_process}.pt")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Whole, also where several processes compute them together: one can run them again alone.
     packs = [{f.name: getattr(one, f.name) for f in fields(Pack) if f.name != "context"} for one in saved.packs]
-    torch.save({**asdict(SavedPacks(saved.step, saved.said, saved.weight, [])), "packs": packs}, path)
-    return path
+    partial = path.with_suffix(".partial")
+    try:
+        torch.save({**asdict(SavedPacks(saved.step, saved.said, saved.weight, [])), "packs": packs}, partial)
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_packs(path: Path) -> SavedPacks:

@@ -6,23 +6,19 @@ the pack length, so both are free to change without changing what is learned.
 
 import contextlib
 import copy
-import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import torch
-from accelerate.utils import DistributedType, TorchDynamoPlugin, extract_model_from_parallel
+from accelerate.utils import TorchDynamoPlugin, extract_model_from_parallel
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_utils import speed_metrics
@@ -45,11 +41,10 @@ from flexmask.model.support import (
 )
 from flexmask.training.arguments import OnePassConfig
 from flexmask.training.batches import ByLength, train_batches
+from flexmask.training.checkpoints import CheckpointingTrainer
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
 from flexmask.training.layers import compile_layers
-from flexmask.training.nonfinite import SavedPacks, save_packs
-from flexmask.training.run_totals import IntervalFigures, RunTotals
-from flexmask.training.sharding import allow_on_cpu, shard, told_apart, whole_state
+from flexmask.training.nonfinite import not_finite
 from flexmask.training.trainer_inputs import (
     check_metric,
     check_rows,
@@ -63,7 +58,7 @@ from flexmask.training.trainer_inputs import (
 from flexmask.tree.packing import Pack
 
 
-class OnePassTrainer(Trainer):
+class OnePassTrainer(CheckpointingTrainer):
     """`transformers.Trainer` whose loss is the sum over passes, normalised over the whole optimizer step.
 
         OnePassTrainer("Qwen/Qwen3-0.6B", OnePassConfig("out"), train_dataset=records).train()
@@ -94,7 +89,6 @@ class OnePassTrainer(Trainer):
     """
 
     # The Trainer allows for more of each.
-    model: nn.Module
     data_collator: OnePassCollator
     train_dataset: Rows | None
     processing_class: PreTrainedTokenizerBase | None
@@ -136,14 +130,6 @@ class OnePassTrainer(Trainer):
         # compute_loss divides by the step's target weight itself, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
-        self.add_callback(RunTotals())
-        self.add_callback(_AtTheStart(self._take_up))  # behind the totals, which it reads
-        self._interval = IntervalFigures(self.args.world_size)
-
-    @property
-    def run_totals(self) -> RunTotals:
-        """What the run has spent so far. The Trainer may put another object in its place when it resumes."""
-        return next(one for one in self.callback_handler.callbacks if isinstance(one, RunTotals))
 
     # ---- Before training ----
 
@@ -175,6 +161,11 @@ class OnePassTrainer(Trainer):
         if collator.context_parallel:
             check_context(inner, collator.backend)
         check_exact(model, self.data_collator.block_size, self.data_collator.pack_length)
+        if self.args.neftune_noise_alpha and collator.context_parallel:
+            raise ValueError(
+                f"neftune_noise_alpha={self.args.neftune_noise_alpha} with context_parallel: noise is scaled by the "
+                "number of tokens that it is added to, which are a part of the pack here; leave one of the two out"
+            )
         if self.args.neftune_noise_alpha:
             draws = [f"neftune_noise_alpha={self.args.neftune_noise_alpha}"]
             warn_of_shared_draws(type(inner).__name__, draws, stacklevel=3)
@@ -240,45 +231,7 @@ class OnePassTrainer(Trainer):
             raise ValueError("train: there is no data; give train_dataset to the trainer")
         return train_batches(self.train_dataset, self.data_collator, self.args, self._get_train_sampler())
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """The Trainer's, with parameters sharded on CPUs as well."""
-        super().create_accelerator_and_postprocess()
-        allow_on_cpu(self.accelerator, self.args)
-        self.is_fsdp_enabled = self.accelerator.distributed_type is DistributedType.FSDP
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        if self.is_fsdp_enabled:
-            shard(self.model, self.accelerator.state.fsdp_plugin)
-        with told_apart(self.model):
-            return super()._prepare_for_training(*args, **kwargs)
-
     # ---- Training ----
-
-    def _take_up(self) -> None:
-        """Where the run goes on from a checkpoint, so do the losses that its next log is a mean of, and those of
-        `train_loss`, which the Trainer (5.23) both begins at zero; and the best checkpoint is that of this folder,
-        wherever it lay when its path was written down."""
-        totals, state = self.run_totals, self.state
-        self._total_loss_scalar = totals.loss_sum
-        if unlogged := totals.unlogged:
-            self._tr_loss += unlogged["loss"]
-            self._globalstep_last_logged -= unlogged["steps"]
-            self._interval.go_on(unlogged["interval"], adds=self.accelerator.is_main_process)
-        if state.best_global_step:
-            best = os.path.join(cast(str, self.args.output_dir), f"checkpoint-{state.best_global_step}")
-            state.best_model_checkpoint = best if os.path.isdir(best) else None
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer (5.23) trains one step too many when it resumes from the last one."""
-        finished = self.state.global_step >= self.state.max_steps or any(
-            one.early_stopping_patience_counter >= one.early_stopping_patience
-            for one in self.callback_handler.callbacks
-            if isinstance(one, EarlyStoppingCallback)
-        )
-        if finished:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -298,7 +251,7 @@ class OnePassTrainer(Trainer):
         """Forward and backward of each pack in turn; returns the batch's part of the step's loss."""
         if not inputs["packs"]:
             raise ValueError("a batch has no rows: every turn of its conversations was dropped; leave them out")
-        self._interval.count_batch(inputs["figures"])
+        self.interval.count_batch(inputs["figures"])
         self.run_totals.count(inputs["figures"])
         losses = []
         for i, one in enumerate(inputs["packs"]):
@@ -323,7 +276,7 @@ class OnePassTrainer(Trainer):
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", [one])
         if self.model.training:
-            self._interval.count_pack(one, result)
+            self.interval.count_pack(one, result)
         step_weight = torch.as_tensor(num_items_in_batch).to(loss.dtype)
         loss = loss / step_weight * self.accelerator.num_processes  # DDP averages gradients
         return (loss, result) if return_outputs else loss
@@ -337,69 +290,16 @@ class OnePassTrainer(Trainer):
 
     def _not_finite(self, what: str, packs: Sequence[Pack]) -> NonFiniteLossError:
         """The error of this step, whose packs of this process are written to a file."""
-        step, rows = self.state.global_step + 1, ", ".join(sorted({name for one in packs for name in one.rows}))
-        said = f"step {step}: {what} {rows}; the optimizer has not stepped"
         process = self.args.process_index if self.args.world_size > 1 else None
-        try:
-            saved = SavedPacks(step, said, self._step_weight, [one.to("cpu") for one in packs])
-            kept = f"Its packs are in {save_packs(saved, cast(str, self.args.output_dir), process)}"
-        except (OSError, RuntimeError) as error:  # torch's, on a full disk
-            kept = f"Its packs could not be written to a file ({str(error).splitlines()[0]})"
-        return NonFiniteLossError(f"{said}. {kept}. Look at these conversations, or lower the learning rate")
+        folder = cast(str, self.args.output_dir)
+        return not_finite(what, self.state.global_step + 1, packs, self._step_weight, folder, process)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the interval's own figures to a training log; see the class."""
         if "loss" in logs:
             blocks = blocks_of(self.model, self.args.device, self.data_collator.block_size)
-            logs = logs | self._interval.take(blocks, self._add_up)
+            logs = logs | self.interval.take(blocks, self.add_up)
         super().log(logs, start_time)
-
-    def _add_up(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Sums over all processes, each of which has the same names."""
-        device = self.args.device
-        values = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in sums.values()]
-        return dict(zip(sums, self.accelerator.reduce(torch.stack(values), "sum").tolist(), strict=True))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.run_totals.loss_sum = self._total_loss_scalar
-        self.run_totals.unlogged = {
-            "loss": self._unlogged_loss(),
-            "steps": self.state.global_step - self._globalstep_last_logged,
-            "interval": self._interval.saved(self._add_up),
-        }
-        # The Trainer (5.23) knows the best checkpoint by its folder, and looks for it before sharded weights are there.
-        os.makedirs(os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), exist_ok=True)
-        super()._save_checkpoint(model, trial)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A model that `from_pretrained` loads, also of a sharded one, whose checkpoints stay in parts. It is there
-        when this returns, in every process."""
-        if self.is_fsdp_enabled and not _internal_call:
-            self._save(output_dir, whole_state(self.accelerator, self.model))
-        else:
-            super().save_model(output_dir, _internal_call)
-        self.accelerator.wait_for_everyone()
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Of each process its own; all are there before the trainer state, which says that a checkpoint is whole."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if (inner := unwrapped(self.model)) is not self.model:  # peft saves adapters, and not how to generate with them
-            inner.generation_config.save_pretrained(cast(str, output_dir or self.args.output_dir))
-
-    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
-        """The Trainer (5.23) divides by the steps since the run was resumed; here all of them count."""
-        totals = self.run_totals
-        self._total_loss_scalar, self._initial_global_step = self._total_loss_scalar + self._unlogged_loss(), 0
-        self._tr_loss.zero_()
-        return super()._finalize_training(trial, num_train_samples, time.time() - totals.elapsed)
-
-    def _unlogged_loss(self) -> float:
-        """The sum of the losses of the steps since the last log."""
-        return self.accelerator.gather(self._tr_loss).mean().item()
 
     # ---- Evaluation ----
 
@@ -436,7 +336,7 @@ class OnePassTrainer(Trainer):
                 )
                 tally.update({"loss": result.total.item(), **result.sums_by_role()})
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        sums = self._add_up(tally)
+        sums = self.add_up(tally)
         figures = {"loss": sums["loss"] / batch["figures"].target_weight, **loss_by_role(sums)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(conversations))
@@ -458,14 +358,3 @@ class OnePassTrainer(Trainer):
         parameters = unwrapped(self.model).num_parameters(exclude_embeddings=True)
         tokens = sum(len(p) if p.context is None else len(p.context.tokens) for p in inputs["packs"])
         return 6 * tokens * parameters
-
-
-class _AtTheStart(TrainerCallback):
-    """Calls a function when a training begins, after what is to go on has been loaded."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer calls it right before the first step."""
-        self._function()

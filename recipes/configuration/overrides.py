@@ -1,6 +1,8 @@
 """The words of a command line, `key=value`, before Hydra sees them."""
 
+import contextlib
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -45,6 +47,18 @@ def checked_overrides(words: Sequence[str]) -> list[str]:
     if problems:
         raise ConfigError("\n".join(problems))
     return result
+
+
+def override(key: str, value: object) -> str:
+    """The word that sets a key to this text, in quotes where Hydra would read signs in it as its own."""
+    text = str(value)
+    with contextlib.suppress(OverrideParseException):
+        (read,) = OverridesParser.create().parse_overrides([f"{key}={text}"])
+        if not read.is_sweep_override() and read.value() == text:
+            return f"{key}={text}"
+    # A backslash is one of its own only in front of a quote.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return f"{key}='{escaped}'"
 
 
 def _no_such_choice(group: str, word: str, words: Sequence[str]) -> str | None:

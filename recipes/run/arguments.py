@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,12 @@ def _loader_workers(trainer: TrainerConfig) -> int:
     if trainer.loader_workers is None:
         return 2 if torch.cuda.is_available() else 0
     return trainer.loader_workers
+
+
+def in_one_process(config: TrainConfig) -> TrainConfig:
+    """The settings by which a single process looks at a run that may be one of several."""
+    parallel = replace(config.parallel, kind=ParallelKind.ddp, context_parallel=False)
+    return replace(config, parallel=parallel)
 
 
 def _sharding(parallel: ParallelConfig) -> dict[str, Any]:

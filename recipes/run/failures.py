@@ -5,26 +5,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flexmask.errors import NonFiniteLossError
+from recipes.configuration.overrides import override
 from recipes.run.folder import incomplete_checkpoints, last_checkpoint
 from recipes.terminal.command import explained, typed
 
 
 def go_on(folder: Path) -> str:
-    return f"Go on with: {typed('train', f'resume={folder}')}"
+    return f"Go on with: {typed('train', override('resume', folder))}"
 
 
 @contextmanager
 def told_how_to_go_on(folder: Path) -> Iterator[None]:
     """A file that cannot be written, or numbers that are not finite, end the run with what to do behind the reason.
 
-    Raises ValueError and FloatingPointError.
+    Raises ValueError and NonFiniteLossError.
     """
     try:
         yield
-    except FloatingPointError as error:
-        raise type(error)(
-            f"{error}\n{typed('replay', folder)} runs these packs again and names the layer that it begins in"
-        ) from error
+    except NonFiniteLossError as error:
+        if error.file is None:
+            raise
+        advice = f"{typed('replay', folder)} runs these packs again and names the layer that it begins in"
+        raise NonFiniteLossError(f"{error}\n{advice}", error.file) from error
     except Exception as error:
         if isinstance(error, ValueError) or (reason := explained(error)) is None:
             raise

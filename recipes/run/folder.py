@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
+from recipes.configuration.overrides import given_keys, override
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import TrainConfig
 from recipes.storage.whole import write_whole
@@ -26,6 +27,8 @@ _NOT_TRAINED = (
     "trainer.report_to",
     "trainer.loader_workers",
 )
+# How many processes help a run, which is another matter where it goes on: memory may have been short.
+_MAY_CHANGE = {"data.processes", "trainer.loader_workers"}
 RESULT, DATA, CHECKPOINTS, MODEL = "result.json", "data.json", "checkpoints", "model"
 
 
@@ -67,18 +70,20 @@ def refuse_taken(output_dir: str | None) -> None:
 
 def config_to_resume(config: TrainConfig, given: list[str]) -> TrainConfig | None:
     """The configuration of the run that `resume` names, with `resume` set to its folder; None where resume=auto finds
-    none. `given`: the other overrides of the command line, which only resume=auto takes.
+    none. `given`: the other overrides of the command line, which only resume=auto takes; numbers of processes that
+    help are taken from them in any case.
 
-    Raises ValueError for overrides beside a folder, and ConfigError for a folder without a run.
+    Raises ValueError for other overrides beside a folder, and ConfigError for a folder without a run.
     """
+    helpers = [word for word in given if given_keys([word]) <= _MAY_CHANGE]
     if config.resume == "auto":
         folder = newest_unfinished(config)
-        return None if folder is None else load_run_config(folder, [f"resume='{folder}'"])
-    if given:
+        return None if folder is None else load_run_config(folder, [override("resume", folder), *helpers])
+    if others := [word for word in given if word not in helpers]:
         raise ValueError(
-            f"resume={config.resume}: goes on with the configuration in that folder; remove {', '.join(given)}"
+            f"resume={config.resume}: goes on with the configuration in that folder; remove {', '.join(others)}"
         )
-    return load_run_config(Path(config.resume), [f"resume='{config.resume}'"])
+    return load_run_config(Path(config.resume), [override("resume", config.resume), *helpers])
 
 
 def newest_unfinished(config: TrainConfig) -> Path | None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,7 +69,9 @@ def list_files(path: str, key: str) -> list[tuple[Path, str]]:
         base, found = place, _data_files(place, key)
     else:
         base = Path(*_without_pattern(place.parts))
-        found = sorted(Path(one) for one in glob.glob(path, recursive=True) if Path(one).is_file())
+        found = [Path(one) for one in sorted(glob.glob(path, recursive=True))]
+        _refuse_broken_links(found, key)
+        found = [one for one in found if one.is_file()]
         if not found:
             raise ValueError(f"{key}={path}: no such file or folder, and no file of that pattern")
     names = {file: file.relative_to(base).as_posix() for file in found}
@@ -88,8 +90,9 @@ def list_files(path: str, key: str) -> list[tuple[Path, str]]:
 
 
 def _data_files(folder: Path, key: str) -> list[Path]:
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    places = sorted(_places_in(folder))
+    _refuse_broken_links([one for one in places if kind_by_name(one) is not None], key)
+    files = [one for one in places if one.is_file()]
     found = [file for file in files if kind_by_name(file) is not None]
     others = [file.relative_to(folder).as_posix() for file in files if kind_by_name(file) is None]
     shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
@@ -101,6 +104,29 @@ def _data_files(folder: Path, key: str) -> list[Path]:
     if others:
         warnings.warn(f"{key}={folder}: not read, being no data by their names: {shown}", stacklevel=2)
     return found
+
+
+def _places_in(folder: Path) -> Iterator[Path]:
+    """What is in a folder and those in it, but what is hidden. Links to folders are followed, each folder once."""
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _refuse_broken_links(places: Iterable[Path], key: str) -> None:
+    """Nobody learns of a file that is not read because it has been moved or removed from behind its link."""
+    broken = [one for one in places if one.is_symlink() and not one.exists()]
+    if broken:
+        more = f" (and {len(broken) - 1:,} more links)" if len(broken) > 1 else ""
+        raise ValueError(
+            f"{key}: {broken[0]} is a link to {os.readlink(broken[0])}, and nothing is there{more}; put the file back, "
+            "or remove the link"
+        )
 
 
 def _without_pattern(parts: tuple[str, ...]) -> Iterator[str]:

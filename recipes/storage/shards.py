@@ -102,11 +102,17 @@ class Shards:
         self._tables: OrderedDict[int, pyarrow.Table] = OrderedDict()
 
     def record(self, number: int) -> tuple[pyarrow.Table, int]:
-        """The table that holds a record, and where."""
+        """The table that holds a record, and where. Raises OSError where it is not there any more."""
         shard = int(self._shards_of(number))
         table = self._tables.pop(shard, None)
         if table is None:
-            table = open_table(self.files[shard])
+            try:
+                table = open_table(self.files[shard])
+            except (OSError, pyarrow.ArrowException) as error:
+                raise OSError(
+                    f"{self.files[shard].parent}: what was prepared there has been removed or damaged since; it is "
+                    f"prepared anew when the command is started again ({error})"
+                ) from error
             _use(self.files[shard].parent)  # a run may be longer than shards are kept
         self._tables[shard] = table  # behind those that were used before
         if len(self._tables) > _MAPPED:

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -84,9 +85,18 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def typed(recipe: str, words: object) -> str:
-    """How a user starts a recipe: with make in the repository, with the command that a wheel installs elsewhere."""
-    return f"flexmask {recipe} {words}" if FROM_WHEEL else f'make {recipe} ARGS="{words}"'
+def typed(recipe: str, word: object) -> str:
+    """How a user starts a recipe: with make in the repository, with the command that a wheel installs elsewhere.
+
+    word: its only one, a place or `override`; quoted where a shell or make would take it apart.
+    """
+    quoted = shlex.quote(str(word))
+    if FROM_WHEEL:
+        return f"flexmask {recipe} {quoted}"
+    for_make = quoted.replace("$", "$$")
+    if set(for_make) & set('"$`\\'):
+        return f"make {recipe} {shlex.quote(f'ARGS={for_make}')}"
+    return f'make {recipe} ARGS="{for_make}"'
 
 
 def explained(error: Exception) -> str | None:
@@ -102,14 +112,25 @@ def explained(error: Exception) -> str | None:
         )
     if isinstance(error, RuntimeError) and "inline_container" in str(error):  # how torch.save fails on a full disk
         return f"a file could not be written whole: is the disk full? ({str(error).splitlines()[0]})"
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # torch's words
+        return (
+            "a process that prepares packs was killed, probably for want of memory; lower trainer.loader_workers "
+            f"({str(error).splitlines()[0].strip()})"
+        )
     if type(error).__name__ == "SafetensorError":  # this module does not import safetensors
         return f"a file of weights could not be written or read: {str(error).splitlines()[0]}"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or error}"
+        return f"{place}{error.strerror or _own_words(error)}"
     if isinstance(error, (ValueError, FloatingPointError)) or type(error).__module__.startswith("hydra."):
-        return in_settings(str(error))
+        return in_settings(_own_words(error))
     return None
+
+
+def _own_words(error: Exception) -> str:
+    """What an error says, without the traceback that torch puts in front of those of a DataLoader's processes."""
+    found = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", str(error))
+    return re.split(rf"\n(?:\w+\.)*{found[1]}: ", str(error))[-1].strip() if found else str(error)
 
 
 def in_settings(text: str) -> str:

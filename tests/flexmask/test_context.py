@@ -27,7 +27,7 @@ BLOCK = 16
 def test_every_family_computes_a_pack_in_parts(tmp_path, python):
     python.run_on_ranks(2, "ranks.context", str(tmp_path / "differences.json"), cwd=tmp_path)
     differences = json.loads((tmp_path / "differences.json").read_text())
-    assert differences.keys() == FAMILIES.keys()
+    assert differences.keys() == {*FAMILIES, "one block for all"}
     assert max(differences.values()) < 1e-9, differences
 
 
@@ -48,6 +48,7 @@ def test_parts_of_a_pack_are_its_mask_line_by_line(seed, processes, length, wind
     assert sorted(torch.cat(own).tolist()) == list(range(len(whole)))
     shapes = {len(context.blocks) for context in contexts}
     assert shapes <= {-(-length // BLOCK // processes), max(length // BLOCK // processes, 1)}
+    assert all(len(context.tokens) for context in contexts)  # a model is never run over nothing
     gathered = torch.zeros(processes * contexts[0].longest, dtype=torch.int64)
     for context in contexts:
         mask = build_block_mask(whole.visible_until, BLOCK, positions, window, length=length, context=context)
@@ -92,3 +93,9 @@ def test_a_backend_with_blocks_of_its_own_is_refused():
     model = prepare_model(FAMILIES["Qwen3"].build(torch.float32))
     with pytest.raises(ValueError, match="context_parallel with backend=flash: .* leave backend out"):
         check_context(model, "flash")
+
+
+# NEFTune's noise is alpha over the root of the number of tokens. Breaks if that is the number of a process's own.
+def test_noise_of_a_part_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="neftune_noise_alpha=5 with context_parallel: .* leave one of the two out"):
+        make_trainer(tmp_path, context_parallel=True, neftune_noise_alpha=5)

@@ -11,7 +11,7 @@ from factories import chatml_tokenizer
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from torch.utils.data import RandomSampler, SequentialSampler
-from trainers import CONVERSATIONS, rows_in
+from trainers import CONVERSATIONS, Stream, rows_in
 from transformers import TrainingArguments
 
 from flexmask import OnePassCollator, render_passes
@@ -133,3 +133,16 @@ def test_an_epoch_has_its_own_order_and_the_same_one_again(tmp_path, order, epoc
         return [batch["figures"].rows for batch in loader]
 
     assert names(epoch) == names(epoch) != names(epoch + 1)
+
+
+# Breaks if each worker that reads ahead reads all of a stream: every conversation would be trained once a worker.
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing_of_what_a_stream_trains(tmp_path, workers):
+    def names(number):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=5, use_cpu=True, dataloader_num_workers=number
+        )
+        return [batch["figures"].rows for batch in train_batches(Stream(EVERY), OnePassCollator(1024), arguments, None)]
+
+    assert names(workers) == names(0)
+    assert sum(map(len, names(workers))) == len(CONVERSATIONS)

@@ -1,6 +1,9 @@
 """A run over its whole life: interrupted, resumed when it had ended, evaluated on the way, stopped by bad numbers."""
 
 import json
+import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +11,8 @@ from factories import in_double
 from trainers import CONVERSATIONS, STEPS, KillAt, Killed, make_trainer, rows_in, trained
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from flexmask import NonFiniteLossError, OnePassTrainer
-from flexmask.training.nonfinite import load_packs, newest_packs
+from flexmask import NonFiniteLossError, OnePassCollator, OnePassTrainer
+from flexmask.training.nonfinite import SavedPacks, load_packs, newest_packs, save_packs
 
 HELDOUT = rows_in("one_pass")[:6]
 
@@ -89,6 +92,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_the_rows(
     assert not list(tmp_path.glob("checkpoint-*"))
     (file,) = newest_packs(tmp_path)
     saved = load_packs(file)
+    assert error.value.file == file
     assert str(file) in str(error.value) and f"{saved.said}. Its packs are in" in str(error.value)
     assert saved.step == 1 and sum(float(one.loss_weights.sum()) for one in saved.packs) == saved.weight
     assert len({name for one in saved.packs for name in one.rows}) == 4
@@ -109,8 +113,37 @@ def test_the_packs_of_a_full_disk_do_not_hide_the_error(tmp_path):
     with torch.no_grad():
         trainer.model.lm_head.weight[5] = float("nan")
     (tmp_path / "nonfinite").write_text("in its place")
-    with pytest.raises(NonFiniteLossError, match="the loss is nan .* could not be written to a file .*exists"):
+    with pytest.raises(NonFiniteLossError, match="the loss is nan .* could not be written to a file .*exists") as error:
         trainer.train()
+    assert error.value.file is None
+
+
+# Breaks if a disk that fills up leaves half a file of packs, which the command that replays them would find.
+def test_packs_that_could_not_be_written_to_their_end_are_not_there(tmp_path, monkeypatch):
+    def fills_up(value, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("inline_container.cc: unexpected pos 64 vs 0")
+
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5] = float("nan")
+    monkeypatch.setattr(torch, "save", fills_up)
+    with pytest.raises(NonFiniteLossError, match="could not be written to a file .*unexpected pos"):
+        trainer.train()
+    assert newest_packs(tmp_path) == [] == list((tmp_path / "nonfinite").iterdir())
+
+
+# Breaks if what one of several processes computes of a pack is kept in place of it, or an older step is the newest.
+def test_the_newest_packs_are_whole(tmp_path):
+    (one,) = OnePassCollator(1024, block_size=16, context_parallel=True, processes=2)(HELDOUT[:1])["packs"]
+    assert one.context is not None
+    for age, step in ((20, 9), (10, 10)):
+        for process in (0, 1):
+            file = save_packs(SavedPacks(step, "said", 1.0, [one]), tmp_path, process)
+            os.utime(file, (time.time() - age,) * 2)
+    assert [file.name for file in newest_packs(tmp_path)] == ["step-10-process-0.pt", "step-10-process-1.pt"]
+    (saved,) = load_packs(file).packs
+    assert saved.context is None and torch.equal(saved.input_ids, one.input_ids)
 
 
 def test_evaluation_leaves_every_module_in_the_mode_it_was_in(tmp_path):

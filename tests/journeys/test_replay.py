@@ -61,3 +61,16 @@ def test_a_model_that_broke_in_training_is_that_of_its_checkpoint(workshop):
     said = workshop.run('make replay ARGS="runs/later"')
     assert "the checkpoint of step 1" in said.out and "are not finite\n" in said.out
     assert said.last_line.startswith("it begins in model.layers.0.self_attn."), said
+
+
+# Breaks if what several processes computed together cannot be computed by one, or nobody keeps it.
+@pytest.mark.parametrize("parallel", ["parallel.context_parallel=true", "parallel=fsdp"])
+def test_a_run_of_two_processes_is_replayed_in_one(workshop, models, parallel):
+    name = parallel.partition("=")[0].replace(".", "_")
+    broken(models, "dense", DOWN, float("nan"), workshop.folder / name)
+    words = [*OWN, f"model.name_or_path={name}", parallel, "attention.block_size=16", f"output_dir=runs/{name}"]
+    process = workshop.start(f'NPROC=2 make train ARGS="{" ".join(words)}"')
+    out, err = process.communicate(timeout=200)
+    assert process.returncode and f'make replay ARGS="runs/{name}"' in err, out + err
+    said = workshop.run(f'make replay ARGS="runs/{name}"')
+    assert said.last_line.startswith(f"it begins in {DOWN}"), said

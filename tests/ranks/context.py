@@ -19,9 +19,11 @@ from flexmask.tree.sharing import token_costs
 BLOCK = 16
 
 
-def difference(family: str) -> float:
+def difference(family: str, block_size: int = BLOCK) -> float:
+    contexts, _ = divide(costs, whole.pack_length, block_size, dist.get_world_size())
+    divided = replace(whole, context=contexts[dist.get_rank()])
     model = prepare_model(FAMILIES[family].build(torch.float64))
-    total = token_losses(model, whole, BLOCK).total
+    total = token_losses(model, whole, block_size).total
     total.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -29,7 +31,7 @@ def difference(family: str) -> float:
         if checkpointing and model.supports_gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.zero_grad()
-        part = token_losses(model, divided, BLOCK).total
+        part = token_losses(model, divided, block_size).total
         part.backward()
         found = [part.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
         for tensor in found:
@@ -44,9 +46,8 @@ def difference(family: str) -> float:
 dist.init_process_group("gloo")
 whole = pack(lay_out(random_passes(3), "one_pass").rows, 512)[0]
 costs = token_costs(whole.position_ids[0].numpy(), 0.1)
-contexts, _ = divide(costs, whole.pack_length, BLOCK, dist.get_world_size())
-divided = replace(whole, context=contexts[dist.get_rank()])
 differences = {family: difference(family) for family in FAMILIES}
+differences["one block for all"] = difference("Qwen3", block_size=whole.pack_length)
 if dist.get_rank() == 0:
     Path(sys.argv[1]).write_text(json.dumps(differences))
 gc.collect()  # as in training.py

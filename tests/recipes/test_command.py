@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from torch._utils import ExceptionWrapper
 
+from flexmask import NonFiniteLossError
+from recipes.configuration.overrides import override
+from recipes.run.failures import told_how_to_go_on
 from recipes.run.interrupts import StopAfterStep
+from recipes.terminal import command as command_module
 from recipes.terminal import progress as progress_module
-from recipes.terminal.command import Interrupted, command
+from recipes.terminal.command import Interrupted, command, typed
 from recipes.terminal.progress import duration, progress
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +46,8 @@ def ending(error):
         (ValueError('write layout="per_turn", or'), "write duplication.layout=per_turn, or"),
         (PermissionError(13, "Permission denied", "/runs/x"), "/runs/x: Permission denied"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. "), "lower trainer.loader_workers (Data"),
+        (RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly"), "lower trainer.loader_workers (Data"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "lower it. model.gradient_checkpointing=true"),
     ],
 )
@@ -47,6 +55,55 @@ def test_what_a_user_can_cause_is_one_message(error, message, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     assert message in ending(error) and ending(error).startswith("error: ")
     assert "data.data." not in ending(error)
+
+
+# Breaks if an error of a process that prepares packs is shown with its traceback.
+def test_an_error_of_another_process_is_one_message(monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    for error in (OSError("/cache: it is gone\nstart again"), ValueError("/cache: it is gone\nstart again")):
+        try:
+            try:
+                raise KeyError("what came before")
+            except KeyError as before:
+                raise error from before
+        except Exception:
+            wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+        with pytest.raises(type(error)) as raised:
+            wrapped.reraise()
+        assert ending(raised.value).startswith("error: /cache: it is gone\nstart again\n("), ending(raised.value)
+
+
+# Breaks if a command that an error advises is taken apart by the shell, by make or by Hydra.
+@pytest.mark.parametrize(
+    "name", ["runs/a", "my runs/a", "a=1,b=2", "12", "null", "ü", "it's", 'the "best"', "a$b", "x\\y"]
+)
+@pytest.mark.parametrize("from_wheel", [False, True], ids=["make", "wheel"])
+def test_a_command_that_is_advised_reaches_the_program_as_it_is_meant(tmp_path, monkeypatch, name, from_wheel):
+    monkeypatch.setattr(command_module, "FROM_WHEEL", from_wheel)
+    said = tmp_path / "said"
+    program = f"#!{sys.executable}\nimport sys\nopen({str(said)!r}, 'w').write('\\n'.join(sys.argv[1:]))\n"
+    for place in ("flexmask", "program"):
+        (tmp_path / place).write_text(program)
+        (tmp_path / place).chmod(0o755)
+    (tmp_path / "Makefile").write_text("train replay:\n\t@./program $@ $(ARGS)\n")
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def told(line):
+        subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, check=True)
+        return said.read_text().split("\n")
+
+    assert told(typed("replay", Path(name)))[-1] == name
+    *_, word = told(typed("train", override("resume", name)))
+    (read,) = OverridesParser.create().parse_overrides([word])
+    assert read.key_or_group == "resume" and read.value() == name and not read.is_sweep_override()
+
+
+# Breaks if a run whose packs could not be kept tells to replay them.
+def test_packs_are_replayed_where_they_are(tmp_path):
+    for file, advised in ((tmp_path / "step-1.pt", True), (None, False)):
+        with pytest.raises(NonFiniteLossError, match="step 1") as error, told_how_to_go_on(tmp_path):
+            raise NonFiniteLossError("step 1: the loss is nan", file)
+        assert ("make replay" in str(error.value)) is advised
 
 
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):

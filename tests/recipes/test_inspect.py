@@ -11,6 +11,7 @@ from stateful_families import BRANCHING, UNBRANCHED
 
 from recipes import inspector
 from recipes.configuration.compose import compose
+from recipes.models.load import load_tokenizer
 from recipes.sources.load import load_data
 from recipes.train import prepare_run
 
@@ -66,6 +67,19 @@ def test_as_a_command(file, python, tmp_path):
     done = python.run("recipes.inspector", *of(file), cwd=tmp_path, COLUMNS="150")
     assert done.returncode == 0, done.stderr
     assert "my.jsonl:1" in done.stdout and "no warnings" in done.stdout
+
+
+# Breaks if what one process looks at is refused for want of others, or what they would refuse is not.
+def test_a_run_of_several_processes_is_looked_at_by_one(run, file, tmp_path):
+    parallel = ("parallel=fsdp", "parallel.context_parallel=true")
+    done = run(*of(file, *parallel))
+    assert "no warnings" in done.stdout, done.stdout
+    config = BRANCHING["Qwen3.5"].config()
+    config.vocab_size = 1000
+    config.save_pretrained(tmp_path / "hybrid")
+    load_tokenizer(compose().model).save_pretrained(tmp_path / "hybrid")
+    done = run(*of(file, *parallel, "model=hub", f"model.name_or_path={tmp_path / 'hybrid'}"), columns=300)
+    assert "context_parallel would cut" in done.stdout, done.stdout
 
 
 # A narrow terminal costs text, never a number that another line refers to; the name may stand anywhere.

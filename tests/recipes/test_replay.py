@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from trainers import make_trainer
+from trainers import make_trainer, rows_in
 
 from recipes.configuration.compose import compose, save_run_config
-from recipes.replay import first_not_finite, replay
+from recipes.models.load import load_tokenizer
+from recipes.replay import first_not_finite, replay, trainer_of
 
 
 @pytest.fixture
@@ -16,6 +17,12 @@ def trainer(tmp_path):
 
 def found_in(trainer):
     (one, *_) = trainer.data_collator([trainer.train_dataset[0]])["packs"]
+    return first_not_finite(trainer, one, weight=10.0)
+
+
+def found_in_whole(trainer):
+    (row,) = rows_in("one_pass")[0]
+    (one,) = trainer.data_collator([[row]])["packs"]
     return first_not_finite(trainer, one, weight=10.0)
 
 
@@ -80,3 +87,11 @@ def test_a_run_without_such_a_step_has_nothing_to_replay(tmp_path):
     save_run_config(compose(), tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path}: no step of this run was not finite"):
         replay(tmp_path)
+
+
+# Breaks if the one process that replays is taken for one of those that the run had.
+@pytest.mark.parametrize("parallel", ["parallel.context_parallel=true", "parallel=fsdp"])
+def test_a_run_of_several_processes_is_replayed_in_one(tmp_path, parallel):
+    config = compose([parallel])
+    trainer, weights = trainer_of(config, tmp_path, load_tokenizer(config.model), [])
+    assert found_in_whole(trainer) is None and "the model that the run began with" in weights

@@ -78,6 +78,16 @@ def test_a_folder_is_resumed_with_its_own_settings(here):
         config_to_resume(replace(DEFAULT, resume="runs/one"), ["seed=4"])
 
 
+# A process that was killed for want of memory advises fewer of them. Breaks if a run that goes on cannot follow.
+@pytest.mark.parametrize("resume", ["auto", "runs/one"])
+def test_how_many_processes_help_may_change(here, resume):
+    started(here / "runs/one", ["seed=3"])
+    given = ["trainer.loader_workers=1", "data.processes=2"]
+    asked = replace(compose(["seed=3", *given]), output_dir=None, resume=resume)
+    found = config_to_resume(asked, [*given, *(["seed=3"] if resume == "auto" else [])])
+    assert found.seed == 3 and found.trainer.loader_workers == 1 and found.data.processes == 2
+
+
 # Breaks if a write that was interrupted counts as complete: the intact older checkpoint would be ignored.
 def test_the_last_checkpoint_is_the_newest_that_is_whole(here):
     assert last_checkpoint(here) is None

@@ -285,6 +285,23 @@ def test_files_of_a_folder_come_in_the_order_of_their_names_and_records_have_uni
     assert names(folder.parent / "*/sub/*.jsonl") == ["data/sub/a.jsonl:1", "data/sub/a.jsonl:2"]
 
 
+# Breaks if data behind a link is left out in silence, or a link that leads back is followed without end.
+def test_links_of_a_folder_are_followed_once_and_those_to_nothing_refused(tmp_path):
+    inside, outside = tmp_path / "data", tmp_path / "elsewhere"
+    for place, text in ((inside, "here"), (outside, "there")):
+        place.mkdir()
+        (place / f"{text}.jsonl").write_text(json.dumps({"messages": text}) + "\n")
+    (inside / "linked").symlink_to(outside)
+    (outside / "back").symlink_to(inside)
+    assert names(inside) == ["here.jsonl:1", "linked/there.jsonl:1"]
+    (inside / "gone.jsonl").symlink_to(tmp_path / "nothing.jsonl")
+    for path in (inside, inside / "*.jsonl", inside / "gone.jsonl"):
+        with pytest.raises(ValueError, match="gone.jsonl is a link to .*nothing.jsonl, and nothing is there; put the"):
+            names(path)
+    (inside / "gone.jsonl").unlink()
+    assert len(names(inside)) == 2
+
+
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
     (tmp_path / "a[1].jsonl").write_bytes(LINES)
     assert names(tmp_path / "a[1].jsonl")[0] == "a[1].jsonl:1"

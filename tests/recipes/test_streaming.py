@@ -230,3 +230,18 @@ def test_peak_memory_does_not_follow_the_number_of_conversations(tmp_path):
         assert conversations == count - min(count // 20, 200)
         peaks[count] = peak / 1024
     assert peaks[10_000] - peaks[2_500] < 25, peaks  # MiB
+
+
+# Breaks if a run whose cache is emptied ends in words that name neither place nor remedy.
+def test_what_is_removed_or_damaged_under_a_run_is_named(tmp_path, cache):
+    found = load_file(write(tmp_path / "a.jsonl", map(record, range(8)))).train
+    (folder,) = cache.iterdir()
+    for change in (
+        (folder / "shard.arrow").unlink,
+        lambda: (folder / "shard.arrow").write_bytes(b"ARROW1 and no more"),
+    ):
+        change()
+        with pytest.raises(
+            OSError, match=f"{folder}: what was prepared there has been removed or damaged since; it is"
+        ):
+            found[:][0]

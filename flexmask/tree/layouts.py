@@ -143,7 +143,10 @@ def one_pass(passes: Sequence[Pass], pack_length: int | None = None) -> list[Row
     if len(in_time) > 1:
         alike = _grouped(sorted(passes, key=lambda p: p.input_ids.tolist()), pack_length)
         if sum(tree.size for tree in alike) < sum(tree.size for tree in in_time):
-            return [_tree_of(sorted(tree.passes, key=lambda p: p.turn)).to_row() for tree in alike]
+            groups = sorted(
+                (sorted(tree.passes, key=lambda p: p.turn) for tree in alike), key=lambda some: some[0].turn
+            )
+            return [_tree_of(group).to_row() for group in groups]
     return [tree.to_row() for tree in in_time]
 
 

@@ -73,5 +73,5 @@ def test_segments_of_random_rows(layout, seed):
                     block, np.tril(np.ones_like(block)) if i == j else np.full_like(block, visible[i, j])
                 )
     if layout != "keep_thinking":  # whose passes are other ones
-        lengths = [n for row in rows for n in pass_lengths(row).tolist()]
-        assert lengths == [len(p) for p in passes]
+        lengths = dict(pair for row in rows for pair in zip(row.turns, pass_lengths(row).tolist(), strict=True))
+        assert lengths == {p.turn: len(p) for p in passes}

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from forked import clean_environment
 from journeys.workshop import ROOT
 
 pytestmark = pytest.mark.journey
@@ -13,5 +14,6 @@ def test_nothing_changes_where_everything_fits(tmp_path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements.lock", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
-    subprocess.run(["make", "lock"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    done = subprocess.run(["make", "lock"], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "requirements.lock").read_text() == (ROOT / "requirements.lock").read_text()

@@ -70,8 +70,9 @@ def spread_of_dealing(step: Sequence[Sequence[Row]]) -> float:
 
 
 def spread_of_parts(step: Sequence[Sequence[Row]], config: BenchmarkConfig) -> float:
+    longest = max(len(row) for rows in step for row in rows)
     collator = OnePassCollator(
-        config.pack_length, block_size=config.block_size, context_parallel=True, processes=PROCESSES,
+        max(config.pack_length, longest), block_size=config.block_size, context_parallel=True, processes=PROCESSES,
         pair_cost=PAIR_COST,
     )  # fmt: skip
     return collator(step)["figures"].spread

@@ -158,7 +158,8 @@ TABLE = {
     ),
     # measuring
     "make bench": How(args=f"sections=[grid] {BENCH}", leaves=("runs/bench/*/*",)),
-    'make bench ARGS="threads=1"': How(args=f"sections=[packing,preparation] {BENCH}", leaves=("runs/bench/*/*",)),
+    'make bench ARGS="threads=1"': How(args=f"sections=[packing] {BENCH}", leaves=("runs/bench/*/*",)),
+    'make bench ARGS="sections=[preparation] threads=1"': How(args=BENCH, leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[attention,mask]"': How(args=BENCH, leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[grid] arms=[one_pass,per_turn_packed,one_pass_paths,one_pass_compiled]"': How(
         replace={",one_pass_compiled": ""},

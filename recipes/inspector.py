@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask import Calls, Conversation, LaidOut, OnePassCollator, Row, align_end_of_turn, prepare_conversation
+from flexmask import Calls, Conversation, LaidOut, Row, align_end_of_turn, prepare_conversation
 from flexmask.model.support import check_context, check_model
 from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
 from recipes.configuration.compose import compose
@@ -40,7 +40,7 @@ from recipes.evaluation.matchers import load_matcher
 from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
 from recipes.models.memory import in_gigabytes, memory
 from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
-from recipes.run.arguments import check_heldout, in_one_process, training_arguments
+from recipes.run.arguments import check_heldout, collator_of, in_one_process, training_arguments
 from recipes.run.summary import data_lines
 from recipes.sources.load import LoadedData, load_data
 from recipes.terminal.command import command, in_settings
@@ -179,7 +179,7 @@ def _layers(model: PreTrainedModel) -> str:
 def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) -> list[str]:
     """How the conversations fill rows and packs: what only somebody who looks closely wants to know."""
     rows = longest = split = packs = 0
-    collator = OnePassCollator(config.duplication.pack_length, block_size=config.attention.block_size)
+    collator = collator_of(in_one_process(config))
     size = config.trainer.conversations_per_step
     starts = range(0, len(prepared.items), size)
     for start in starts:  # a step at a time, in the order of the data: all rows may be more than memory holds

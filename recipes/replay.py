@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from flexmask import OnePassCollator, OnePassTrainer
+from flexmask import OnePassTrainer
 from flexmask.model.loss import token_losses
 from flexmask.model.support import unwrapped
 from flexmask.training.nonfinite import SavedPacks, load_packs, newest_packs
@@ -31,7 +31,7 @@ from flexmask.tree.packing import Pack
 from recipes.configuration.compose import load_run_config
 from recipes.configuration.schema import AttentionBackend, TrainConfig
 from recipes.models.load import load_model, load_tokenizer
-from recipes.run.arguments import in_one_process, quiet, training_arguments
+from recipes.run.arguments import collator_of, in_one_process, quiet, training_arguments
 from recipes.run.folder import CHECKPOINTS, newest_checkpoint
 from recipes.terminal.command import command
 
@@ -111,13 +111,9 @@ def trainer_of(
         config = replace(config, attention=replace(config.attention, backend=AttentionBackend.auto))
     model = load_model(config, len(tokenizer), chains=all(map(_is_chain, packs)))
     arguments = training_arguments(config, run, evaluates=False)
-    attention = config.attention
-    collator = OnePassCollator(
-        config.duplication.pack_length, block_size=attention.block_size, backend=attention.backend
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run has said so
-        trainer = OnePassTrainer(model, arguments, collator)
+        trainer = OnePassTrainer(model, arguments, collator_of(config))
     checkpoint = newest_checkpoint(run)
     if checkpoint is None:
         return trainer, "the model that the run began with, as it has no checkpoint"

@@ -226,21 +226,14 @@ def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks:
     """The Trainer of a run, which has tried the model on a small row."""
     from transformers import PrinterCallback
 
-    from flexmask import OnePassCollator, OnePassTrainer
-    from recipes.run.arguments import early_stopping, training_arguments
+    from flexmask import OnePassTrainer
+    from recipes.run.arguments import collator_of, early_stopping, training_arguments
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # each run of a sweep has its own
-    attention = config.attention
-    collator = OnePassCollator(
-        config.duplication.pack_length,
-        block_size=attention.block_size,
-        backend=attention.backend,
-        context_parallel=config.parallel.context_parallel,
-    )
     trainer = OnePassTrainer(
         run.model,
         training_arguments(config, folder, evaluates=bool(run.heldout.items)),
-        collator,
+        collator_of(config),
         train_dataset=run.rows.items,
         eval_dataset=run.heldout.items or None,
         processing_class=run.tokenizer,

@@ -336,6 +336,11 @@ def _key_bias_score_mod(key_bias: Tensor) -> ScoreMod:
     return score_mod
 
 
+def _filled_up(x: Tensor, length: int) -> Tensor:
+    """[1, H, S, D] -> [1, H, length, D]; itself where there is nothing to add, of which `pad` would make a copy."""
+    return F.pad(x, (0, 0, 0, padding)) if (padding := length - x.shape[2]) else x
+
+
 def _compiled_attention(
     query: Tensor,
     key: Tensor,
@@ -355,8 +360,7 @@ def _compiled_attention(
     head_dims = query.shape[-1], value.shape[-1]
     options = kernel_options(backend, query.device, dtype, head_dims, block_mask.BLOCK_SIZE)
     queries, (length, keys) = query.shape[2], block_mask.seq_lengths
-    query = F.pad(query, (0, 0, 0, length - queries))
-    key, value = (F.pad(x, (0, 0, 0, keys - x.shape[2])) for x in (key, value))
+    query, key, value = _filled_up(query, length), _filled_up(key, keys), _filled_up(value, keys)
     score_mod = None if softcap is None else _softcap_score_mod(softcap)
     if key_bias is not None:
         if softcap is not None:

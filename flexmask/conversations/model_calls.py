@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flexmask.conversations.beside import describes
+from flexmask.conversations.beside import TEMPLATE_KEYS, TOOL_KEYS, describes
 from flexmask.conversations.conversation import Conversation, check_weight
-from flexmask.conversations.reading import AUTO, read_conversation
+from flexmask.conversations.reading import AUTO, LISTS, read_conversation
 from flexmask.conversations.values import brief, is_empty, shown
 
 CALLS = "calls"
 FORMAT = "calls of a model"
 # Of a record beside its calls, and of every call without its own.
-_SHARED = ("tools", "tool_defs", "functions", "chat_template_kwargs", "enable_thinking", "reasoning_effort")
+_SHARED = (*TOOL_KEYS, "chat_template_kwargs", *TEMPLATE_KEYS)
 # Stands where the answer is given in token ids: prompts do not depend on it.
 _QUESTION, _ANSWER = {"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}
 
@@ -38,7 +38,7 @@ class Call:
 
     conversation: the messages of the prompt with the answer behind them, the only one that has a weight; None where the
     prompt is `prompt_ids`. completion_ids: the answer as the model gave it, in place of that message. weight: by which
-    its loss is multiplied. name: what errors and pictures call it.
+    its loss is multiplied. name: with which errors about it begin, and what its chat is called.
     """
 
     name: str
@@ -66,7 +66,7 @@ def read_record(
 
     Each call has a `prompt` and a `completion`: a list of messages and an assistant message, in any format of
     `read_conversation`, or token ids; or, as servers log them, `messages` and `choices` of one. It may have a `weight`
-    (0 or `"train": false`: context only), a `name`, and `tools` and arguments of the template of its own.
+    (0 or `"train": false`: context only), `tools` and arguments of the template of its own, and a `name` for errors.
 
     Raises ValueError naming the record, the call (from 0), the value found and what to do.
     """
@@ -76,7 +76,7 @@ def read_record(
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
         raise ValueError(f"{name}: {CALLS!r} is {shown(given)}, not a list of calls with 'prompt' and 'completion'")
     shared = {key: record[key] for key in _SHARED if record.get(key) is not None}
-    if held := [key for key in ("messages", "conversations", "prompt") if record.get(key)]:
+    if held := [key for key in (*LISTS, "prompt") if record.get(key)]:
         raise ValueError(f"{name}: both {CALLS!r} and {held[0]!r}; keep one")
     calls = [_call(one, f"{name}: call {i}", shared, thinking_tags) for i, one in enumerate(given)]
     read = [one for _, one in calls if one is not None]
@@ -94,9 +94,11 @@ def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any)
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {shown(given)}, not an object with 'prompt' and 'completion'")
     left = {key: value for key, value in given.items() if value is not None}
+    if (name := left.pop("name", None)) is not None:
+        where = f"{where} ({name})"
     prompt = _one_of(left, ("prompt", "messages"), where)
     completion = _one_of(left, ("completion", "choices"), where)
-    name, weight = str(left.pop("name", where)), _weight(left, where)
+    weight = _weight(left, where)
     if isinstance(completion, Sequence) and len(completion) == 1 and isinstance(completion[0], Mapping):
         choice = completion[0]  # or a list of one message
         ended = {key: choice[key] for key in ("finish_reason",) if key in choice}
@@ -113,7 +115,7 @@ def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any)
             )
         if left:
             raise ValueError(f"{where}: {brief(next(iter(left)))} beside token ids, which say all there is; remove it")
-        return Call(name, None, prompt_ids, completion_ids, weight), None
+        return Call(where, None, prompt_ids, completion_ids, weight), None
     if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes)):
         raise ValueError(f"{where}: 'prompt' is {shown(prompt)}; give a list of messages, or token ids")
     if completion_ids is None and not isinstance(completion, Mapping):
@@ -133,7 +135,7 @@ def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any)
     context = tuple(one | {"weight": 0} if one["role"] == "assistant" else one for one in before)
     messages = (*context, {key: value for key, value in last.items() if key != "weight"})
     conversation = Conversation(where, messages, read.tools, read.template_kwargs, read.thinks)
-    return Call(name, conversation, None, completion_ids, weight * last.get("weight", 1)), read
+    return Call(where, conversation, None, completion_ids, weight * last.get("weight", 1)), read
 
 
 def _one_of(left: dict[str, Any], keys: tuple[str, str], where: str) -> Any:

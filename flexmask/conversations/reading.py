@@ -7,9 +7,8 @@ is left out stands in the conversation's `unread` and `notes`.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from flexmask.conversations import beside
 from flexmask.conversations.calls import calls_in_text, read_calls, refuse_unread_calls
@@ -49,7 +48,6 @@ from flexmask.conversations.thinking import KNOWN, Tags, split_thinking, tags_of
 from flexmask.conversations.values import (
     AS_CALLS,
     MOST_NESTED,
-    brief,
     difference,
     is_empty,
     parse_json,
@@ -101,42 +99,6 @@ def read_conversation(
         raise ValueError(
             f"{name}: brackets stand inside brackets more than {MOST_NESTED} deep; simplify or remove it"
         ) from None
-
-
-class Noted(Protocol):
-    """What was read of a record, with what reading has to say of it."""
-
-    @property
-    def unread(self) -> tuple[str, ...]:
-        """Keys that nothing read."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What reading did."""
-
-
-def unread_and_notes(conversations: Iterable[Noted]) -> list[str]:
-    """What reading `conversations` has left out or done, a sentence a kind, with the number of conversations."""
-    unread: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    total = 0
-    for conversation in conversations:
-        total += 1
-        unread.update(conversation.unread)
-        notes.update(conversation.notes)
-    return said_of_reading(total, unread, notes)
-
-
-def said_of_reading(total: int, unread: Counter[str], notes: Counter[str]) -> list[str]:
-    """The sentences of `unread_and_notes`, of counts over `total` conversations."""
-    said = [f"{note} ({count:,} of {total:,} conversations)" for note, count in notes.items()]
-    if unread:
-        keys = ", ".join(f"{brief(key)} ({count:,})" for key, count in unread.most_common())
-        said.append(
-            f"keys of records that are not read, with the number of conversations: {keys}; rename those that should "
-            "be, and remove the others"
-        )
-    return said
 
 
 class _Reading:

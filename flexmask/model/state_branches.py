@@ -78,10 +78,14 @@ class StateBranches:
 
     previous: int64 [1, T], index of the token in front of each on its path, -1 at roots (`Pack.previous`). Paths may
     lie in any order in which a token stands behind its `previous`. device: of the layers; None: that of `previous`.
+    call_in_tokens: what a call of a recurrence costs; None: CALL_IN_TOKENS of the device. Below zero the plan of most
+    calls is the cheapest.
     `calls` counts how often a layer's function has branched with it (see `expected_calls`).
     """
 
-    def __init__(self, previous: Tensor, device: torch.device | None = None) -> None:
+    def __init__(
+        self, previous: Tensor, device: torch.device | None = None, call_in_tokens: float | None = None
+    ) -> None:
         self.calls = 0
         self._device = device or previous.device
         self._previous = previous[0].cpu().numpy()
@@ -97,7 +101,9 @@ class StateBranches:
         self._parent = np.where(before >= 0, (np.cumsum(self._begins) - 1)[before], -1)
         self._continued = np.zeros(len(self._nodes), dtype=bool)
         self._continued[self._parent[self._parent >= 0]] = True
-        call = CALL_IN_TOKENS.get(self._device.type, CALL_IN_TOKENS["cuda"])
+        call = call_in_tokens
+        if call is None:
+            call = CALL_IN_TOKENS.get(self._device.type, CALL_IN_TOKENS["cuda"])
         self._plan = self._level_by_level()
         if self._tokens_of_paths() < self._plan.cost(call):  # else there may be very many of them
             self._plan = min((self._plan, self._path_by_path()), key=lambda plan: plan.cost(call))

@@ -27,8 +27,11 @@ def render_calls(
     where the tokenizer has one, are thinking. Raises ValueError naming the call.
     """
     passes, retokenized = [], 0
+    selected = select_turns(turns, len(calls.calls))
+    if not (settings.get("thinking_weight", 1) or settings.get("answer_weight", 1)):
+        selected = set()  # as of a conversation
     for number, call in enumerate(calls.calls):
-        if not call.weight or number not in select_turns(turns, len(calls.calls)):
+        if not call.weight or number not in selected:
             continue
         one = None
         if call.conversation is not None:

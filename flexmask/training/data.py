@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from flexmask.attention.context import divide
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.model_calls import Calls, read_record
-from flexmask.conversations.reading import AUTO, unread_and_notes
+from flexmask.conversations.notes import unread_and_notes
+from flexmask.conversations.reading import AUTO
 from flexmask.conversations.values import without_nulls
 from flexmask.text.calls import render_calls
 from flexmask.text.rendering import render_conversation
@@ -43,14 +44,13 @@ def prepare_conversation(
 ) -> LaidOut:
     """Conversation, or the calls of a record -> passes -> rows. `rendering` goes to `render_conversation`, the rest to
     `lay_out`. Raises ValueError as they do, and for calls in layout "keep_thinking"."""
-    if isinstance(conversation, Calls):
-        if layout == "keep_thinking":
-            raise ValueError(f'{conversation.name}: layout="keep_thinking" is for conversations, and this has calls')
-        of_calls = render_calls(conversation, tokenizer, **rendering)
-        laid_out = lay_out(of_calls.passes, layout, pack_length, too_long)
-        return replace(laid_out, retokenized_texts=of_calls.retokenized_texts)
-    # This layout keeps what earlier turns generated in front of later ones, whether it is trained or not.
-    rendered = render_conversation(conversation, tokenizer, untrained=layout == "keep_thinking", **rendering)
+    keeps = layout == "keep_thinking"  # what earlier turns generated, in front of later ones, trained or not
+    if isinstance(conversation, Conversation):
+        rendered = render_conversation(conversation, tokenizer, untrained=keeps, **rendering)
+    elif keeps:
+        raise ValueError(f'{conversation.name}: layout="keep_thinking" is for conversations, and this has calls')
+    else:
+        rendered = render_calls(conversation, tokenizer, **rendering)
     laid_out = lay_out(rendered.passes, layout, pack_length, too_long)
     return replace(laid_out, retokenized_texts=rendered.retokenized_texts)
 
@@ -171,8 +171,8 @@ class Preparation:
         """Raise ValueError, beginning with `name`, for an item that cannot be prepared whatever it says."""
         if not isinstance(item, (Conversation, Calls, Mapping)):
             raise ValueError(
-                f"{name} is a {type(item).__name__}; give a record with 'messages', a Conversation, or the rows of one "
-                "(prepare_conversation(...).rows)"
+                f"{name} is a {type(item).__name__}; give a record with 'messages' or 'calls', a Conversation or "
+                "Calls, or the rows of one (prepare_conversation(...).rows)"
             )
         if self.tokenizer is None:
             raise ValueError(

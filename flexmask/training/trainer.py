@@ -17,10 +17,7 @@ import torch
 from accelerate.utils import TorchDynamoPlugin, extract_model_from_parallel
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import speed_metrics
 
 from flexmask.attention.kernels import check_backend
@@ -66,7 +63,7 @@ class OnePassTrainer(CheckpointingTrainer):
     model: a causal language model, wrapped or not, or the name or folder of one; or `model_init`, which makes it.
     args: an `OnePassConfig`; or `TrainingArguments` with an `OnePassCollator` as `data_collator`. Neither is changed.
     train_dataset, eval_dataset: a list, `datasets.Dataset` or stream (`IterableDataset`, with `max_steps`) of records
-        (`read_conversation`), of `Conversation` objects, or of the rows of a conversation each
+        (`read_record`), of `Conversation` or `Calls` objects, or of the rows of one each
         (`prepare_conversation(...).rows`). `eval_dataset` may be a dict of them.
     processing_class: the tokenizer, which prepares what is not rows yet and is saved in every checkpoint; a model given
         by name brings its own. Where conversations are prepared, tokenizer and model are made to agree on the end of
@@ -161,14 +158,14 @@ class OnePassTrainer(CheckpointingTrainer):
         if collator.context_parallel:
             check_context(inner, collator.backend)
         check_exact(model, self.data_collator.block_size, self.data_collator.pack_length)
-        if self.args.neftune_noise_alpha and collator.context_parallel:
-            raise ValueError(
-                f"neftune_noise_alpha={self.args.neftune_noise_alpha} with context_parallel: noise is scaled by the "
-                "number of tokens that it is added to, which are a part of the pack here; leave one of the two out"
-            )
         if self.args.neftune_noise_alpha:
-            draws = [f"neftune_noise_alpha={self.args.neftune_noise_alpha}"]
-            warn_of_shared_draws(type(inner).__name__, draws, stacklevel=3)
+            noise = f"neftune_noise_alpha={self.args.neftune_noise_alpha}"
+            if collator.context_parallel:
+                raise ValueError(
+                    f"{noise} with context_parallel: noise is scaled by the number of tokens that it is added to, "
+                    "which are a part of the pack here; leave one of the two out"
+                )
+            warn_of_shared_draws(type(inner).__name__, [noise], stacklevel=3)
         if self.args.torch_compile:
             compile_layers(inner, self.args)
 

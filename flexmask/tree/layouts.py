@@ -141,7 +141,8 @@ def one_pass(passes: Sequence[Pass], pack_length: int | None = None) -> list[Row
     """
     in_time = _grouped(passes, pack_length)
     if len(in_time) > 1:
-        alike = _grouped(sorted(passes, key=lambda p: p.input_ids.tolist()), pack_length)
+        in_order = sorted(passes, key=lambda p: p.input_ids.astype(">i8").tobytes())  # as of the lists of their tokens
+        alike = _grouped(in_order, pack_length)
         if sum(tree.size for tree in alike) < sum(tree.size for tree in in_time):
             groups = sorted(
                 (sorted(tree.passes, key=lambda p: p.turn) for tree in alike), key=lambda some: some[0].turn

@@ -219,9 +219,8 @@ class TrainerConfig:
     max_grad_norm: float = MISSING
     mixed_precision: MixedPrecision = MixedPrecision.auto
     torch_compile: bool = False
-    loader_workers: int | None = (
-        None  # processes that read and pack steps ahead; null: 2 where there is a GPU, else none
-    )
+    # Processes that read and pack steps ahead; null: 2 where there is a GPU, else none.
+    loader_workers: int | None = None
     neftune_noise_alpha: float | None = None  # noise on embeddings (NEFTune); null: none
     log_every: int = MISSING  # steps
     save_every: int = MISSING  # steps between checkpoints to resume from; 0: none

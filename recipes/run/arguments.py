@@ -14,6 +14,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
+from flexmask import OnePassCollator
 from flexmask.attention.kernels import check_backend
 from flexmask.model.head import HALF
 from recipes.configuration.schema import MixedPrecision, ParallelConfig, ParallelKind, TrainConfig, TrainerConfig
@@ -114,6 +115,16 @@ def _loader_workers(trainer: TrainerConfig) -> int:
     if trainer.loader_workers is None:
         return 2 if torch.cuda.is_available() else 0
     return trainer.loader_workers
+
+
+def collator_of(config: TrainConfig) -> OnePassCollator:
+    """What makes packs of the rows of a step."""
+    return OnePassCollator(
+        config.duplication.pack_length,
+        block_size=config.attention.block_size,
+        backend=config.attention.backend,
+        context_parallel=config.parallel.context_parallel,
+    )
 
 
 def in_one_process(config: TrainConfig) -> TrainConfig:

@@ -92,9 +92,10 @@ class ReadPart:
     notes: Counter[str]
 
 
-def keep_part(part: Part, reading: Reading) -> ReadPart:
-    """Read the records of a part, unless that was done before. Raises ValueError as `shards.keep` does."""
-    name = hashlib.sha256(reading.digest() + part.digest()).hexdigest()
+def keep_part(part: Part, reading: Reading, of_reading: bytes) -> ReadPart:
+    """Read the records of a part, unless that was done before; of_reading: `reading.digest()`, the same for all parts.
+    Raises ValueError as `shards.keep` does."""
+    name = hashlib.sha256(of_reading + part.digest()).hexdigest()
     kept = shards.keep(name, SCHEMA, lambda: _batches(part, reading))
     with shards.naming_cache():
         table = shards.open_table(kept.file)

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from flexmask.conversations.conversation import check_template_kwargs
-from flexmask.conversations.reading import said_of_reading
+from flexmask.conversations.notes import said_of_reading
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.distributed import ranks
 from recipes.distributed.processes import available_processors, mapping
@@ -184,7 +184,7 @@ def _read(parts: Iterator[Part], reading: Reading, data: DataConfig) -> list[Rea
     few = len(first) < _WORTH_PROCESSES
     processes = 1 if few else available_processors(data.processes)
     read = []
-    with mapping(functools.partial(keep_part, reading=reading), processes) as mapped:
+    with mapping(functools.partial(keep_part, reading=reading, of_reading=reading.digest()), processes) as mapped:
         for one in mapped(itertools.chain(first, parts)):
             if one.kept.damage:
                 warnings.warn(one.kept.damage, stacklevel=5)

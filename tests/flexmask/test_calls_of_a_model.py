@@ -197,3 +197,11 @@ def test_a_trainer_takes_records_of_calls(tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] / 2
+
+
+# Breaks if an answer in token ids is prepared where nothing is: a conversation has no passes then.
+def test_without_a_weight_there_are_no_passes():
+    calls = [{"prompt": [{"role": "user", "content": "add"}], "completion": ids} for ids in ([7, END], [8, END])]
+    named = read_record({"calls": [calls[0] | {"name": "first"}, *calls[1:]]}, "record")
+    assert render_calls(named, TOKENIZER, thinking_weight=0, answer_weight=0).passes == []
+    assert [call.name for call in named.calls] == ["record: call 0 (first)", "record: call 1"]

@@ -31,7 +31,7 @@ from records import (
 )
 
 from flexmask import OnePassConfig, read_conversation
-from flexmask.conversations.reading import unread_and_notes
+from flexmask.conversations.notes import unread_and_notes
 from flexmask.conversations.values import without_nulls
 from flexmask.training.data import Preparation, prepare_dataset
 from recipes.sources.files import read_path

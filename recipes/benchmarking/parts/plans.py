@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flexmask import lay_out, pack, prepare_model
-from flexmask.model.state_branches import CALL_IN_TOKENS, StateBranches
+from flexmask.model.state_branches import StateBranches
 from flexmask.model.support import branching_layers
 from recipes.benchmarking.config import BenchmarkConfig
 from recipes.benchmarking.measure import interleaved_seconds
@@ -51,7 +51,8 @@ def of_conversation(
     previous = one.previous.to(device)
     hidden = torch.randn(1, len(one), STATE_SIZES["hidden_size"], device=device, requires_grad=True)
     chosen = StateBranches(previous)
-    plans = {"level by level": with_plan(previous, -(10**9)), "path by path": with_plan(previous, 10**9)}
+    costs = {"level by level": -1e9, "path by path": 1e9}  # of a call, where either is the cheaper one
+    plans = {name: StateBranches(previous, call_in_tokens=cost) for name, cost in costs.items()}
 
     def action(branches: StateBranches) -> Callable[[], None]:
         return lambda: layer(hidden, state_branches=branches).square().sum().backward()
@@ -68,20 +69,6 @@ def of_conversation(
         "chosen": name,
         "right": seconds[name] <= CLOSE * min(seconds.values()),
     }
-
-
-def with_plan(previous: torch.Tensor, call: int) -> StateBranches:
-    """The plan that is the cheaper one where a call costs so many tokens; below zero, that of most calls."""
-    device = previous.device.type
-    before = CALL_IN_TOKENS.get(device)
-    CALL_IN_TOKENS[device] = call
-    try:
-        return StateBranches(previous)
-    finally:
-        if before is None:
-            del CALL_IN_TOKENS[device]
-        else:
-            CALL_IN_TOKENS[device] = before
 
 
 def call_in_tokens(measured: list[dict]) -> float:

@@ -7,7 +7,7 @@ import pytest
 from records import FLAT, LUND, OSLO, PARAMETERS, SCHEMA, TABLE, assistant, call, tool, turns, user, written
 
 from flexmask import read_conversation
-from flexmask.conversations.reading import unread_and_notes
+from flexmask.conversations.notes import unread_and_notes
 from flexmask.conversations.values import without_nulls
 
 NULLABLE = {"type": "object", "properties": {"town": {"type": ["string", "null"]}}}

@@ -70,7 +70,10 @@ def _model_lines(config: TrainConfig, model: PreTrainedModel, device: torch.devi
 
 
 def _processes(config: TrainConfig) -> str:
-    return f"; {ranks.count()} processes ({config.parallel.kind})" if ranks.count() > 1 else ""
+    if ranks.count() == 1:
+        return ""
+    packs = ", each pack divided over all" if config.parallel.context_parallel else ""
+    return f"; {ranks.count()} processes ({config.parallel.kind}{packs})"
 
 
 def _attention(config: TrainConfig, model: PreTrainedModel, device: str) -> str:

@@ -74,6 +74,7 @@ def alone(workshop):
 def test_the_run_of_one_process(workshop, alone, request, like, by, more):
     name = request.node.callspec.id.replace(" ", "_")
     done = workshop.run(train(name, "dense" if like == "lora" else like, *more, by=by))
+    assert ("each pack divided over all" in done.out) is ("parallel.context_parallel=true" in more)
     assert done.last_line == f"runs/{name}" and done.out.count("run folder") == done.out.count("trained 8 steps") == 1
     assert_same(workshop, like, name)
 

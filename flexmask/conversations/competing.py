@@ -44,7 +44,7 @@ def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> 
     left = {key: value for key, value in record.items() if key not in (*keys, "prompt")}
     if keys is PAIR:
         answers = {key: record[key] for key in PAIR}
-        rewards = _OF_PAIR
+        rewards: tuple[float, ...] = _OF_PAIR
     else:
         given, rewards = record["completions"], read_rewards(record["rewards"], name)
         if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or len(given) != len(rewards):

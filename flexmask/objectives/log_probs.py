@@ -48,9 +48,15 @@ def pass_log_probs(log_probs: Tensor, pack: Pack) -> Tensor:
             "log-probabilities are not known in each; raise pack_length, or train with OnePassTrainer, which computes "
             "them first"
         )
-    terms = TermTensors.of_pack(pack)
     elsewhere = torch.from_numpy(np.where(table.is_here, 0, table.log_prob)).to(log_probs.device)
-    return elsewhere.index_add(0, terms.of, log_probs.double()[terms.place] * terms.weight)
+    return elsewhere + log_probs_here(log_probs, pack)
+
+
+def log_probs_here(log_probs: Tensor, pack: Pack) -> Tensor:
+    """The same, with 0 for the passes of other packs."""
+    terms = TermTensors.of_pack(pack)
+    sums = torch.zeros(len(pack.passes), dtype=torch.float64, device=log_probs.device)
+    return sums.index_add(0, terms.of, log_probs.double()[terms.place] * terms.weight)
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,9 +88,15 @@ class PassTable:
 
     @classmethod
     def joined(cls, tables: Iterable[PassTable]) -> PassTable:
-        """One table behind the other."""
+        """One table behind the other, each pass once: of several entries the one of the pass that stands here."""
         tables = list(tables)
-        return cls(**{f.name: np.concatenate([getattr(one, f.name) for one in tables]) for f in fields(cls)})
+        both = cls(**{f.name: np.concatenate([getattr(one, f.name) for one in tables]) for f in fields(cls)})
+        if both.is_here.all():
+            return both
+        here_first = np.argsort(~both.is_here, kind="stable")
+        keys = np.stack([both.group, both.turn], axis=1)[here_first]
+        chosen = np.sort(here_first[np.unique(keys, axis=0, return_index=True)[1]])
+        return replace(both.taken(chosen), weights=both.weights)  # which are those of passes that stand here
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,15 +1,13 @@
 """Objectives of passes that compete: one pass over the tree equals the objective computed pass by pass with stock
 attention, each formula written out again here."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
-from factories import TINY_MODELS
+from factories import TINY_MODELS, random_candidates
 from reference import gradients, pass_token_losses, worst_gradient_difference
 
-from flexmask import Pass, Role, lay_out, pack, prepare_model, token_losses
+from flexmask import lay_out, pack, prepare_model, token_losses
 from flexmask.model import loss as loss_module
 from flexmask.objectives.policy import group_advantages, policy_loss, term_log_probs
 from flexmask.objectives.preference import KINDS, Preference
@@ -19,41 +17,8 @@ BLOCK, VOCAB = 16, 40
 TOLERANCES = (1e-10, 1e-10)  # of the loss, of gradients; what the issue of exactness asks for, in float64
 
 
-def candidates(seed: int, count: int, rewards, name: str | None = None) -> list[Pass]:
-    """Passes of `count` rollouts behind one prompt, of one to three turns. Completions may begin alike, a later prompt
-    leaves out what was thought, and tokens weigh 0, 0.5 or 1: also where another rollout shares them."""
-    rng = random.Random(seed)
-    ids = lambda least, most: [rng.randrange(VOCAB) for _ in range(rng.randint(least, most))]  # noqa: E731
-    prompt, first, passes = ids(5, 30), (ids(4, 12), ids(3, 9)), []
-    for candidate in range(count):
-        history = list(prompt)
-        for turn in range(rng.randint(1, 3)):
-            thinking, answer = (ids(1, 12), ids(2, 9)) if turn else (list(one) for one in first)
-            if turn == 0:  # as the first candidate begins
-                kept = rng.randrange(len(thinking) + 1)
-                thinking = thinking[:kept] + (ids(1, 8) if candidate else thinking[kept:])
-            tokens = [*history, *thinking, *answer]
-            roles = [Role.PROMPT] * len(history) + [Role.THINKING] * len(thinking) + [Role.ANSWER] * len(answer)
-            weights = [0.0] * len(history) + [rng.choice((0.0, 0.5, 1.0, 1.0)) for _ in [*thinking, *answer]]
-            weights[-1] = 1.0
-            passes.append(
-                Pass(
-                    name=name or f"record {seed}",
-                    turn=len(passes),
-                    prompt_length=len(history),
-                    input_ids=np.array(tokens),
-                    roles=np.array(roles, dtype=np.int8),
-                    loss_weights=np.array(weights, dtype=np.float32),
-                    candidate=candidate,
-                    reward=rewards[candidate],
-                )
-            )
-            history += [*answer, *ids(1, 6)]
-    return passes
-
-
 def pair(seed):
-    return candidates(seed, 2, (1.0, 0.0) if seed % 2 else (-2.0, 3.5))
+    return random_candidates(seed, 2, (1.0, 0.0) if seed % 2 else (-2.0, 3.5))
 
 
 def by_hand(model, p):
@@ -187,7 +152,7 @@ def test_policy_gradients_of_groups(average, family, seed):
     with torch.no_grad():
         for parameter in old.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    records = [candidates(70 + 10 * seed + i, 4, (0.0, 1.0, 1.0, 0.25)) for i in range(2)]
+    records = [random_candidates(70 + 10 * seed + i, 4, (0.0, 1.0, 1.0, 0.25)) for i in range(2)]
     ((one, passes),) = packs_of(records, 4096)
     advantages = group_advantages(one.passes)
     expected = []
@@ -223,7 +188,7 @@ def test_policy_gradients_of_groups(average, family, seed):
 # Breaks if samples of the model itself are taken for those of another: then the gradient is not that of REINFORCE.
 def test_fresh_samples_need_no_old_log_probabilities():
     model, _ = models("qwen3", 0)
-    records = [candidates(90, 3, (0.0, 1.0, 0.5))]
+    records = [random_candidates(90, 3, (0.0, 1.0, 0.5))]
     ((one, passes),) = packs_of(records, 4096)
     advantages = group_advantages(one.passes, scale=False)
     prepare_model(model)
@@ -239,7 +204,7 @@ def test_fresh_samples_need_no_old_log_probabilities():
 # Breaks if the terms of a pass are not exactly what it trains, by walking its path.
 @pytest.mark.parametrize("seed", range(20))
 def test_terms_are_what_each_pass_trains(seed):
-    passes = candidates(seed, 3, (0.0, 1.0, 2.0))
+    passes = random_candidates(seed, 3, (0.0, 1.0, 2.0))
     (row,) = lay_out(passes, "one_pass").rows
     terms = terms_of(row.passes, row.visible_until, row.position_ids)
     for number, turn in enumerate(row.passes.turn):

@@ -47,9 +47,9 @@ class CheckpointingTrainer(Trainer):
     # ---- Going on ----
 
     def _begin(self) -> None:
-        """Right before the first step. Where the run goes on from a checkpoint, so do the losses that its next log is a mean of, and those of
-        `train_loss`, which the Trainer both begins at zero; and the best checkpoint is that of this folder, wherever it
-        lay when its path was written down."""
+        """Right before the first step. Where the run goes on from a checkpoint, so do the losses that its next log is a
+        mean of, and those of `train_loss`, which the Trainer both begins at zero; and the best checkpoint is that of
+        this folder, wherever it lay when its path was written down."""
         totals, state = self.run_totals, self.state
         self._total_loss_scalar = totals.loss_sum
         if unlogged := totals.unlogged:

@@ -40,7 +40,7 @@ from recipes.evaluation.matchers import load_matcher
 from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
 from recipes.models.memory import in_gigabytes, memory
 from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
-from recipes.run.arguments import check_heldout, collator_of, in_one_process, training_arguments
+from recipes.run.arguments import check_answers, check_heldout, collator_of, in_one_process, training_arguments
 from recipes.run.summary import data_lines
 from recipes.sources.load import LoadedData, load_data
 from recipes.terminal.command import command, in_settings
@@ -87,6 +87,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
             of_data.append(f"note        {note}")
         _tried(refused, load_matcher, config.evaluation.matcher)
         _tried(refused, training_arguments, in_one_process(config), Path("unused"), True)
+        _tried(refused, check_answers, config, rows.items, heldout.items)
         _tried(refused, check_heldout, config.trainer, len(heldout.items))
     invalid = rows.invalid | heldout.invalid
     left_out = data.dropped | invalid

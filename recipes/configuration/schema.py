@@ -34,13 +34,16 @@ class AdapterKind(StrEnum):
 
 class DataKind(StrEnum):
     tutoring = "tutoring"  # generated, no download
-    tutoring_pairs = "tutoring_pairs"  # turns of such dialogues with a right and a wrong answer
+    careless_tutoring = "careless_tutoring"  # of a tutor who forgets to carry
+    tutoring_pairs = "tutoring_pairs"  # turns of such dialogues with a right answer and a careless one
     gsm8k_socratic = "gsm8k_socratic"
     records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
     mix = "mix"  # several of the others, in data.sources
 
 
-GENERATED = frozenset((DataKind.tutoring, DataKind.tutoring_pairs))  # without end: a number says how many
+GENERATED = frozenset(
+    (DataKind.tutoring, DataKind.careless_tutoring, DataKind.tutoring_pairs)
+)  # without end: a number says how many
 
 
 class ControlTokens(StrEnum):

@@ -30,11 +30,15 @@ from recipes.sources.hub import read_hub
 from recipes.sources.invalid import shown
 from recipes.sources.parts import parts_of_entries
 from recipes.sources.tutoring import dialogues
-from recipes.sources.tutoring_pairs import pairs
+from recipes.sources.tutoring_pairs import careless, pairs
 from recipes.storage import shards
 
 # Records without end, of a seed and a split.
-_GENERATORS = {DataKind.tutoring: dialogues, DataKind.tutoring_pairs: pairs}
+_GENERATORS = {
+    DataKind.tutoring: dialogues,
+    DataKind.careless_tutoring: careless,
+    DataKind.tutoring_pairs: pairs,
+}
 # Fewer parts than this are read before other processes have started.
 _WORTH_PROCESSES = 8
 

@@ -112,6 +112,11 @@ class Turn:
     n: int = 0
     m: int = 0
 
+    def reply(self) -> dict:
+        """The assistant's message."""
+        reply = {"role": "assistant", "content": self.answer}
+        return reply | {"reasoning_content": "\n".join(self.steps)} if self.steps else reply
+
 
 @dataclass
 class World:
@@ -140,13 +145,16 @@ def generate(count: int, seed: int, split: Split) -> list[dict]:
     return list(itertools.islice(dialogues(seed, split), count))
 
 
-def dialogues(seed: int, split: Split) -> Iterator[dict]:
-    """The records that `generate` begins with, and all others behind them, without end."""
+def dialogues(
+    seed: int, split: Split, instead: Callable[[Turn, random.Random], Turn | None] = lambda turn, rng: None
+) -> Iterator[dict]:
+    """The records that `generate` begins with, and all others behind them, without end. instead: what the tutor says in
+    place of a turn; None: the turn."""
     if split not in ("train", "heldout"):
         raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
     rng = random.Random(f"{split}/{seed}")
     while True:
-        record = _dialogue(rng)
+        record = _dialogue(rng, instead)
         if split_of(record) == split:
             yield record
 
@@ -163,7 +171,7 @@ def in_words(value: int) -> str:
     return TENS[tens - 2] + (f" {ONES[ones - 1]}" if ones else "")
 
 
-def _dialogue(rng: random.Random) -> dict:
+def _dialogue(rng: random.Random, instead: Callable[[Turn, random.Random], Turn | None]) -> dict:
     world = World(rng)
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     messages: list[dict] = []
@@ -172,13 +180,11 @@ def _dialogue(rng: random.Random) -> dict:
         messages.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
     for _ in range(rng.randint(3, 8)):
         turn = _next_turn(world)
+        turn = instead(turn, rng) or turn
         if turn.value is not None:
             world.numbers.append(turn.value)
         question = rng.choice(WORDINGS[turn.skill]).format(name=name, things=things, n=turn.n, m=turn.m)
-        reply = {"role": "assistant", "content": turn.answer}
-        if turn.steps:
-            reply["reasoning_content"] = "\n".join(turn.steps)
-        messages += [{"role": "user", "content": question}, reply]
+        messages += [{"role": "user", "content": question}, turn.reply()]
         turns.append({"skill": turn.skill, "n": turn.n, "m": turn.m})
     return {"messages": messages, "turns": turns}
 
@@ -213,11 +219,6 @@ def _subtract(left: int, right: int) -> str:
         f"Subtract {left} - {right}: {top} - {right % 10} = {top - right % 10}, "
         f"{left // 10} - {right // 10}{lent} = {tens}."
     )
-
-
-def written_out(left: int, sign: str, right: int) -> str:
-    """`left + right` or `left - right` as the tutor thinks it."""
-    return _add(left, right) if sign == "+" else _subtract(left, right)
 
 
 def _makes(skill: str, value: int, *steps: str, n: int = 0) -> Turn | None:

@@ -13,6 +13,7 @@ from flexmask.conversations.contexts import Rule, load_rule
 from flexmask.conversations.thinking import tags_of
 from flexmask.importing import is_import_path
 from recipes.configuration.schema import (
+    GENERATED,
     SPLIT,
     AdapterConfig,
     AdapterKind,
@@ -23,6 +24,7 @@ from recipes.configuration.schema import (
     Layout,
     ModelConfig,
     ModelKind,
+    ObjectiveKind,
     ParallelKind,
     SourceConfig,
     TrainConfig,
@@ -170,15 +172,15 @@ def _source(source: SourceConfig, key: str) -> Iterator[str]:
         yield f"{key}.train_conversations={source.train_conversations}: must be at least 1"
     if source.path is not None and not glob.glob(source.path) and not Path(source.path).exists():
         yield f"{key}.path={source.path}: no such file or folder, and no file of that pattern"
-    if source.split != SPLIT and (source.path is not None or source.kind is DataKind.tutoring):
+    if source.split != SPLIT and (source.path is not None or source.kind in GENERATED):
         yield f"{key}.split={source.split}: only data of the hub has splits; name the file of that split in {key}.path"
     if source.kind is DataKind.mix:
         yield f"{key}.kind=mix: a mix cannot be a source of another; name its sources here"
-    elif source.kind is DataKind.tutoring:
+    elif source.kind in GENERATED:
         if source.path is not None:
-            yield f"{key}.path={source.path}: tutoring dialogues are generated; {key}.kind=records reads a file"
+            yield f"{key}.path={source.path}: {source.kind} is generated; {key}.kind=records reads a file"
         if source.train_conversations is None:
-            yield f"{key}.train_conversations=null: tutoring dialogues have no end; give the number to generate"
+            yield f"{key}.train_conversations=null: {source.kind} has no end; give the number to generate"
     elif source.kind is DataKind.records and source.path is None and source.hub_id is None:
         yield f"{key}.path: has no value; give a local file (or {key}.hub_id, data of the hub)"
 
@@ -238,6 +240,15 @@ def _trainer(trainer: TrainerConfig) -> Iterator[str]:
 
 
 def _run(config: TrainConfig) -> Iterator[str]:
+    if not config.objective.beta > 0:
+        yield f"objective.beta={config.objective.beta:g}: must be positive"
+    if config.objective.kind is ObjectiveKind.dpo and config.parallel.context_parallel:
+        yield (
+            "objective=dpo: compares whole answers, of which parallel.context_parallel=true gives each process a part; "
+            "leave one of the two out"
+        )
+    if config.objective.kind is ObjectiveKind.dpo and config.duplication.layout is Layout.keep_thinking:
+        yield "objective=dpo: duplication=keep_thinking is for conversations; choose one_pass or per_turn"
     if config.parallel.kind is ParallelKind.fsdp and config.adapter.kind is AdapterKind.qlora:
         yield "parallel=fsdp: weights in 4 bits cannot be divided; choose parallel=ddp, or adapter=lora"
     if config.seed >= 2**32:

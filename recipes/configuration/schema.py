@@ -34,9 +34,13 @@ class AdapterKind(StrEnum):
 
 class DataKind(StrEnum):
     tutoring = "tutoring"  # generated, no download
+    tutoring_pairs = "tutoring_pairs"  # turns of such dialogues with a right and a wrong answer
     gsm8k_socratic = "gsm8k_socratic"
     records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
     mix = "mix"  # several of the others, in data.sources
+
+
+GENERATED = frozenset((DataKind.tutoring, DataKind.tutoring_pairs))  # without end: a number says how many
 
 
 class ControlTokens(StrEnum):
@@ -88,6 +92,19 @@ class AttentionBackend(StrEnum):
     auto = "auto"  # what torch chooses, Triton kernels today
     triton = "triton"
     flash = "flash"  # FlashAttention 4, from the package flash-attn-4, on Hopper and Blackwell
+
+
+class ObjectiveKind(StrEnum):
+    sft = "sft"  # cross-entropy of what is generated
+    dpo = "dpo"  # pairs of a better and a worse answer
+
+
+class PreferenceLoss(StrEnum):
+    """`flexmask.objectives.preference`, with formulas and sources."""
+
+    sigmoid = "sigmoid"
+    sigmoid_norm = "sigmoid_norm"
+    ipo = "ipo"
 
 
 class History(StrEnum):
@@ -261,6 +278,13 @@ class AttentionConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    kind: ObjectiveKind = MISSING
+    loss: PreferenceLoss = PreferenceLoss.sigmoid  # of dpo
+    beta: float = 0.1  # of dpo: how near the model is held to the one that it was before; larger is nearer
+
+
+@dataclass
 class EvaluationConfig:
     """Chat with the trained model on held-out conversations."""
 
@@ -289,6 +313,7 @@ class TrainConfig:
     duplication: DuplicationConfig = field(default_factory=DuplicationConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -8,10 +8,12 @@ from transformers import PreTrainedModel
 
 from flexmask.model.support import unbranched_layers, unwrapped
 from recipes.configuration.schema import (
+    GENERATED,
     AdapterConfig,
     AdapterKind,
     AttentionBackend,
     DataKind,
+    ObjectiveKind,
     TrainConfig,
     TrainerConfig,
 )
@@ -27,6 +29,8 @@ from recipes.sources.invalid import lines as invalid_kinds
 from recipes.sources.load import LoadedData
 from recipes.terminal.command import typed
 
+# What is measured on held-out data.
+FIGURES = ("loss", "thinking_loss", "answer_loss", "preference_accuracy", "preference_margin")
 # Going through the data more often than this is rarely meant: conversations are learned by heart.
 MANY_EPOCHS = 10
 
@@ -88,12 +92,13 @@ def _attention(config: TrainConfig, model: PreTrainedModel, device: str) -> str:
 
 def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldout: PreparedData) -> list[str]:
     """What is trained, what it costs against one pass a turn, what is left out, and how long the run is."""
+    items = "conversation" if config.objective.kind is ObjectiveKind.sft else "pair"
     formats = ", ".join(name if len(data.formats) == 1 else f"{n:,} {name}" for name, n in data.formats.items())
     lines = [
-        f"data        {counted(len(rows.items), 'conversation')}, {counted(rows.turns, 'trained turn')}, "
+        f"data        {counted(len(rows.items), items)}, {counted(rows.turns, 'trained turn')}, "
         f"{len(data.heldout):,} held out"
     ]
-    if config.data.kind is not DataKind.tutoring:
+    if config.data.kind not in GENERATED:
         lines.append(f"            read as {formats}")
     if config.data.kind is DataKind.mix:
         lines += [f"            {name}: {count}" for name, count in data.sources.items()]
@@ -184,7 +189,7 @@ def training_result(
         "pack_fill": totals.tokens_computed / (totals.packs * config.duplication.pack_length),
         "loss_first": losses[0],
         "loss_last": losses[-1],
-        **{f"heldout_{name}": measured.get(f"eval_{name}") for name in ("loss", "thinking_loss", "answer_loss")},
+        **{f"heldout_{name}": measured.get(f"eval_{name}") for name in FIGURES},
         "best_step": int(best.rpartition("-")[2]) if best else None,
         "formats": data.formats,
         "dropped_conversations": len(left_out(data, rows, heldout)),
@@ -216,7 +221,7 @@ def closing_lines(result: dict) -> list[str]:
             "held out: "
             + ", ".join(
                 f"{name.replace('_', ' ')} {result[f'heldout_{name}']:.3f}"
-                for name in ("loss", "thinking_loss", "answer_loss")
+                for name in FIGURES
                 if result[f"heldout_{name}"] is not None
             )
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from flexmask.conversations.conversation import check_template_kwargs
 from flexmask.conversations.notes import said_of_reading
-from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
+from recipes.configuration.schema import GENERATED, DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.distributed import ranks
 from recipes.distributed.processes import available_processors, mapping
 from recipes.sources import Entry, Part
@@ -29,8 +29,12 @@ from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
 from recipes.sources.invalid import shown
 from recipes.sources.parts import parts_of_entries
+from recipes.sources.tutoring import dialogues
+from recipes.sources.tutoring_pairs import pairs
 from recipes.storage import shards
 
+# Records without end, of a seed and a split.
+_GENERATORS = {DataKind.tutoring: dialogues, DataKind.tutoring_pairs: pairs}
 # Fewer parts than this are read before other processes have started.
 _WORTH_PROCESSES = 8
 
@@ -86,7 +90,7 @@ def load_data(data: DataConfig) -> LoadedData:
     conversation, and when `data.heldout_conversations` are more than can be held out.
     """
     with ranks.first_on_machine():
-        return _generated(data) if data.kind is DataKind.tutoring else _loaded(data)
+        return _generated(data) if data.kind in GENERATED else _loaded(data)
 
 
 def _loaded(data: DataConfig) -> LoadedData:
@@ -116,7 +120,7 @@ def _loaded(data: DataConfig) -> LoadedData:
         numbers = _numbers(found) + offset
         offset += sum(one.records for one in found)
         rest, held = numbers[~is_held], numbers[is_held]
-        made = source.kind is DataKind.tutoring  # as many as train_conversations says, of which some are held out
+        made = source.kind in GENERATED  # as many as train_conversations says, of which some are held out
         if not made and source.train_conversations is not None and source.train_conversations > len(rest):
             warnings.warn(
                 f"{key}.train_conversations={source.train_conversations}: {len(rest):,} are left to train when "
@@ -144,7 +148,7 @@ def _generated(data: DataConfig) -> LoadedData:
         (heldout_count,) = share([count])
     reading = Reading("auto", data.seed)
     read = [
-        _read(parts_of_entries(_tutoring(number, data.seed, split)), reading, data)
+        _read(parts_of_entries(_entries(data.kind, number, data.seed, split)), reading, data)
         for number, split in ((count, "train"), (heldout_count, "heldout"))
     ]
     train, heldout = map(_numbers, read)
@@ -202,8 +206,8 @@ def _read(parts: Iterator[Part], reading: Reading, data: DataConfig) -> list[Rea
 
 def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[Part]:
     """The records of a source: generated, of its path where it has one, else of the hub."""
-    if source.kind is DataKind.tutoring:
-        return parts_of_entries(_tutoring(source.train_conversations, seed, "train"))
+    if source.kind in GENERATED:
+        return parts_of_entries(_entries(source.kind, source.train_conversations, seed, "train"))
     if source.path is not None:
         return read_path(source.path, source.split, f"{key}.path")
     hub_id, hub_config = source.hub_id, source.hub_config
@@ -214,11 +218,9 @@ def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[P
     return read_hub(hub_id, hub_config, source.split, key)
 
 
-def _tutoring(count: int, seed: int, split: str) -> Iterator[Entry]:
-    from recipes.sources.tutoring import dialogues
-
-    for index, record in enumerate(itertools.islice(dialogues(seed, split), count)):
-        yield f"tutoring/{split}[{index}]", record
+def _entries(kind: DataKind, count: int, seed: int, split: str) -> Iterator[Entry]:
+    for index, record in enumerate(itertools.islice(_GENERATORS[kind](seed, split), count)):
+        yield f"{kind}/{split}[{index}]", record
 
 
 def _name(source: DataConfig | SourceConfig) -> str:

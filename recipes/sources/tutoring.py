@@ -215,6 +215,11 @@ def _subtract(left: int, right: int) -> str:
     )
 
 
+def written_out(left: int, sign: str, right: int) -> str:
+    """`left + right` or `left - right` as the tutor thinks it."""
+    return _add(left, right) if sign == "+" else _subtract(left, right)
+
+
 def _makes(skill: str, value: int, *steps: str, n: int = 0) -> Turn | None:
     """The turn whose thinking ends in `value`, or None where that number cannot be stated."""
     if not LEAST < value < MOST or value % 10 == 0:  # only the first result is round

@@ -216,7 +216,9 @@ def _names_of_calls(
         settings = settings_of(config.data, config.duplication)
         prompts = {key: settings[key] for key in ("template_kwargs", "date", "control_tokens")}
         chosen = calls_under(rule, chosen, tokenizer, **prompts)
-    return None if isinstance(chosen, Conversation) else [call.name for call in chosen.calls]
+    if isinstance(chosen, Conversation):
+        return None
+    return [call.name.removeprefix(f"{chosen.name}: ") for call in chosen.calls]
 
 
 def _print_conversation(

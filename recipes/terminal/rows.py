@@ -49,14 +49,16 @@ def table_of_calls(row: Row, names: Sequence[str]) -> Table:
     calls of the record, by number."""
     seen, prompts = seen_by_passes(row), row.passes.prompt_length[row.passes.is_here]
     first = np.where(seen.any(1), seen.argmax(1), -1)
-    table = _heading("call", "name", "prompt", "of it shared", "generates", "new tokens")
+    lines = []
     for i, (turn, length, prompt) in enumerate(
         zip(row.turns, pass_lengths(row).tolist(), prompts.tolist(), strict=True)
     ):
         new = int((first == i).sum())
         new_in_prompt = int(((first == i) & (row.position_ids < prompt)).sum())
-        cells = (turn, names[turn], prompt, prompt - new_in_prompt, length - prompt, new)
-        table.add_row(*(one if isinstance(one, str) else f"{one:,}" for one in cells))
+        lines.append((names[turn], *(f"{one:,}" for one in (prompt, prompt - new_in_prompt, length - prompt, new))))
+    table = _with_columns(("call", "prompt", "of it shared", "generates", "new tokens"), lines)
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
@@ -93,10 +95,13 @@ def _seen_by_calls(row: Row, parts: Sequence[Segment]) -> dict[str, list[str]]:
     return {"seen by": [numbers(of.tolist()) for of in calls], "gone": gone}
 
 
-def _heading(*names: str) -> Table:
+def _with_columns(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table without rows, with room for these: a narrow terminal cuts what stands behind them and nothing else."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name, justify="left" if name == "name" else "right", no_wrap=True)
+    for heading, *cells in zip(headings, *lines, strict=True):
+        is_number = cells[0].replace(",", "").isdecimal()
+        width = max(map(len, (heading, *cells)))
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=True, min_width=width)
     return table
 
 
@@ -114,11 +119,7 @@ def _table(parts: Sequence[Segment], beside: dict[str, list[str]], texts: Sequen
         )
         for i, part in enumerate(parts)
     ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading, *cells in zip(headings, *lines, strict=True):
-        # A narrow terminal cuts the text and nothing else.
-        width = max(map(len, (heading, *cells)))
-        table.add_column(heading, justify="right" if cells[0].isdecimal() else "left", no_wrap=True, min_width=width)
+    table = _with_columns(headings, lines)
     table.add_column("text")
     gone = beside.get("gone", [""] * len(parts))
     for part, cells, text, is_gone in zip(parts, lines, texts, gone, strict=True):

@@ -27,7 +27,7 @@ RULES = {
     "compact": (COMPACT, f"{SO_FAR}\n\nThree, known"),
     "keep_thinking_of_last": (
         ["context=keep_thinking_of_last", "data.template_kwargs={preserve_thinking: true}"],
-        "<|im_start|>assistant\n<think>\nIt was 5.\n</think>\n\nNone.<|im_end|>\n<|im_start|>user\nAnd now?",
+        "",
     ),
     "a user's own": (["context.rule=harness:mine", "context.arguments={text: Be brief.}"], "Be brief."),
 }

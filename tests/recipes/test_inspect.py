@@ -309,7 +309,7 @@ def test_calls_under_a_rule_are_told_by_name(run, tmp_path):
     words = [*of(path), "context=keep_last_tool_results", "context.arguments.keep=1"]
     done = run(*words, columns=300)
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    (last,) = [line.split() for line in lines if line.startswith("4 calls.jsonl:1: call 4 (message 9)")]
+    (last,) = [line.split() for line in lines if line.startswith("call 4 (message 9)")]
     prompt, shared, generates, new = (int(one.replace(",", "")) for one in last[-4:])
     assert prompt - shared + generates == new > 0 and shared > 0
     assert any(

@@ -99,6 +99,7 @@ class Row:
 class LaidOut:
     """Rows of one conversation, and the turns whose pass is longer than a pack and was dropped.
 
+    `tokens_distinct`: distinct prefixes of the passes in `rows`, the fewest tokens that an exact method computes.
     `retokenized_texts` as `flexmask.text.tokenization.TextTokenizer` counts them. `ends` are the token ids that end the
     passes in `rows`, sorted: where the model learns to stop (`flexmask.model.end_of_turn`).
     """
@@ -107,6 +108,7 @@ class LaidOut:
     dropped_turns: tuple[int, ...]
     retokenized_texts: int = 0
     ends: tuple[int, ...] = ()
+    tokens_distinct: int = 0
 
 
 def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None, too_long: str = "error") -> LaidOut:
@@ -141,7 +143,8 @@ def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None,
     if len(rows) > 1 and rows[0].passes.competes:
         rows = [_with_all_passes(row, rows) for row in rows]
     ends = sorted({int(p.input_ids[-1]) for p in fitting if p.ends})
-    return LaidOut(tuple(rows), tuple(p.turn for p in dropped), ends=tuple(ends))
+    distinct = len(rows[0]) if len(rows) == 1 else _tree_of(fitting).size
+    return LaidOut(tuple(rows), tuple(p.turn for p in dropped), ends=tuple(ends), tokens_distinct=distinct)
 
 
 def _with_all_passes(row: Row, rows: Sequence[Row]) -> Row:

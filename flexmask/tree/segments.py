@@ -65,6 +65,13 @@ def visible_segments(row: Row, of: Sequence[Segment]) -> np.ndarray:
     return (starts[None, :] <= starts[:, None]) & (starts[:, None] < until[None, :])
 
 
+def seen_by_passes(row: Row) -> np.ndarray:
+    """Bool [S, passes here]: whether a token stands on the path of each pass, in its prompt or in what it generates."""
+    last = row.passes.last[row.passes.is_here]
+    tokens = np.arange(len(row))
+    return (tokens[:, None] <= last[None, :]) & (last[None, :] < row.visible_until[:, None])
+
+
 def pass_lengths(row: Row) -> np.ndarray:
     """The tokens of each pass of a row, int64 [turns]: what training one pass a turn would compute."""
     return row.position_ids[row.passes.last[row.passes.is_here]] + 1

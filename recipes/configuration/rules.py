@@ -4,16 +4,20 @@ import glob
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from flexmask.conversations.contexts import Rule, load_rule
 from flexmask.conversations.thinking import tags_of
+from flexmask.importing import is_import_path
 from recipes.configuration.schema import (
     GENERATED,
     SPLIT,
     AdapterConfig,
     AdapterKind,
+    ContextConfig,
     DataConfig,
     DataKind,
     DuplicationConfig,
@@ -43,6 +47,7 @@ def validate(config: TrainConfig) -> None:
         *_adapter(config.adapter, config.model),
         *_data(config.data),
         *_duplication(config.duplication),
+        *_context(config.context, config.duplication),
         *_trainer(config.trainer),
         *_run(config),
     ]
@@ -188,6 +193,28 @@ def _duplication(duplication: DuplicationConfig) -> Iterator[str]:
         yield "duplication.thinking_weight and duplication.answer_weight are both 0: nothing would be trained"
     if duplication.turns != "all" and not re.fullmatch(rf"{_TURN}(,{_TURN})*", duplication.turns):
         yield (f'duplication.turns="{duplication.turns}": write all, or indices and slices such as "-1", "1:" or "0,2"')
+
+
+def _context(context: ContextConfig, duplication: DuplicationConfig) -> Iterator[str]:
+    if context.rule is not None and duplication.layout is Layout.keep_thinking:
+        yield (
+            f"context.rule={context.rule}: says itself what stands in the history, beside duplication=keep_thinking; "
+            "choose another duplication, or context=template"
+        )
+    if context.rule is not None and is_import_path(context.rule):
+        return  # a function of the user's is imported by who needs it, not by everybody who reads settings
+    try:
+        rule_of(context)
+    except ConfigError as error:
+        yield str(error)
+
+
+def rule_of(context: ContextConfig) -> Rule | None:
+    """The context rule that the settings stand for. Raises ConfigError where there is none."""
+    try:
+        return load_rule(asdict(context))
+    except ValueError as error:
+        raise ConfigError(f"context.{error}") from error
 
 
 def _trainer(trainer: TrainerConfig) -> Iterator[str]:

@@ -223,6 +223,18 @@ class DuplicationConfig:
 
 
 @dataclass
+class ContextConfig:
+    """What a harness shows of a conversation that has grown long: `flexmask.conversations.contexts`."""
+
+    # A name of RULES there, or a function's "package.module:name"; null: what the chat template shows.
+    rule: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # of that rule, by name
+
+
+TEMPLATE = ContextConfig()
+
+
+@dataclass
 class TrainerConfig:
     epochs: float | None = MISSING  # times through the data; null: trainer.steps says how long
     steps: int | None = MISSING  # optimizer steps; null: trainer.epochs says how long
@@ -302,6 +314,7 @@ class TrainConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     duplication: DuplicationConfig = field(default_factory=DuplicationConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)

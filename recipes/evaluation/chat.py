@@ -1,9 +1,9 @@
 """Evaluation by chatting: the model answers each turn on a history as inference would show it.
 
 User turns come from the data. With own history the answers before a turn are the model's: each generated message goes
-back with its thinking in `reasoning_content`, and the chat template decides what later turns see of it. So a wrong
-answer early on harms the later turns that need it, as it would a real user. With teacher history they are the data's,
-and every turn is asked on the history that it was trained on.
+back with its thinking in `reasoning_content`, and a context rule, where there is one, and the chat template decide what
+later turns see of it. So a wrong answer early on harms the later turns that need it, as it would a real user. With
+teacher history they are the data's, and every turn is asked on the history that it was trained on.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import itertools
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from flexmask.conversations.contexts import Rule, shown_by
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.thinking import THINK_CLOSE
 from flexmask.model.support import unbranched_layers, unwrapped
-from flexmask.text.template import ChatTemplate
+from flexmask.text.calls import Prompts
+from flexmask.text.template import ChatTemplate, RejectedError
 from recipes.configuration.schema import History
 from recipes.evaluation.matchers import Matcher, exact
 from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
@@ -43,6 +45,7 @@ def chat(
     matcher: Matcher = exact,
     template_kwargs: dict[str, Any] | None = None,
     date: datetime.date | None = None,
+    rules: Sequence[Rule | None] | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[ChatResult]:
     """Chat through `conversations`, greedily; results stand in the same order.
@@ -50,8 +53,10 @@ def chat(
     Turn k of up to `batch_size` conversations is one left-padded `generate` call, which stops at every token that ends
     a turn (`end_tokens`). An assistant message with `weight: 0` is shown as it stands and not asked for.
     `template_kwargs` goes to the chat template (for instance `{"enable_thinking": False}`), `date` is what a template
-    that writes the date shows (None: today). `advance` is called with how many turns are done, asked or not. The
-    model's attention implementation, mode and generation config are as before afterwards, also after an error.
+    that writes the date shows (None: today). `rules` has the context rule of each conversation
+    (`flexmask.conversations.contexts`; None: what the template shows). `advance` is called with how many turns are
+    done, asked or not. The model's attention implementation, mode and generation config are as before afterwards, also
+    after an error.
 
     Nothing in a conversation raises: a turn that cannot be asked is in `ChatResult.unasked`, with one warning for each
     reason. With own history these are all turns of a conversation with a tool call, since tools do not run, and those
@@ -69,9 +74,14 @@ def chat(
     errors: Counter[str] = Counter()
     chats = [
         _Chat(
-            one, ChatTemplate(tokenizer, one, template_kwargs, date=date), History(history), _guarded(matcher, errors)
+            one,
+            ChatTemplate(tokenizer, one, template_kwargs, date=date),
+            History(history),
+            _guarded(matcher, errors),
+            rule,
+            Prompts(one, tokenizer, template_kwargs, date, control_tokens=None),
         )
-        for one in conversations
+        for one, rule in zip(conversations, rules or [None] * len(conversations), strict=True)
     ]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if unbranched_layers(model):
@@ -114,12 +124,17 @@ class _Question:
 
 @dataclass
 class _Chat:
-    """A conversation under way: `messages` so far, and where in the data the next expected answer stands."""
+    """A conversation under way: `messages` so far, and where in the data the next expected answer stands. `shown` is
+    what the rule left of the first `asked` messages."""
 
     conversation: Conversation
     template: ChatTemplate
     history: History
     matcher: Matcher
+    rule: Rule | None
+    prompts: Prompts
+    shown: tuple[dict[str, Any], ...] = ()
+    asked: int = 0
     messages: list[dict[str, Any]] = field(default_factory=list)
     turns: list[ChatTurn] = field(default_factory=list)
     unasked: dict[int, str] = field(default_factory=dict)
@@ -145,11 +160,14 @@ class _Chat:
         self, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, positions: int | None
     ) -> _Question | None:
         """The next turn to ask; None where it cannot be asked, which is noted then."""
-        messages = [self.template.read(message) for message in self.messages]
         try:
+            messages = [self.template.read(message) for message in self._history()]
             prompt = self.template.render(messages, self.conversation.name, add_generation_prompt=True)
-        except ValueError as error:
+        except RejectedError as error:
             self._give_up(f"the chat template rejects the history ({error.__cause__ or error})")
+            return None
+        except ValueError as error:  # of the rule
+            self._give_up(str(error))
             return None
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         room = max_new_tokens if positions is None else min(max_new_tokens, positions - len(ids))
@@ -179,6 +197,14 @@ class _Chat:
         self.next += 1
         self._show_until_asked()
 
+    def _history(self) -> Sequence[dict[str, Any]]:
+        """What the next assistant turn is shown of the messages before it. Raises ValueError where the rule does."""
+        if self.rule is None:
+            return self.messages
+        self.shown = shown_by(self.rule, self.messages, "the context rule", self.shown, **self.prompts.abilities)
+        self.asked = len(self.messages)
+        return self.shown
+
     def _expected(self, index: int) -> dict[str, Any]:
         return self.conversation.messages[index]
 
@@ -189,6 +215,9 @@ class _Chat:
                 if not message.get("tool_calls"):
                     return
                 self.unasked[self.to_ask[self.next]] = _CALLS
+            if message["role"] == "assistant":  # was asked for once, and what a harness cleared then stays so
+                with suppress(ValueError):  # which the next turn that is asked meets again
+                    self._history()
             self.messages.append(message)
             self.next += 1
 
@@ -201,7 +230,8 @@ class _Chat:
         self._show_until_asked()
 
     def result(self) -> ChatResult:
-        messages = tuple({key: value for key, value in one.items() if key != "weight"} for one in self.messages)
+        seen = [*self.shown, *self.messages[self.asked :]]
+        messages = tuple({key: value for key, value in one.items() if key != "weight"} for one in seen)
         return ChatResult(self.conversation.name, str(self.history), messages, tuple(self.turns), self.unasked)
 
 

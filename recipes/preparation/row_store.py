@@ -34,7 +34,7 @@ _PASS_ARRAYS = {
 }
 # How much of the arrays each row of a conversation has.
 _BORDERS = ("row_tokens", "row_nodes", "row_passes", "row_generated")
-COUNTS = ("dropped_turns", "retokenized_texts", "tokens_trained", "tokens_per_turn", "tokens_copied")
+COUNTS = ("dropped_turns", "retokenized_texts", "tokens_trained", "tokens_per_turn", "tokens_copied", "tokens_distinct")
 SCHEMA = pyarrow.schema(
     {name: pyarrow.list_(dtype) for name, dtype in (_ROW_ARRAYS | _PASS_ARRAYS).items()}
     | {name: pyarrow.list_(pyarrow.int32()) for name in (*_BORDERS, "row_turns", "ends")}
@@ -81,6 +81,7 @@ def to_record(name: str, laid_out: LaidOut, warnings: Sequence[str]) -> dict[str
         "ends": list(laid_out.ends),
         "tokens_trained": sum(int((row.loss_weights > 0).sum()) for row in rows),
         "tokens_per_turn": sum(int(pass_lengths(row).sum()) for row in rows),
+        "tokens_distinct": laid_out.tokens_distinct,
         "tokens_copied": sum(int((row.roles == Role.COPY).sum()) for row in rows),
         "row_tokens": [len(row) for row in rows],
         "row_nodes": [len(row.node_start) for row in rows],

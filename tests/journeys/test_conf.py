@@ -34,6 +34,18 @@ BESIDE = {
     "experiment/qwen3_30b_a3b_lora_mathchatsync": ["model.name_or_path=models/experts", "data.path=my.jsonl"],
     "experiment/gpt_oss_20b_lora_mathchatsync": ["model.name_or_path=models/gpt_oss", "data.path=my.jsonl"],
     "experiment/*": ["model.name_or_path=models/dense", "data.path=my.jsonl"],
+    "context/compact": [
+        *TINY,
+        "data.train_conversations=8",
+        "context.arguments.instruction=Sum",
+        "context.arguments.introduction=So far:",
+    ],
+    "context/keep_thinking_of_last": [
+        *TINY,
+        "data.train_conversations=8",
+        "data.template_kwargs={preserve_thinking: true}",
+    ],
+    "context/*": [*TINY, "data.train_conversations=8"],
     "*": [*TINY, "data.train_conversations=8"],
 }
 

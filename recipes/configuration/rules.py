@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from flexmask.conversations.episodes import check_key
 from flexmask.conversations.thinking import tags_of
 from recipes.configuration.schema import (
     SPLIT,
@@ -148,10 +149,11 @@ def _data(data: DataConfig) -> Iterator[str]:
         yield from _source(data, "data")
     if data.thinking_format not in (None, "auto") and data.thinking_format.count("{thinking}") != 1:
         yield f"data.thinking_format={data.thinking_format!r}: must be auto or hold {{thinking}} once"
-    try:
-        tags_of(data.thinking_tags)
-    except ValueError as error:
-        yield f"data.{error}"
+    for check, value in ((tags_of, data.thinking_tags), (check_key, data.episode_key)):
+        try:
+            check(value)
+        except ValueError as error:
+            yield f"data.{error}"
     try:
         date.fromisoformat(data.date)
     except ValueError:

@@ -75,9 +75,9 @@ def test_an_episode_stands_on_one_side_of_the_split(folder, monkeypatch, tmp_pat
     assert one == two and one.fingerprint == two.fingerprint
     held = {call.name for record in one.heldout for call in record.calls}
     assert len(held) == 2 * len(one.heldout) == 6
-    for number in (1, 2):
-        file = folder / f"{number}.jsonl"
-        file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    texts = [(folder / f"{number}.jsonl").read_text() for number in (1, 2)]
+    for number, text in zip((2, 1), texts, strict=True):
+        (folder / f"{number}.jsonl").write_text("".join(reversed(text.splitlines(keepends=True))))
     moved = loaded(folder, heldout_conversations=3)
     questions = [
         {record.calls[0].conversation.messages[1]["content"] for record in data.heldout} for data in (one, moved)

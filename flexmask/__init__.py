@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from flexmask.attention.masks import build_block_mask, dense_mask, visible_until_mask_mod, visible_until_score_mod
     from flexmask.conversations.contexts import calls_of, load_rule
     from flexmask.conversations.conversation import Conversation
-    from flexmask.conversations.model_calls import Call, Calls, read_record
+    from flexmask.conversations.model_calls import Call, Calls
     from flexmask.conversations.reading import read_conversation
+    from flexmask.conversations.records import read_record
     from flexmask.errors import NonFiniteLossError, UnsupportedModelError
     from flexmask.model.end_of_turn import align_end_of_turn
     from flexmask.model.loss import TokenLosses, token_losses
@@ -66,7 +67,8 @@ _HOMES = {
     "training.arguments": ["OnePassConfig"],
     "conversations.contexts": ["calls_of", "load_rule"],
     "conversations.conversation": ["Conversation"],
-    "conversations.model_calls": ["Call", "Calls", "read_record"],
+    "conversations.model_calls": ["Call", "Calls"],
+    "conversations.records": ["read_record"],
     "conversations.reading": ["read_conversation"],
     "model.end_of_turn": ["align_end_of_turn"],
     "model.loss": ["TokenLosses", "token_losses"],

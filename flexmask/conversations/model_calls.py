@@ -9,23 +9,32 @@ results of tools that were cleared, the work of a sub-agent that shrank to its r
 
 Each call says what the model was given and what it answered; what calls have in common is found from their tokens, as
 for the turns of a conversation. Messages go through the chat template as a turn does. Token ids are taken as they are.
+`completion_mask` is 0 at those that the model did not give: results of tools in the midst of a completion.
+
+Logs of requests, trajectories and rollouts become such records first (`CALL_RECORDS`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flexmask.conversations.beside import TEMPLATE_KEYS, TOOL_KEYS, describes
 from flexmask.conversations.conversation import Conversation, check_weight
-from flexmask.conversations.reading import AUTO, LISTS, read_conversation
-from flexmask.conversations.values import brief, is_empty, shown
+from flexmask.conversations.episodes import episode_of
+from flexmask.conversations.formats import atif, logged, rollouts, verifiers
+from flexmask.conversations.formats.prompt_completion import is_generated
+from flexmask.conversations.reading import LISTS, read_conversation
+from flexmask.conversations.values import brief, check_values, is_empty, shown
 
 CALLS = "calls"
 FORMAT = "calls of a model"
+CALL_RECORDS = (atif, verifiers, logged, rollouts)  # formats that are made records with `calls`
 # Of a record beside its calls, and of every call without its own.
 _SHARED = (*TOOL_KEYS, "chat_template_kwargs", *TEMPLATE_KEYS)
+_WEIGHTS = ("weight", "train")
 # Stands where the answer is given in token ids: prompts do not depend on it.
 _QUESTION, _ANSWER = {"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}
 
@@ -38,8 +47,9 @@ class Call:
 
     conversation: the messages of the prompt with the answer behind them, the only one that has a weight; None where the
     prompt is `prompt_ids`. completion_ids: the answer as the model gave it, in place of that message. weight: by which
-    its loss is multiplied. name: with which errors about it begin, and what its chat is called. candidate: which of the
-    competing continuations of the record it belongs to.
+    its loss is multiplied. name: with which errors about it begin, and what its chat is called. completion_mask: which
+    of `completion_ids` the model gave; None: all. candidate: which of the competing continuations of the record it
+    belongs to.
     """
 
     name: str
@@ -47,68 +57,105 @@ class Call:
     prompt_ids: Ids | None = None
     completion_ids: Ids | None = None
     weight: float = 1.0
+    completion_mask: tuple[bool, ...] | None = None
     candidate: int = 0
 
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls of one record, in order. `format`, `unread` and `notes` are as in `Conversation`.
-
-    rewards: of its candidates, where they compete; a higher one is better.
-    """
+    """The calls of one record, in order. `format`, `unread` and `notes` are as in `Conversation`. `episode`: the id
+    that this record shares with others of its episode (`flexmask.conversations.episodes`), if it has one. rewards: of
+    its candidates, where they compete; a higher one is better."""
 
     name: str
     calls: tuple[Call, ...]
+    episode: str | None = field(default=None, compare=False)
     rewards: tuple[float, ...] = ()
     format: str = field(default=FORMAT, compare=False)
     unread: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
-def read_record(
-    record: Mapping[str, Any], name: str, *, thinking_tags: str | Sequence[str] | None = AUTO
-) -> Conversation | Calls:
-    """What one record holds: calls of a model, if it has `calls`, or else a conversation (`read_conversation`).
-
-    Each call has a `prompt` and a `completion`: a list of messages and an assistant message, in any format of
-    `read_conversation`, or token ids; or, as servers log them, `messages` and `choices` of one. It may have a `weight`
-    (0 or `"train": false`: context only), `tools` and arguments of the template of its own, and a `name` for errors.
-
-    Raises ValueError naming the record, the call (from 0), the value found and what to do.
-    """
-    from flexmask.conversations.competing import competes, read_competing
-
-    if not isinstance(record, Mapping) or CALLS not in record:
-        if isinstance(record, Mapping) and competes(record):
-            return read_competing(record, name, thinking_tags)
-        return read_conversation(record, name, thinking_tags=thinking_tags)
-    given = record[CALLS]
+def read_calls(
+    record: Mapping[str, Any], name: str, reader: Any, thinking_tags: Any, episode_key: str | Sequence[str] | None
+) -> Calls:
+    """The calls of a record with `calls`, or of one that `reader`, of CALL_RECORDS, makes such. Raises ValueError as
+    `records.read_record` does."""
+    notes: list[str] = []
+    canonical = record if reader is None else reader.as_calls(record, name, notes)
+    given = canonical[CALLS]
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
         raise ValueError(f"{name}: {CALLS!r} is {shown(given)}, not a list of calls with 'prompt' and 'completion'")
-    shared = {key: record[key] for key in _SHARED if record.get(key) is not None}
-    if held := [key for key in (*LISTS, "prompt") if record.get(key)]:
+    shared = {key: canonical[key] for key in _SHARED if canonical.get(key) is not None}
+    if held := [key for key in (*LISTS, "prompt") if canonical.get(key)]:
         raise ValueError(f"{name}: both {CALLS!r} and {held[0]!r}; keep one")
-    calls = [_call(one, f"{name}: call {i}", shared, thinking_tags) for i, one in enumerate(given)]
-    read = [one for _, one in calls if one is not None]
-    unread = [key for key in record if key not in (CALLS, *_SHARED) and not (describes(key) or is_empty(record[key]))]
+    alone = reader in (logged, rollouts) and len(given) == 1  # the record is the call
+    read = [_call(one, name if alone else f"{name}: call {i}", shared, thinking_tags) for i, one in enumerate(given)]
+    unread = [
+        key
+        for key in canonical
+        if key not in (CALLS, "rewards", *_SHARED, *_WEIGHTS) and not (describes(key) or is_empty(canonical[key]))
+    ]
+    weight = _weight({key: canonical[key] for key in _WEIGHTS if canonical.get(key) is not None}, name)
+    episode, note = episode_of(record, name, episode_key, is_logged=reader is logged)
+    calls = tuple(call if weight == 1 else replace(call, weight=call.weight * weight) for call, _, _ in read)
     return Calls(
         name,
-        tuple(call for call, _ in calls),
-        unread=tuple(dict.fromkeys([*unread, *(key for one in read for key in one.unread)])),
-        notes=tuple(dict.fromkeys(note for one in read for note in one.notes)),
+        calls,
+        episode,
+        _rewards(record, calls, name) if reader is None else (),
+        FORMAT if reader is None else reader.NAME,
+        unread=tuple(dict.fromkeys([*unread, *(key for _, some, _ in read for key in some)])),
+        notes=tuple(dict.fromkeys([*notes, *note, *(text for _, _, some in read for text in some)])),
     )
 
 
-def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any) -> tuple[Call, Conversation | None]:
-    """A call, and what was read of its messages."""
+def read_rewards(given: Any, name: str) -> tuple[float, ...]:
+    """The rewards of candidates. Raises ValueError for what is no list of finite numbers."""
+    if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
+        raise ValueError(f"{name}: 'rewards' is {shown(given)}; give a list with a number for each candidate")
+    for one in given:
+        if not isinstance(one, (int, float)) or isinstance(one, bool) or not math.isfinite(one):
+            raise ValueError(f"{name}: 'rewards' holds {shown(one)}; give a number for each candidate")
+    return tuple(map(float, given))
+
+
+def _rewards(record: Mapping[str, Any], calls: Sequence[Call], name: str) -> tuple[float, ...]:
+    """Those of the candidates of the calls; none where nothing competes."""
+    given, last = record.get("rewards"), max(call.candidate for call in calls)
+    if given is None and not last:
+        return ()
+    if given is None:
+        raise ValueError(f"{name}: calls have a 'candidate', and the record no 'rewards'; give a number for each")
+    rewards = read_rewards(given, name)
+    if last >= len(rewards):
+        raise ValueError(f"{name}: a call has the candidate {last}, and there are {len(rewards)} rewards, from 0")
+    if missing := [i for i in range(len(rewards)) if all(call.candidate != i for call in calls)]:
+        raise ValueError(f"{name}: no call has the candidate {missing[0]}, which has a reward; give it to its calls")
+    return rewards
+
+
+def joined(records: Sequence[Calls]) -> Calls:
+    """The calls of several records, in their order, as one; what is said of reading is that of the first."""
+    return replace(records[0], calls=tuple(call for one in records for call in one.calls))
+
+
+def _call(
+    given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any
+) -> tuple[Call, Sequence[str], Sequence[str]]:
+    """A call, its keys that nothing read, and notes."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {shown(given)}, not an object with 'prompt' and 'completion'")
     left = {key: value for key, value in given.items() if value is not None}
     if (name := left.pop("name", None)) is not None:
-        where = f"{where} ({name})"
+        check_values(name, f"{where}: 'name'")
+        where = f"{where} ({name if isinstance(name, str) and len(name) < 80 else brief(name)})"
     prompt = _one_of(left, ("prompt", "messages"), where)
     completion = _one_of(left, ("completion", "choices"), where)
     weight = _weight(left, where)
+    candidate = left.pop("candidate", 0)
+    if not isinstance(candidate, int) or isinstance(candidate, bool) or candidate < 0:
+        raise ValueError(f"{where}: 'candidate' is {shown(candidate)}; give the number of its reward, from 0")
     if isinstance(completion, Sequence) and len(completion) == 1 and isinstance(completion[0], Mapping):
         choice = completion[0]  # or a list of one message
         ended = {key: choice[key] for key in ("finish_reason",) if key in choice}
@@ -117,26 +164,31 @@ def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any)
     for key, ids in (("prompt", prompt_ids), ("completion", completion_ids)):
         if ids is not None and not ids:
             raise ValueError(f"{where}: {key!r} is empty; remove the call")
+    mask = _mask(left.pop("completion_mask", None), completion_ids, f"{where}: 'completion_mask'")
+    if mask is not None and not any(mask):
+        weight = 0.0
     if prompt_ids is not None:
         if completion_ids is None:
             raise ValueError(
                 f"{where}: 'prompt' is token ids and 'completion' is a message, whose tokens would be a guess; give "
                 "its token ids too"
             )
-        if left:
-            raise ValueError(f"{where}: {brief(next(iter(left)))} beside token ids, which say all there is; remove it")
-        return Call(where, None, prompt_ids, completion_ids, weight), None
+        if held := [key for key in _SHARED if key in left]:
+            raise ValueError(f"{where}: {brief(held[0])} beside token ids, which say all there is; remove it")
+        unread = [key for key, value in left.items() if not (describes(key) or is_empty(value))]
+        return Call(where, None, prompt_ids, completion_ids, weight, mask, candidate), unread, ()
     if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes)):
         raise ValueError(f"{where}: 'prompt' is {shown(prompt)}; give a list of messages, or token ids")
-    if completion_ids is None and not isinstance(completion, Mapping):
-        raise ValueError(f"{where}: 'completion' is {shown(completion)}; give an assistant message, or token ids")
-    answer = dict(completion) if completion_ids is None else _ANSWER
-    if answer.setdefault("role", "assistant") != "assistant":
-        raise ValueError(f"{where}: 'completion' has the role {brief(answer['role'])}; give an assistant message")
+    pieces = [_ANSWER] if completion_ids is not None else _pieces(completion, where)
     # With a question between, nothing of the prompt joins the answer.
-    record = {**shared, **left, "messages": [*prompt, _QUESTION, answer]}
+    record = {**shared, **left, "messages": [*prompt, _QUESTION, *pieces]}
     read = read_conversation(record, where, thinking_tags=thinking_tags)
-    *before, _, last = read.messages
+    *before, asked, last = read.messages
+    if asked["role"] != "user" or not all(map(is_generated, pieces)):
+        raise ValueError(
+            f"{where}: 'completion' is {len(pieces)} messages that are more than one answer; give a call for each, "
+            "with what it was given as its prompt"
+        )
     if before and before[-1]["role"] == "assistant":
         raise ValueError(
             f"{where}: 'prompt' ends with an assistant message, which 'completion' would go on with; give the whole "
@@ -145,7 +197,22 @@ def _call(given: Any, where: str, shared: Mapping[str, Any], thinking_tags: Any)
     context = tuple(one | {"weight": 0} if one["role"] == "assistant" else one for one in before)
     messages = (*context, {key: value for key, value in last.items() if key != "weight"})
     conversation = Conversation(where, messages, read.tools, read.template_kwargs, read.thinks)
-    return Call(where, conversation, None, completion_ids, weight * last.get("weight", 1)), read
+    weight *= last.get("weight", 1)
+    call = Call(where, conversation, None, completion_ids, weight, mask, candidate)
+    return call, read.unread, read.notes
+
+
+def _pieces(completion: Any, where: str) -> list[Mapping[str, Any]]:
+    """The messages of a completion: one, or the items that one was divided into."""
+    pieces = completion if isinstance(completion, list) else [completion]
+    if not pieces or not all(isinstance(one, Mapping) for one in pieces):
+        raise ValueError(f"{where}: 'completion' is {shown(completion)}; give an assistant message, or token ids")
+    if len(pieces) > 1:
+        return pieces
+    answer = {"role": "assistant", **pieces[0]}
+    if answer["role"] != "assistant":
+        raise ValueError(f"{where}: 'completion' has the role {brief(answer['role'])}; give an assistant message")
+    return [answer]
 
 
 def _one_of(left: dict[str, Any], keys: tuple[str, str], where: str) -> Any:
@@ -170,6 +237,21 @@ def _ids(value: Any, where: str) -> Ids | None:
         return None
     if value and not any(isinstance(one, (int, float)) for one in value):
         return None
-    if wrong := [one for one in value if not isinstance(one, int) or isinstance(one, bool) or one < 0]:
-        raise ValueError(f"{where} holds {shown(wrong[0])} among token ids, which are integers of at least 0")
+    if wrong := [one for one in value if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < 2**31]:
+        raise ValueError(f"{where} holds {shown(wrong[0])} among token ids, which are integers from 0 to 2^31")
     return tuple(value)
+
+
+def _mask(value: Any, ids: Ids | None, where: str) -> tuple[bool, ...] | None:
+    """Which of `ids` the model gave. Raises ValueError for a mask of other things, or of another length."""
+    if value is None:
+        return None
+    if ids is None:
+        raise ValueError(f"{where} stands beside a message; it is of token ids, so remove it, or give those")
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or len(value) != len(ids):
+        raise ValueError(
+            f"{where} is {shown(value)}; give a list of 0 and 1, one for each of the {len(ids):,} token ids"
+        )
+    if wrong := [one for one in value if one not in (0, 1)]:
+        raise ValueError(f"{where} holds {shown(wrong[0])}; give 1 where the model gave the token, and 0 elsewhere")
+    return tuple(map(bool, value))

@@ -82,6 +82,20 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
+def as_object(value: Any, where: str) -> dict[Any, Any]:
+    """A copy of an object, empty for None. Raises ValueError beginning with `where` for anything else."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {shown(value)}, not an object")
+    return dict(value or {})
+
+
+def as_list(value: Any, where: str) -> list[Any]:
+    """A list, empty for what `is_empty`. Raises ValueError beginning with `where` for anything else."""
+    if not is_empty(value) and not isinstance(value, (list, tuple)):
+        raise ValueError(f"{where} is {shown(value)}, not a list")
+    return list(value or ())
+
+
 def check_values(value: Any, where: str) -> None:
     """Raise ValueError, beginning with `where`, unless `value` can be written as JSON text and encoded: half surrogate
     pairs, numbers that JSON has not, brackets deeper than MOST_NESTED and objects of Python are refused."""

@@ -38,8 +38,8 @@ def render_calls(
 ) -> RenderedConversation:
     """The pass of each call that is trained; `turns` selects calls, `settings` are those of `Renderer`.
 
-    Token ids are the pass as they are: of those that the model gave, the ones up to the token that closes its thought,
-    where the tokenizer has one, are thinking. Raises ValueError naming the call.
+    Token ids are the pass as they are: of each run of those that the model gave, the ones up to the token that closes
+    its thought, where the tokenizer has one, are thinking. Raises ValueError naming the call.
     """
     renderer, passes = Renderer(tokenizer, **settings), []
     selected = _selected(calls, turns)
@@ -87,14 +87,17 @@ def _of_ids(
             f"{call.name}: token {ids.max():,} is none of the tokenizer, which has {len(tokenizer):,}; give the "
             "tokenizer of the model that was called"
         )
-    closes = np.flatnonzero(np.isin(completion, list(_closing(tokenizer))))
-    thinking = len(prompt) + (closes[0] + 1 if closes.size else 0)
-    roles = np.full(len(ids), Role.ANSWER, dtype=np.int8)
-    roles[:thinking] = Role.THINKING
-    roles[: len(prompt)] = Role.PROMPT
+    given = np.ones(len(completion), bool) if call.completion_mask is None else np.array(call.completion_mask)
+    closes = np.isin(completion, list(_closing(tokenizer)))
+    generated = np.full(len(completion), Role.PROMPT, dtype=np.int8)
+    for start, stop in np.flatnonzero(np.diff(np.pad(given.astype(np.int8), 1))).reshape(-1, 2):
+        closed = np.flatnonzero(closes[start:stop])
+        generated[start:stop] = Role.ANSWER
+        generated[start : start + (closed[0] + 1 if closed.size else 0)] = Role.THINKING
+    roles = np.concatenate([np.full(len(prompt), Role.PROMPT, dtype=np.int8), generated])
     weights = np.where(roles == Role.THINKING, settings.get("thinking_weight", 1.0), settings.get("answer_weight", 1.0))
-    weights[: len(prompt)] = 0
-    ends = completion[-1] in special_ids(tokenizer)
+    weights = np.where(roles == Role.PROMPT, 0, weights)
+    ends = bool(given[-1]) and completion[-1] in special_ids(tokenizer)
     return Pass(call.name, 0, len(prompt), ids, roles, weights.astype(np.float32), ends)
 
 

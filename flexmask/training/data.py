@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from flexmask.attention.context import divide
 from flexmask.conversations.contexts import load_rule, name_of
 from flexmask.conversations.conversation import Conversation
-from flexmask.conversations.model_calls import Calls, read_record
+from flexmask.conversations.model_calls import Calls
 from flexmask.conversations.notes import unread_and_notes
 from flexmask.conversations.reading import AUTO
+from flexmask.conversations.records import read_record
 from flexmask.conversations.values import without_nulls
 from flexmask.objectives.preference import Preference
 from flexmask.text.calls import calls_under, render_calls

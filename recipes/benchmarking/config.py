@@ -35,6 +35,7 @@ class Section(StrEnum):
     state = "state"
     plans = "plans"
     sharing = "sharing"
+    calls = "calls"
 
 
 class ArmName(StrEnum):

@@ -253,6 +253,24 @@ def sharing_table(result: dict) -> str:
     return f"{spreads}\n\n{splits}\n\n{parts}"
 
 
+def calls_table(results: Sequence[dict]) -> str:
+    header = ["mix", "calls", "longest", "distinct prefixes", "tokens, one pass", "tokens, a sample a call"]
+    rows = [
+        [
+            one["mix"],
+            one["calls"],
+            f"{one['longest']:,}",
+            f"{one['distinct_prefixes']:,}",
+            *(f"{one['tokens'][layout]:,}" for layout in ("one_pass", "per_turn")),
+            *(f"{one['seconds'][layout]:.2f}" for layout in ("one_pass", "per_turn")),
+            f"{one['ratio']:.2f}x",
+            f"{one['loss_difference']:.0e}",
+        ]
+        for one in results
+    ]
+    return markdown([*header, "seconds", "seconds, samples", "ratio", "loss differs by"], rows)
+
+
 TABLES = {
     Section.grid: grid_table,
     Section.packing: packing_table,
@@ -264,6 +282,7 @@ TABLES = {
     Section.state: state_table,
     Section.plans: plans_table,
     Section.sharing: sharing_table,
+    Section.calls: calls_table,
 }
 
 
@@ -315,3 +334,6 @@ def _targets(result: dict) -> Iterator[tuple[str, float, str, float, str]]:
         yield "plans of recurrences that are the faster one, or as fast", 100 * share, ">=", 80, "%"
     for one in result.get("state", []):
         yield f"state: one pass over packed per-turn, {one['layers']}", one["ratio"], ">=", 1, ""
+    for one in result.get("calls", []):
+        limit = 4 if one["mix"] == "short results" else 1
+        yield f"calls: one pass over packed samples, {one['mix']}", one["ratio"], ">=", limit, ""

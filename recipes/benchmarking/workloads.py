@@ -178,13 +178,18 @@ def passes_of(dialogue: Dialogue) -> list[Pass]:
 
 
 def distinct_prefixes(dialogue: Dialogue) -> int:
-    """How many token prefixes the passes have in all: what no exact method can compute fewer states than.
+    """`prefixes_of` its passes."""
+    return prefixes_of(passes_of(dialogue))
+
+
+def prefixes_of(passes: Sequence[Pass]) -> int:
+    """How many token prefixes passes have in all: what no exact method can compute fewer states than.
 
     A prefix is numbered by the number of the prefix one shorter and its last token, so the count is exact. Nothing of
     flexmask's tree takes part.
     """
     numbers: dict[tuple[int, int], int] = {}
-    for one in passes_of(dialogue):
+    for one in passes:
         prefix = -1
         for token in one.input_ids.tolist():
             prefix = numbers.setdefault((prefix, token), len(numbers))

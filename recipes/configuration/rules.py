@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flexmask.conversations.contexts import Rule, load_rule
+from flexmask.conversations.episodes import check_key
 from flexmask.conversations.thinking import tags_of
 from flexmask.importing import is_import_path
 from recipes.configuration.schema import (
@@ -156,10 +157,11 @@ def _data(data: DataConfig) -> Iterator[str]:
         yield from _source(data, "data")
     if data.thinking_format not in (None, "auto") and data.thinking_format.count("{thinking}") != 1:
         yield f"data.thinking_format={data.thinking_format!r}: must be auto or hold {{thinking}} once"
-    try:
-        tags_of(data.thinking_tags)
-    except ValueError as error:
-        yield f"data.{error}"
+    for check, value in ((tags_of, data.thinking_tags), (check_key, data.episode_key)):
+        try:
+            check(value)
+        except ValueError as error:
+            yield f"data.{error}"
     try:
         date.fromisoformat(data.date)
     except ValueError:

@@ -183,7 +183,7 @@ def prepare_heldout(
 def fingerprint(conversations: Sequence[Conversation | Calls], of_settings: bytes) -> str:
     """A hash of all that the rows of `conversations` depend on. of_settings: `settings_fingerprint`."""
     stored = isinstance(conversations, StoredConversations)
-    names = conversations.names() if stored else (one.name for one in conversations)
+    names = conversations.names_of_records() if stored else ([one.name] for one in conversations)
     digests = conversations.digests() if stored else map(digest_of, conversations)
     digest = hashlib.sha256(of_settings)
     for name, said in zip(names, digests, strict=True):

@@ -106,7 +106,7 @@ def _loaded(data: DataConfig) -> LoadedData:
         of_source = source.template_kwargs if mix else None  # else those of the run
         check_template_kwargs(of_source, f"{key}.template_kwargs")
         is_gsm8k = source.kind is DataKind.gsm8k_socratic
-        reading = Reading(data.thinking_tags, data.seed, prefix, is_gsm8k, of_source)
+        reading = Reading(data.thinking_tags, data.seed, prefix, is_gsm8k, of_source, data.episode_key)
         found = _read(_parts(source, data.seed, key), reading, data)
         if not any(len(one.valid) for one in found):
             left_out = sum(len(one.invalid) for one in found)
@@ -117,11 +117,13 @@ def _loaded(data: DataConfig) -> LoadedData:
     unread, notes = _total(one.unread for one in everything), _total(one.notes for one in everything)
     for said in said_of_reading(valid, unread, notes):
         warnings.warn(said, stacklevel=4)
-    split = split_heldout([np.concatenate([one.order for one in found]) for found in read], data.heldout_conversations)
-    train, heldout, counts, offset = [], [], {}, 0
-    for (name, source), found, is_held in zip(sources.items(), read, split, strict=True):
+    items = [_items(found) for found in read]
+    split = split_heldout([one.order for one in items], data.heldout_conversations)
+    train, heldout, episodes, counts, offset = [], [], {}, {}, 0
+    for (name, source), found, of_source, is_held in zip(sources.items(), read, items, split, strict=True):
         key = f"data.sources.{name}" if mix else "data"
-        numbers = _numbers(found) + offset
+        numbers = of_source.numbers + offset
+        episodes |= {first + offset: records + offset for first, records in of_source.episodes.items()}
         offset += sum(one.records for one in found)
         rest, held = numbers[~is_held], numbers[is_held]
         made = source.kind in GENERATED  # as many as train_conversations says, of which some are held out
@@ -133,7 +135,7 @@ def _loaded(data: DataConfig) -> LoadedData:
             )
         epoch = rest[: source.train_conversations]
         if mix:
-            again = np.concatenate([one.order_again for one in found])[~is_held][: source.train_conversations]
+            again = of_source.order_again[~is_held][: source.train_conversations]
             epoch = epoch[repeated(again, source.weight)]
             if not len(epoch):
                 raise ValueError(
@@ -142,7 +144,7 @@ def _loaded(data: DataConfig) -> LoadedData:
         train.append(epoch)
         heldout.append(held)
         counts[name] = SourceCounts(len(numbers), len(epoch), len(held), sum(len(one.invalid) for one in found))
-    return _data(everything, np.concatenate(train), np.concatenate(heldout), counts)
+    return _data(everything, np.concatenate(train), np.concatenate(heldout), counts, episodes)
 
 
 def _generated(data: DataConfig) -> LoadedData:
@@ -160,12 +162,18 @@ def _generated(data: DataConfig) -> LoadedData:
     return _data([*read[0], *read[1]], train, heldout + count, {_name(data): counts})
 
 
-def _data(read: list[ReadPart], train: np.ndarray, heldout: np.ndarray, counts: dict[str, SourceCounts]) -> LoadedData:
-    """train, heldout: numbers of records, those of all parts counted through."""
+def _data(
+    read: list[ReadPart],
+    train: np.ndarray,
+    heldout: np.ndarray,
+    counts: dict[str, SourceCounts],
+    episodes: dict[int, np.ndarray] | None = None,
+) -> LoadedData:
+    """train, heldout: numbers of records, those of all parts counted through. episodes: as in `_Items`."""
     of_all = shards.Shards([one.kept.file for one in read], [one.records for one in read])
     return LoadedData(
-        StoredConversations(of_all, train),
-        StoredConversations(of_all, heldout),
+        StoredConversations(of_all, train, episodes),
+        StoredConversations(of_all, heldout, episodes),
         {name: why for one in read for name, why in one.invalid.items()},
         counts,
         dict(_total(one.formats for one in read).most_common()),
@@ -184,6 +192,37 @@ def _numbers(read: list[ReadPart]) -> np.ndarray:
     starts = np.cumsum([0, *(one.records for one in read)])
     parts = [start + one.valid for start, one in zip(starts, read, strict=False)]
     return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
+@dataclass(frozen=True)
+class _Items:
+    """What is trained or held out of a source as one: valid records, and episodes of several.
+
+    numbers: of the records, those of all parts counted through; of an episode that of the first. order, order_again: as
+    in `ReadPart`, one for each of them. episodes: the numbers of all records of those that have several, by the first.
+    """
+
+    numbers: np.ndarray
+    order: np.ndarray
+    order_again: np.ndarray
+    episodes: dict[int, np.ndarray]
+
+
+def _items(read: list[ReadPart]) -> _Items:
+    """Those of all parts of a source, in the order of their first records. An episode has a hash of those of its
+    records, in whatever order they stand."""
+    numbers, episode = _numbers(read), np.concatenate([one.episode for one in read])
+    order, order_again = (np.concatenate([getattr(one, name) for one in read]) for name in ("order", "order_again"))
+    in_order = np.argsort(episode, kind="stable")
+    borders = np.flatnonzero(episode[in_order][1:] != episode[in_order][:-1]) + 1
+    several = [one for one in np.split(in_order, borders) if len(one) > 1 and episode[one[0]]]
+    alone = np.ones(len(numbers), dtype=bool)
+    for members in several:
+        alone[members[1:]] = False
+        for hashes in (order, order_again):
+            hashes[members[0]] = hashlib.sha256(b"".join(np.sort(hashes[members]).tolist())).digest()
+    episodes = {int(numbers[members[0]]): numbers[members] for members in several}
+    return _Items(numbers[alone], order[alone], order_again[alone], episodes)
 
 
 def _read(parts: Iterator[Part], reading: Reading, data: DataConfig) -> list[ReadPart]:

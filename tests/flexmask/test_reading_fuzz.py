@@ -1,4 +1,4 @@
-"""Mutated records of every format: whatever stands in one, it is a conversation or a ValueError that names it.
+"""Mutated records of every format: whatever stands in one, it is a conversation, calls or a ValueError that names it.
 
 FLEXMASK_FUZZ=100000 python -m pytest tests/flexmask/test_reading_fuzz.py -n 0 -s      as many of them
 FLEXMASK_FUZZ_SEED=7 ...                                                               others
@@ -11,9 +11,10 @@ import os
 import random
 import time
 
+import traces
 from records import CALLED, SCHEMA, TABLE, WAYS_TO_CALL, assistant, system, turns, user
 
-from flexmask import Conversation, read_conversation
+from flexmask import Calls, Conversation, read_record
 
 COUNT = int(os.environ.get("FLEXMASK_FUZZ", 8000))
 SEED = int(os.environ.get("FLEXMASK_FUZZ_SEED", 0))
@@ -32,18 +33,36 @@ class Nested(int):
 RECORDS = [
     *WAYS_TO_CALL.values(),
     *TABLE,
-    {"messages": CALLED, "tools": json.dumps([SCHEMA]), "chat_template_kwargs": {"enable_thinking": True},
-     "weight": 0.5},
+    {
+        "messages": CALLED,
+        "tools": json.dumps([SCHEMA]),
+        "chat_template_kwargs": {"enable_thinking": True},
+        "weight": 0.5,
+    },
     {"messages": [system(f"Tools: <tools>{json.dumps(SCHEMA)}</tools>"), user(), assistant("<think>t</think>a")]},
     turns(("human", "q"), ("gpt", "t</think>a"), system="s", reasoning="on", source="x"),
     {"prompt": "q", "completion": [assistant("a", "t", weight=0)]},
     {"instruction": "q", "input": "i", "output": "[THINK]t[/THINK]a", "history": [["q", "a"]], "thinking": "off"},
     {"messages": [user(), assistant("a", reasoning_details=[{"text": "t"}], refusal=None)], "instructions": "s"},
-    {"messages": [user(), assistant("<tool_call><function=f><parameter=a>1</parameter></function></tool_call>")],
-     "tools": [{"name": "f", "parameters": {"properties": {"a": {"type": ["integer", "null"]}}}}]},
-    turns(("human", "q"), ("gpt", """<functioncall> {"name": "f", "arguments": '{"a": 1}'}"""),
-          ("human", "FUNCTION RESPONSE: 7"), ("gpt", "a")),
+    {
+        "messages": [user(), assistant("<tool_call><function=f><parameter=a>1</parameter></function></tool_call>")],
+        "tools": [{"name": "f", "parameters": {"properties": {"a": {"type": ["integer", "null"]}}}}],
+    },
+    turns(
+        ("human", "q"),
+        ("gpt", """<functioncall> {"name": "f", "arguments": '{"a": 1}'}"""),
+        ("human", "FUNCTION RESPONSE: 7"),
+        ("gpt", "a"),
+    ),
     {"messages": [user(), assistant('[TOOL_CALLS] [{"name": "f", "arguments": {}}]')]},
+]
+CALLS = [
+    {"calls": [{"prompt": [user()], "completion": assistant("a", "t"), "weight": 0.5, "name": "first"},
+               {"prompt": [1, 2], "completion": [7, 8], "completion_mask": [1, 0]}], "tools": [SCHEMA]},
+    *traces.TRAJECTORIES.values(), traces.VERL, traces.TRL, traces.PRIME_RL, traces.episode_of_verifiers(),
+    traces.logged([traces.QUESTION], traces.CALLING, session_id="s", metadata={}),
+    {"messages": [user()], "choices": [{"message": assistant()}], "metadata": {"episode_id": 3}},
+    {"trajectory": [traces.STEP, traces.STEP | {"tokens": None}]},
 ]  # fmt: skip
 VALUES = [
     None, "", " ", "x", "null", "{}", "[]", "{", '{"a": NaN}', "\ud800", "a\udfff", "\u0000", 0, 1, -1, 10**5000, 0.5,
@@ -75,12 +94,14 @@ def places(value, depth=0):
 
 
 def mutated(rng):
-    record = copy.deepcopy(rng.choice(RECORDS))
+    record = copy.deepcopy(rng.choice(rng.choice((RECORDS, CALLS))))
     for _ in range(rng.choice((1, 1, 1, 2, 3, 5))):
         at = rng.choice(list(places(record)))
         keys = list(at) if isinstance(at, dict) else list(range(len(at)))
         value = (
-            rng.choice(VALUES) if rng.random() < 0.8 else rng.choice(list(places(copy.deepcopy(rng.choice(RECORDS)))))
+            rng.choice(VALUES)
+            if rng.random() < 0.8
+            else rng.choice(list(places(copy.deepcopy(rng.choice([*RECORDS, *CALLS])))))
         )
         value = value.made() if isinstance(value, Nested) else copy.deepcopy(value)
         kind = rng.random()
@@ -101,7 +122,7 @@ def mutated(rng):
     return record
 
 
-def test_every_outcome_is_a_conversation_or_an_error_that_names_it():
+def test_every_outcome_is_what_was_read_or_an_error_that_names_it():
     """Breaks if anything escapes but a ValueError that begins with the name, if one cannot be printed, or if a record
     takes long. Figures: python -m pytest -s."""
     rng = random.Random(SEED)
@@ -111,7 +132,7 @@ def test_every_outcome_is_a_conversation_or_an_error_that_names_it():
         name = f"fuzz:{number}"
         begun = time.perf_counter()
         try:
-            conversation = read_conversation(record, name)
+            found = read_record(record, name)
         except ValueError as error:
             text = str(error)
             assert text.startswith(f"{name}: "), (SEED, number, text)
@@ -119,11 +140,12 @@ def test_every_outcome_is_a_conversation_or_an_error_that_names_it():
             assert len(text) < 2000, (SEED, number, text)
             refused += 1
         else:
-            assert isinstance(conversation, Conversation)
-            json.dumps(
-                [conversation.messages, conversation.tools, conversation.template_kwargs], allow_nan=False
-            ).encode()
-            "".join([conversation.format, *map(str, conversation.notes)]).encode()
+            assert isinstance(found, (Conversation, Calls))
+            ids = [(one.prompt_ids, one.completion_ids, one.completion_mask) for one in getattr(found, "calls", ())]
+            within = [one.conversation for one in found.calls if one.conversation] if ids else [found]
+            said = [(one.messages, one.tools, one.template_kwargs) for one in within]
+            json.dumps([ids, said], allow_nan=False).encode()
+            "".join([found.format, *map(str, found.notes)]).encode()
             read += 1
         slowest = max(slowest, time.perf_counter() - begun)
         assert slowest < MOST_SECONDS, (SEED, number, slowest)

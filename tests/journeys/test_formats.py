@@ -5,6 +5,7 @@ import json
 import pyarrow
 import pyarrow.parquet
 import pytest
+import traces
 from journeys import assets
 from records import CALLING_TEMPLATE, SCHEMA, call, turns, user, written
 
@@ -108,6 +109,47 @@ def test_a_file_of_calls(here):
     assert result["chatted_replies"] == len(chats) == 2 + sum(name.endswith("call 1") for name in named)
     shown = here.run(f'make inspect ARGS="{" ".join([*SETTINGS, *settings])} model_calls.jsonl:1"')
     assert "model_calls.jsonl:1" in shown.out and "no warnings" in shown.out, shown
+
+
+# The lines of an episode stand apart in two files. Breaks if they are not one record on the road from a folder of logs
+# to the chats, or if a call is asked behind another prompt than its own.
+def test_a_folder_of_logs(here):
+    (here.folder / "logs").mkdir()
+    episodes = [traces.logged_episode(town, town) for town in TOWNS]
+    for name, number in (("a", 0), ("b", 1)):
+        assets.write_jsonl(here.folder / "logs" / f"{name}.jsonl", [one[number] for one in episodes])
+    settings = ["data.path=logs", "data.heldout_conversations=1", "evaluation.conversations=1"]
+    done = here.train(*SETTINGS, *settings, "evaluation.history=teacher", "evaluation.max_new_tokens=4")
+    assert "3 conversations, 6 trained turns, 1 held out" in done.out and "read as logged requests\n" in done.out
+    assert (
+        "calls of one 'session_id' are one record (data.episode_key) (8 of 8" in done.err
+        and "'latency_ms' (8)" in done.err
+    )
+    chats = [json.loads(line) for line in (here.folder / done.last_line / "chats.jsonl").read_text().splitlines()]
+    names = sorted(chat["conversation"] for chat in chats)
+    assert [name.partition(":")[0] for name in names] == ["a.jsonl", "b.jsonl"]
+    assert len({name.partition(":")[2] for name in names}) == 1
+    apart = here.train(*SETTINGS, *settings[:1], "data.episode_key=null")
+    assert "8 conversations, 8 trained turns" in apart.out
+    shown = here.run(f'make inspect ARGS="{" ".join([*SETTINGS, *settings[:1]])} b.jsonl:2"')
+    assert "a.jsonl:2" in shown.out and "turns 0, 1" in shown.out, shown
+
+
+# Breaks if a kind of trace is read by the library only, or a word of what it leaves open is lost on the way to a user.
+def test_trajectories_and_rollouts(here):
+    (here.folder / "atif").mkdir()
+    for name, one in traces.TRAJECTORIES.items():
+        (here.folder / "atif" / f"{name}.json").write_text(json.dumps(one, indent=1))
+    done = here.train(*SETTINGS, "data.path=atif")
+    assert "read as ATIF trajectories\n" in done.out and f"{len(traces.TRAJECTORIES)} conversations" in done.out
+    assert "behind a step that replaced the context, calls are given what that step observed" in done.err
+    rollouts = [traces.VERL, traces.TRL, traces.PRIME_RL, traces.episode_of_verifiers(), {"trajectory": [traces.STEP]}]
+    assets.write_jsonl(here.folder / "rollouts.jsonl", rollouts)
+    done = here.train(*SETTINGS, "data.path=rollouts.jsonl")
+    assert "read as 3 token ids of rollouts, 2 verifiers traces" in done.out and "20 trained" in done.out
+    assets.write_jsonl(here.folder / "dump.jsonl", [traces.VERL_DUMP])
+    refused = here.train(*SETTINGS, "data.path=dump.jsonl", code=1)
+    assert "dump.jsonl:1: a rollout dump of verl, whose text has lost the special tokens" in refused.err
 
 
 # Breaks if a null that the table has filled in is trained: then there are more tokens.

@@ -26,7 +26,7 @@ from flexmask.model.state_branches import CALL_IN_TOKENS, StateBranches
 from recipes import benchmark
 from recipes.benchmarking import arms, grid, measure, paper, paths, tables, workloads
 from recipes.benchmarking.config import ArmName, to_benchmark
-from recipes.benchmarking.parts import attention, loss, mask, packing, plans, preparation, recompiles, state
+from recipes.benchmarking.parts import attention, calls, loss, mask, packing, plans, preparation, recompiles, state
 from recipes.benchmarking.work import Size, Work, card_peak, needed_flops, predicted_flops
 from recipes.benchmarking.workloads import Dialogue, Turn
 from recipes.configuration import CONF_DIR
@@ -645,6 +645,22 @@ def small_sections(monkeypatch):
     ):
         monkeypatch.setattr(part, name, value)
     monkeypatch.setitem(CALL_IN_TOKENS, "cpu", -(10**9))  # else trees as small as these run path by path
+
+
+# The history that each call is shown is told from the episode's rule. Breaks if results are not cleared, if a summary
+# does not replace what was before, or if a target is printed that nothing measured.
+def test_the_section_of_calls_is_what_a_harness_does(monkeypatch, tmp_path):
+    mix = calls.Mix(system=20, thinking=4, answer=3, result=9)
+    monkeypatch.setattr(calls, "MIXES", {"short results": mix})
+    for name, value in (("CALLS", 8), ("COMPACTED", 5), ("SUMMARY", 6), ("PLACEHOLDER", 2), ("CUT", 0)):
+        monkeypatch.setattr(calls, name, value)
+    made = calls.episode(mix, 0, 50).calls
+    assert [len(one.prompt_ids) for one in made] == [20, 32, 44, 56, 61, 26, 38, 50]
+    assert {len(one.completion_ids) for one in made} == {7}
+    (result,) = benchmark.benchmark(compose_benchmark([*TINY, "sections=[calls]"], tmp_path))["calls"]
+    assert result["tokens"]["one_pass"] == result["distinct_prefixes"] < result["tokens"]["per_turn"] == 327 + 8 * 7
+    assert result["loss_difference"] < 1e-6 and result["gradient_difference"] < 1e-4 and result["longest"] == 68
+    assert "calls: one pass over packed samples, short results >= 4" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_a_whole_run(small_sections, tmp_path, capsys):

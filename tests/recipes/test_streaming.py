@@ -17,7 +17,7 @@ from factories import chatml_tokenizer, random_conversation
 from torch.utils.data import DataLoader
 
 from flexmask import OnePassCollator
-from flexmask.conversations.model_calls import read_record
+from flexmask.conversations.records import read_record
 from recipes.configuration.compose import compose
 from recipes.configuration.schema import DataConfig, DataKind, OnInvalid
 from recipes.preparation import rows as preparation
@@ -77,7 +77,7 @@ def test_the_cache_is_beside_that_of_datasets(monkeypatch):
 
 def test_conversations_of_every_format_come_back_from_disk_as_they_were_read(tmp_path):
     """Breaks if a field, a type or the order of keys is lost on the way: fingerprints and templates see them."""
-    data = load_file(write(tmp_path / "a.jsonl", FORMATS))
+    data = load_file(write(tmp_path / "a.jsonl", FORMATS), heldout_conversations=0)
     expected = [read_record(one, f"a.jsonl:{line}") for line, one in enumerate(FORMATS, start=1)]
     assert list(data.train) == expected == data.train[:]
     for found, one in zip(data.train, expected, strict=True):

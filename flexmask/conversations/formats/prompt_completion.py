@@ -48,7 +48,7 @@ def turns(record: Mapping[str, Any], name: str) -> list[Any]:
         return list(record[first])
     prompt = _messages(record[first], "user", f"{name}: {first!r}")
     completion = _messages(record[second], "assistant", f"{name}: {second!r}")
-    if first == "prompt" and prompt and completion and _is_generated(prompt[-1]) and _is_generated(completion[0]):
+    if first == "prompt" and prompt and completion and is_generated(prompt[-1]) and is_generated(completion[0]):
         raise ValueError(
             f"{name}: the prompt ends with the beginning of an answer, which the completion goes on with, and a turn "
             "is trained from its beginning; put both into the completion, or a question between them"
@@ -68,7 +68,7 @@ def _messages(given: Any, role: str, where: str) -> list[Any]:
     return list(given)
 
 
-def _is_generated(message: Any) -> bool:
+def is_generated(message: Any) -> bool:
     """Whether a model has written a message."""
     speaker = message.get("role", message.get("from", message.get("type"))) if isinstance(message, Mapping) else None
     return isinstance(speaker, str) and speaker not in _ASKING
@@ -76,6 +76,6 @@ def _is_generated(message: Any) -> bool:
 
 def _context(message: Any) -> Any:
     """The message, with weight 0 where a model has generated it."""
-    if not _is_generated(message):
+    if not is_generated(message):
         return message
     return {**{key: value for key, value in message.items() if key not in ("train", "loss")}, "weight": 0}

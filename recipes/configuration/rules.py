@@ -90,7 +90,7 @@ _AT_LEAST_ZERO = (
     "trainer.neftune_noise_alpha",
     "evaluation.conversations",
 )
-_ABOVE_ZERO = ("trainer.learning_rate", "trainer.max_grad_norm", "trainer.epochs")
+_ABOVE_ZERO = ("trainer.learning_rate", "trainer.max_grad_norm", "trainer.epochs", "objective.beta")
 _BELOW_ONE = ("trainer.adam_beta1", "trainer.adam_beta2", "adapter.lora_dropout")
 
 
@@ -242,8 +242,6 @@ def _trainer(trainer: TrainerConfig) -> Iterator[str]:
 
 
 def _run(config: TrainConfig) -> Iterator[str]:
-    if not config.objective.beta > 0:
-        yield f"objective.beta={config.objective.beta:g}: must be positive"
     if config.objective.kind is ObjectiveKind.dpo and config.parallel.context_parallel:
         yield (
             "objective=dpo: compares whole answers, of which parallel.context_parallel=true gives each process a part; "

@@ -103,7 +103,7 @@ def test_the_length_on_the_command_line_takes_the_place_of_the_files():
     [
         (["trainer.stepz=1"], "trainer.stepz: no such setting; did you mean trainer.steps?"),
         (["steps=1"], "steps: no such setting; did you mean trainer.steps?"),
-        (["kind=1"], "did you mean adapter.kind or data.kind or model.kind or parallel.kind?"),
+        (["kind=1"], "did you mean adapter.kind or data.kind or model.kind or objective.kind or parallel.kind?"),
         (["adaptor=lora"], "adaptor: no such setting; did you mean adapter?"),
         (["hydra.run.dir=a"], "name it with output_dir=<folder>"),
         (["nothing.like.it=1"], "nothing.like.it: no such setting; recipes/configuration/schema.py lists them"),

@@ -60,10 +60,10 @@ def seconds_of(action: Callable[[], object], device: torch.device) -> float:
 
 
 def interleaved_seconds(
-    actions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+    actions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warm: bool = False
 ) -> dict[str, list[float]]:
-    """Each action once to warm up, then `repeats` rounds of all of them."""
-    for action in actions.values():
+    """Each action once to warm up, unless all are `warm`, then `repeats` rounds of all of them."""
+    for action in actions.values() if not warm else ():
         action()
     times: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats):

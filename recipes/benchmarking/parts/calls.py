@@ -94,7 +94,7 @@ def measure(config: BenchmarkConfig) -> list[dict]:
         figures = {"loss": found[0]} | differences(expected, found)
         check_same_training(f"one_pass, {name}", model.dtype, figures, expected[0])
         del expected, found
-        times = interleaved_seconds(train, config.grid.repeats, device)
+        times = interleaved_seconds(train, config.grid.repeats, device, warm=True)
         seconds = {layout: statistics.median(values) for layout, values in times.items()}
         results.append(
             {

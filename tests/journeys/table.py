@@ -57,6 +57,13 @@ TABLE = {
     'make train ARGS="duplication=per_turn seed=1"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn seed=1 wandb=off"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn trainer.steps=300 seed=1"': How(args=TINY, leaves=RUN),
+    'make train ARGS="data=careless_tutoring"': How(args=TINY, leaves=RUN),
+    'make train ARGS="experiment=tutoring_preferences model.name_or_path=runs/<folder>/model"': How(
+        runs_in="test_preferences.py", why="behind the run whose model it takes"
+    ),
+    'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune objective=dpo data=jsonl '
+    'data.path=pairs.jsonl"': How(runs_in="test_preferences.py", why="on pairs"),
+    "python -m recipes.on_policy": How(shows=("step   1   mean reward", "step  20   mean reward")),
     'make train ARGS="experiment=short"': How(args=TINY, leaves=RUN),
     # context rules
     f'make train ARGS="{OWN_FILE} context=keep_last_tool_results context.arguments.keep=3"': How(

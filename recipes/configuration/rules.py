@@ -10,6 +10,7 @@ from typing import Any
 
 from flexmask.conversations.thinking import tags_of
 from recipes.configuration.schema import (
+    GENERATED,
     SPLIT,
     AdapterConfig,
     AdapterKind,
@@ -164,15 +165,15 @@ def _source(source: SourceConfig, key: str) -> Iterator[str]:
         yield f"{key}.train_conversations={source.train_conversations}: must be at least 1"
     if source.path is not None and not glob.glob(source.path) and not Path(source.path).exists():
         yield f"{key}.path={source.path}: no such file or folder, and no file of that pattern"
-    if source.split != SPLIT and (source.path is not None or source.kind is DataKind.tutoring):
+    if source.split != SPLIT and (source.path is not None or source.kind in GENERATED):
         yield f"{key}.split={source.split}: only data of the hub has splits; name the file of that split in {key}.path"
     if source.kind is DataKind.mix:
         yield f"{key}.kind=mix: a mix cannot be a source of another; name its sources here"
-    elif source.kind is DataKind.tutoring:
+    elif source.kind in GENERATED:
         if source.path is not None:
-            yield f"{key}.path={source.path}: tutoring dialogues are generated; {key}.kind=records reads a file"
+            yield f"{key}.path={source.path}: {source.kind} data is generated; {key}.kind=records reads a file"
         if source.train_conversations is None:
-            yield f"{key}.train_conversations=null: tutoring dialogues have no end; give the number to generate"
+            yield f"{key}.train_conversations=null: {source.kind} data has no end; give the number to generate"
     elif source.kind is DataKind.records and source.path is None and source.hub_id is None:
         yield f"{key}.path: has no value; give a local file (or {key}.hub_id, data of the hub)"
 

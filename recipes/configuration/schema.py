@@ -34,9 +34,13 @@ class AdapterKind(StrEnum):
 
 class DataKind(StrEnum):
     tutoring = "tutoring"  # generated, no download
+    stocktaking = "stocktaking"  # generated episodes with tool calls
     gsm8k_socratic = "gsm8k_socratic"
     records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
     mix = "mix"  # several of the others, in data.sources
+
+
+GENERATED = (DataKind.tutoring, DataKind.stocktaking)  # each the module of that name in recipes/sources
 
 
 class ControlTokens(StrEnum):
@@ -113,6 +117,7 @@ SPLIT = "train"
 class TinyConfig:
     """Sizes of the tiny Qwen3-architecture model, as `recipes.models.tiny.build_model` takes them."""
 
+    words: DataKind = MISSING  # the embedded data set whose words the tokenizer knows
     hidden_size: int = MISSING
     layers: int = MISSING
     heads: int = MISSING

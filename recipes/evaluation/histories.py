@@ -13,6 +13,7 @@ from flexmask.text.control_tokens import guard_control_tokens
 from recipes.configuration.schema import DataConfig, EvaluationConfig, History
 from recipes.distributed import ranks
 from recipes.evaluation.chat import chat, turns_to_ask
+from recipes.evaluation.environments import OF_KIND
 from recipes.evaluation.matchers import load_matcher
 from recipes.evaluation.replies import ChatResult, figures
 from recipes.terminal.progress import progress
@@ -50,6 +51,7 @@ def evaluate_chats(
                 batch_size=evaluation.batch_size,
                 history=history,
                 matcher=matcher,
+                environment=OF_KIND.get(data.kind),
                 template_kwargs=data.template_kwargs,
                 date=datetime.date.fromisoformat(data.date),
                 advance=advance,

@@ -8,6 +8,7 @@ bytes, so all text round-trips. Its chat template drops earlier thinking the way
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 
 import torch
@@ -15,8 +16,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
-from recipes.sources import tutoring
+from recipes.sources import stocktaking, tutoring
 
+TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 # A piece is a word, a digit or another sign, each with the one space before it, or a run of newlines or of spaces.
@@ -88,20 +90,21 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the tutoring dialogues; the same on every call and in every process.
+def build_tokenizer(words: str = "tutoring") -> PreTrainedTokenizerFast:
+    """The tokenizer of an embedded data set, "tutoring" or "stocktaking"; the same on every call and in every process.
 
     `decode(encode(text)) == text` for any text. `<|im_end|>` is the end-of-sequence token, `<|endoftext|>` pads,
     `<think>` and `</think>` are added but not special (as in Qwen3), so they survive `skip_special_tokens`.
     `save_pretrained` writes the Hugging Face format, chat template included.
     """
-    pieces, vocabulary = _pieces(), _vocabulary()
+    pieces, vocabulary = _pieces(), _vocabulary(words)
     # With `ignore_merges` a piece that is in the vocabulary is one token; with no merges any other is its bytes.
     core = Tokenizer(models.BPE({piece: index for index, piece in enumerate(vocabulary)}, [], ignore_merges=True))
     core.pre_tokenizer = pieces
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (PAD, START, END)])
-    core.add_tokens([AddedToken(text, special=False, normalized=False) for text in (THINK_OPEN, THINK_CLOSE)])
+    tags = (THINK_OPEN, THINK_CLOSE, *(TOOL_TAGS if words == "stocktaking" else ()))
+    core.add_tokens([AddedToken(text, special=False, normalized=False) for text in tags])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=END,
@@ -124,20 +127,24 @@ def _pieces() -> pre_tokenizers.PreTokenizer:
 
 
 @functools.cache  # the runs of a sweep share a process
-def _vocabulary() -> tuple[str, ...]:
+def _vocabulary(words: str) -> tuple[str, ...]:
     """Every byte, and every word of the sample texts."""
     pieces, single = _pieces(), sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {piece for text in _sample_texts() for piece, _ in pieces.pre_tokenize_str(text)}
-    return (*single, *sorted(words - set(single)))
+    found = {piece for text in _sample_texts(words) for piece, _ in pieces.pre_tokenize_str(text)}
+    return (*single, *sorted(found - set(single)))
 
 
-def _sample_texts() -> Iterator[str]:
+def _sample_texts(words: str) -> Iterator[str]:
     """Text that holds every word a dialogue can have, plus the template's own words."""
     yield "system\n\nuser\n\nassistant\n"
-    for record in tutoring.generate(400, seed=0, split="train"):
+    source = {"tutoring": tutoring, "stocktaking": stocktaking}[words]
+    for record in source.generate(400, seed=0, split="train"):
         for message in record["messages"]:
             yield message["content"]
             yield message.get("reasoning_content", "")
+            yield from map(json.dumps, message.get("tool_calls", ()))
+        yield from map(json.dumps, record.get("tools", ()))
+        yield from getattr(source, "SHOWN", ())
 
 
 def build_model(

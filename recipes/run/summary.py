@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from flexmask.model.support import unbranched_layers, unwrapped
 from recipes.configuration.schema import (
+    GENERATED,
     AdapterConfig,
     AdapterKind,
     AttentionBackend,
@@ -93,7 +94,7 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
         f"data        {counted(len(rows.items), 'conversation')}, {counted(rows.turns, 'trained turn')}, "
         f"{len(data.heldout):,} held out"
     ]
-    if config.data.kind is not DataKind.tutoring:
+    if config.data.kind not in GENERATED:
         lines.append(f"            read as {formats}")
     if config.data.kind is DataKind.mix:
         lines += [f"            {name}: {count}" for name, count in data.sources.items()]
@@ -237,6 +238,8 @@ def _chat_lines(result: dict) -> list[str]:
     lines = []
     for prefix, history in (("", "with its own history"), ("teacher_", "with the data's history")):
         if result.get(f"{prefix}answer_accuracy") is not None:
+            if (rate := result.get(f"{prefix}success_rate")) is not None:
+                lines.append(f"acting {history}: {rate:.1%} of episodes succeeded")
             lines.append(
                 f"chatting {history}: {result[f'{prefix}answer_accuracy']:.1%} of answers right, "
                 f"{result[f'{prefix}conversation_accuracy']:.1%} of conversations all right"

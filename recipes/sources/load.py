@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 
 import numpy as np
 
 from flexmask.conversations.conversation import check_template_kwargs
 from flexmask.conversations.notes import said_of_reading
-from recipes.configuration.schema import DataConfig, DataKind, OnInvalid, SourceConfig
+from recipes.configuration.schema import GENERATED, DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.distributed import ranks
 from recipes.distributed.processes import available_processors, mapping
 from recipes.sources import Entry, Part
@@ -86,7 +87,7 @@ def load_data(data: DataConfig) -> LoadedData:
     conversation, and when `data.heldout_conversations` are more than can be held out.
     """
     with ranks.first_on_machine():
-        return _generated(data) if data.kind is DataKind.tutoring else _loaded(data)
+        return _generated(data) if data.kind in GENERATED else _loaded(data)
 
 
 def _loaded(data: DataConfig) -> LoadedData:
@@ -116,7 +117,7 @@ def _loaded(data: DataConfig) -> LoadedData:
         numbers = _numbers(found) + offset
         offset += sum(one.records for one in found)
         rest, held = numbers[~is_held], numbers[is_held]
-        made = source.kind is DataKind.tutoring  # as many as train_conversations says, of which some are held out
+        made = source.kind in GENERATED  # as many as train_conversations says, of which some are held out
         if not made and source.train_conversations is not None and source.train_conversations > len(rest):
             warnings.warn(
                 f"{key}.train_conversations={source.train_conversations}: {len(rest):,} are left to train when "
@@ -138,13 +139,13 @@ def _loaded(data: DataConfig) -> LoadedData:
 
 
 def _generated(data: DataConfig) -> LoadedData:
-    """Tutoring dialogues: the generator keeps the splits apart itself, so both have the numbers asked for."""
+    """Generated data: the generator keeps the splits apart itself, so both have the numbers asked for."""
     count, heldout_count = data.train_conversations, data.heldout_conversations
     if heldout_count is None:
         (heldout_count,) = share([count])
     reading = Reading("auto", data.seed)
     read = [
-        _read(parts_of_entries(_tutoring(number, data.seed, split)), reading, data)
+        _read(parts_of_entries(_made(data.kind, number, data.seed, split)), reading, data)
         for number, split in ((count, "train"), (heldout_count, "heldout"))
     ]
     train, heldout = map(_numbers, read)
@@ -202,8 +203,8 @@ def _read(parts: Iterator[Part], reading: Reading, data: DataConfig) -> list[Rea
 
 def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[Part]:
     """The records of a source: generated, of its path where it has one, else of the hub."""
-    if source.kind is DataKind.tutoring:
-        return parts_of_entries(_tutoring(source.train_conversations, seed, "train"))
+    if source.kind in GENERATED:
+        return parts_of_entries(_made(source.kind, source.train_conversations, seed, "train"))
     if source.path is not None:
         return read_path(source.path, source.split, f"{key}.path")
     hub_id, hub_config = source.hub_id, source.hub_config
@@ -214,11 +215,10 @@ def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[P
     return read_hub(hub_id, hub_config, source.split, key)
 
 
-def _tutoring(count: int, seed: int, split: str) -> Iterator[Entry]:
-    from recipes.sources.tutoring import dialogues
-
-    for index, record in enumerate(itertools.islice(dialogues(seed, split), count)):
-        yield f"tutoring/{split}[{index}]", record
+def _made(kind: DataKind, count: int, seed: int, split: str) -> Iterator[Entry]:
+    records = import_module(f"recipes.sources.{kind}").endless(seed, split)
+    for index, record in enumerate(itertools.islice(records, count)):
+        yield f"{kind}/{split}[{index}]", record
 
 
 def _name(source: DataConfig | SourceConfig) -> str:

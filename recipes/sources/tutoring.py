@@ -137,10 +137,10 @@ def generate(count: int, seed: int, split: Split) -> list[dict]:
     split has the same questions as one of the other, whatever the seeds: a hash of the questions decides.
     Raises ValueError for a split that does not exist.
     """
-    return list(itertools.islice(dialogues(seed, split), count))
+    return list(itertools.islice(endless(seed, split), count))
 
 
-def dialogues(seed: int, split: Split) -> Iterator[dict]:
+def endless(seed: int, split: Split) -> Iterator[dict]:
     """The records that `generate` begins with, and all others behind them, without end."""
     if split not in ("train", "heldout"):
         raise ValueError(f"split={split!r}: write 'train' or 'heldout'")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flexmask.attention.masks import build_block_mask, dense_mask, visible_until_mask_mod, visible_until_score_mod
+    from flexmask.conversations.contexts import calls_of, load_rule
     from flexmask.conversations.conversation import Conversation
     from flexmask.conversations.model_calls import Call, Calls, read_record
     from flexmask.conversations.reading import read_conversation
@@ -42,9 +43,11 @@ __all__ = [
     "UnsupportedModelError",
     "align_end_of_turn",
     "build_block_mask",
+    "calls_of",
     "dense_mask",
     "keep_thinking",
     "lay_out",
+    "load_rule",
     "one_pass",
     "pack",
     "per_turn",
@@ -61,6 +64,7 @@ __all__ = [
 # The module of each public name; type checkers read the same from the imports above.
 _HOMES = {
     "training.arguments": ["OnePassConfig"],
+    "conversations.contexts": ["calls_of", "load_rule"],
     "conversations.conversation": ["Conversation"],
     "conversations.model_calls": ["Call", "Calls", "read_record"],
     "conversations.reading": ["read_conversation"],

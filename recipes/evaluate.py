@@ -29,7 +29,7 @@ from recipes.distributed import ranks
 from recipes.run.folder import MODEL, trained_fingerprint
 from recipes.terminal.command import command, typed
 
-READ = ("data.", "duplication.", "evaluation.", "model.dtype")  # the settings that an evaluation reads
+READ = ("data.", "duplication.", "context.", "evaluation.", "model.dtype")  # the settings that an evaluation reads
 
 
 @command
@@ -38,9 +38,11 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     _refuse_what_changes_nothing(overrides, run)
     config = _configuration(run, file, overrides)
 
+    from recipes.configuration.rules import rule_of
     from recipes.evaluation.matchers import load_matcher
 
     load_matcher(config.evaluation.matcher)  # a wrong name fails before anything is loaded
+    rule_of(config.deployed_context)
     # torch and transformers take seconds to import: a wrong configuration has failed before.
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -67,10 +69,12 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
         )
     tokenizer = AutoTokenizer.from_pretrained(run / MODEL)
     model = load_trained(run / MODEL, config.model.dtype).to(ranks.device())
-    heldout = prepare_heldout(conversations, tokenizer, config.data, config.duplication, model)
+    heldout = prepare_heldout(conversations, tokenizer, config.data, config.duplication, model, config.deployed_context)
     invalid = len(heldout.invalid) + (len(data.dropped) if file else 0)
     print(_chosen(config.evaluation.conversations, file, len(heldout.valid), invalid), file=sys.stderr)
-    figures, _ = evaluate_chats(model, tokenizer, heldout.valid, config.evaluation, config.data)
+    figures, _ = evaluate_chats(
+        model, tokenizer, heldout.valid, config.evaluation, config.data, config.deployed_context
+    )
     print(json.dumps(figures))
 
 
@@ -90,8 +94,8 @@ def _refuse_what_changes_nothing(overrides: Sequence[str], run: Path) -> None:
         )
     if refused := [word for word in overrides if not all(key.startswith(READ) for key in given_keys([word]))]:
         raise ConfigError(
-            f"{', '.join(refused)}: changes nothing of an evaluation, which reads data.*, duplication.*, evaluation.* "
-            "and model.dtype; the rest was settled by the training"
+            f"{', '.join(refused)}: changes nothing of an evaluation, which reads data.*, duplication.*, context.*, "
+            "evaluation.* and model.dtype; the rest was settled by the training"
         )
 
 

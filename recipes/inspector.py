@@ -78,9 +78,11 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
         tokenizer = load_tokenizer(config.model)
         data = load_data(config.data)
         chosen = _choose(data, conversation)
-        rows = prepare(data.train, tokenizer, config.data, config.duplication)
+        rows = prepare(data.train, tokenizer, config.data, config.duplication, config.context)
         model = _tried(refused, weightless_model, config.model, len(tokenizer))
-        heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model)
+        heldout = prepare_heldout(
+            data.heldout, tokenizer, config.data, config.duplication, model, config.deployed_context
+        )
         of_model = _model_lines(config, model, not rows.branching, refused)
         of_data = [*data_lines(config, data, rows, heldout), *_row_lines(config, rows, refused)]
         if model is not None and (note := align_end_of_turn(model, tokenizer, rows.ends)):
@@ -104,7 +106,9 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said above
-            laid_out = prepare_conversation(chosen, tokenizer, **settings_of(config.data, config.duplication))
+            laid_out = prepare_conversation(
+                chosen, tokenizer, **settings_of(config.data, config.duplication, config.context)
+            )
         title = chosen.name + (", held out" if chosen in data.heldout else "")
         _print_conversation(title, laid_out, tokenizer, full, console)
     console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")

@@ -143,6 +143,7 @@ def start_of(config: TrainConfig, claims: ExitStack) -> Start:
 
 def with_folder(config: TrainConfig, run: "PreparedRun", claims: ExitStack) -> TrainConfig:
     """The configuration with the run's folder, which is made, and holds what is known before training."""
+    from recipes.preparation.rows import digest_of_rule
     from recipes.run.summary import left_out
     from recipes.sources import invalid
 
@@ -154,7 +155,7 @@ def with_folder(config: TrainConfig, run: "PreparedRun", claims: ExitStack) -> T
         refuse_taken(config.output_dir)  # now that no other run can begin there
         (folder / DATA).unlink(missing_ok=True)  # of a run that died before it was one
     config = replace(config, output_dir=str(folder))
-    remember_data(folder, run.data.fingerprint, ", ".join(run.data.sources))
+    remember_data(folder, run.data.fingerprint, ", ".join(run.data.sources), digest_of_rule(config.context))
     save_run_config(config, folder)
     invalid.write(left_out(run.data, run.rows, run.heldout), folder)
     return config
@@ -193,6 +194,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     from transformers import set_seed
 
     from flexmask import align_end_of_turn
+    from recipes.configuration.rules import rule_of
     from recipes.evaluation.matchers import load_matcher
     from recipes.models.load import load_model, load_tokenizer
     from recipes.preparation.rows import prepare, prepare_heldout
@@ -203,11 +205,13 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     quiet()
     set_seed(config.seed)
     load_matcher(config.evaluation.matcher)
+    rule_of(config.context)
+    rule_of(config.deployed_context, "evaluation.context")
     # Made early for its checks: an optimizer, schedule or logger that transformers lacks ends the run here.
     device = training_arguments(config, folder=Path("unused"), evaluates=True).device
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data)
-    rows = prepare(data.train, tokenizer, config.data, config.duplication)
+    rows = prepare(data.train, tokenizer, config.data, config.duplication, config.context)
     if not rows.items:
         raise ValueError(
             f"nothing to train: of {len(data.train):,} conversations {len(rows.invalid):,} are invalid and "
@@ -215,7 +219,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
             "is longer than duplication.pack_length with duplication.too_long=drop"
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
-    heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model)
+    heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model, config.deployed_context)
     check_heldout(config.trainer, len(heldout.items), searching())
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)
@@ -256,7 +260,9 @@ def evaluate_run(
     model = run.model
     if trainer.is_fsdp_enabled:  # each process holds a part of it; what was saved is whole
         model = load_trained(Path(config.output_dir, MODEL), config.model.dtype).to(ranks.device())
-    figures, chats = evaluate_chats(model, run.tokenizer, run.heldout.valid, config.evaluation, config.data)
+    figures, chats = evaluate_chats(
+        model, run.tokenizer, run.heldout.valid, config.evaluation, config.data, config.deployed_context
+    )
     report_chats(reporter, chats, trainer.state.global_step)
     result = training_result(trainer, config, run.data, run.rows, run.heldout, measured) | figures
     reporter.summary(result)

@@ -1,18 +1,24 @@
-"""Calls of a model -> passes, as `rendering` makes them of the turns of a conversation."""
+"""Calls of a model -> passes, as `rendering` makes them of the turns of a conversation; and the calls of a conversation
+under a context rule, with what such a rule may ask of the chat template."""
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexmask.conversations.contexts import Messages, Rule, calls_of
+from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.model_calls import Call, Calls
 from flexmask.conversations.thinking import KNOWN
-from flexmask.text.control_tokens import special_ids
+from flexmask.text.control_tokens import guard_control_tokens, special_ids
 from flexmask.text.rendering import Pass, RenderedConversation, Role, render_conversation, select_turns
+from flexmask.text.template import ChatTemplate
+from flexmask.text.tokenization import TextTokenizer, TokenizedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,3 +81,73 @@ def _closing(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that close a thought, by their text."""
     vocabulary = tokenizer.get_vocab()
     return frozenset(vocabulary[tags.close] for tags in KNOWN if tags.close in vocabulary)
+
+
+def calls_under(rule: Rule, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Calls:
+    """`calls_of` with the prompts that `render_conversation` makes by `settings`."""
+    prompts = Prompts(conversation, tokenizer, **{key: settings[key] for key in _OF_PROMPTS if key in settings})
+    return calls_of(conversation, rule, **prompts.abilities)
+
+
+_OF_PROMPTS = ("template_kwargs", "date", "control_tokens")
+
+
+@dataclass
+class Prompts:
+    """The prompts of messages of one conversation, which a context rule may ask about. The settings are those of
+    `render_conversation`; control_tokens is None for messages in which they are guarded already."""
+
+    conversation: Conversation
+    tokenizer: PreTrainedTokenizerBase
+    template_kwargs: dict[str, Any] | None = None
+    date: datetime.date | None = None
+    control_tokens: str | None = "refuse"
+
+    def __post_init__(self) -> None:
+        self._known: TokenizedText | None = None
+
+    @property
+    def abilities(self) -> dict[str, Any]:
+        """What a rule may ask for, by name."""
+        return {"count": self.count, "require_thinking": self.require_thinking}
+
+    def count(self, messages: Messages) -> int:
+        """The tokens of the prompt of messages."""
+        template = self._template(messages)
+        text = template.render(template.messages[:-1], self.conversation.name, add_generation_prompt=True)
+        self._known = self._texts.tokenize(text, self._known)
+        return len(self._known)
+
+    def require_thinking(self, messages: Messages) -> None:
+        """Raise ValueError unless the prompt of messages shows all thinking in them."""
+        probes = {i: f"thinking of message {i}." for i, one in enumerate(messages) if "reasoning_content" in one}
+        if not probes:
+            return
+        template = self._template(
+            [one | {"reasoning_content": probes[i]} if i in probes else one for i, one in enumerate(messages)]
+        )
+
+        def missing(argument: dict[str, Any]) -> list[int]:
+            text = template.render(
+                template.messages[:-1], self.conversation.name, add_generation_prompt=True, **argument
+            )
+            return [i for i, probe in probes.items() if probe not in text]
+
+        if found := missing({}):
+            thinking = messages[found[0]]["reasoning_content"]
+            advice = template.advice(lambda argument: not missing(argument))
+            raise ValueError(
+                f"the chat template does not show the thinking of message {found[0]} ({thinking[:40]!r}) to this turn; "
+                f"{advice or 'under none of its arguments it does: give a template that does, or '}take another rule"
+            )
+
+    @functools.cached_property
+    def _texts(self) -> TextTokenizer:
+        return TextTokenizer(self.tokenizer)
+
+    def _template(self, messages: Messages) -> ChatTemplate:
+        """The template with the messages as it reads them, and one more behind them."""
+        asked = replace(self.conversation, messages=(*messages, {"role": "assistant", "content": "-"}))
+        if self.control_tokens is not None:
+            asked = guard_control_tokens(asked, self.tokenizer, self.control_tokens)
+        return ChatTemplate(self.tokenizer, asked, self.template_kwargs, self.date)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import datetime
 import functools
+import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
@@ -29,6 +30,8 @@ _REJECTIONS = (
 )
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 _SWITCHES = ("enable_thinking", "thinking")
+# What every template is rendered with: no arguments that a person would set.
+_RENDERED_WITH = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 _PROBE, _PART = "flexmask probe", "a part"
 
 
@@ -112,6 +115,24 @@ class ChatTemplate:
     def switch(self) -> str | None:
         """The argument that switches thinking on and off, if the template has one."""
         return next((name for name in _SWITCHES if name in self.variables), None)
+
+    def advice(self, right: Callable[[dict[str, Any]], bool]) -> str | None:
+        """The argument of the template under which something is right, as advice that more may follow; None where no
+        argument that it reads makes it so. `right` is given an argument by name, and may raise RejectedError."""
+        reserved = _RENDERED_WITH | inspect.signature(self.tokenizer.apply_chat_template).parameters.keys()
+        # What sounds like thinking first.
+        for name in sorted(self.variables.keys() - reserved, key=lambda one: (not re.search("think|reason", one), one)):
+            for value in (True, False, *self.variables[name]):
+                try:
+                    if not right({name: value}):
+                        continue
+                except RejectedError:
+                    continue
+                if name in self.own:
+                    was, other = json.dumps(self.own[name]), json.dumps(value)
+                    return f"the conversation itself gives {name!r} as {was}: switch it to {other} there, or "
+                return f"set template_kwargs={json.dumps({name: value})}, or "
+        return None
 
     @property
     def variables(self) -> Mapping[str, tuple[str, ...]]:

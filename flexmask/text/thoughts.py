@@ -6,8 +6,6 @@ it elsewhere only, or never.
 
 from __future__ import annotations
 
-import inspect
-import json
 import os
 import re
 import warnings
@@ -20,8 +18,6 @@ from flexmask.text.forms import ANSWER, CALLING, PLAIN, TAG, THINKING, THOUGHTFU
 from flexmask.text.template import RejectedError
 
 THINK_BLOCK = "<think>\n{thinking}\n</think>\n\n"
-# What every template is rendered with: no arguments that a person would set.
-_RENDERED_WITH = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}
 
 
 @dataclass(frozen=True)
@@ -157,20 +153,4 @@ class Thoughts:
 
     def _argument(self, right: Callable[[Form], bool], message: dict[str, Any]) -> str | None:
         """The template's argument under which the form of a message is right, as advice."""
-        variables, own = self.forms.template.variables, self.forms.template.own
-        reserved = inspect.signature(self.forms.template.tokenizer.apply_chat_template).parameters.keys()
-        # What sounds like it first.
-        for name in sorted(
-            variables.keys() - _RENDERED_WITH - reserved, key=lambda one: (not re.search("think|reason", one), one)
-        ):
-            for value in (True, False, *variables[name]):
-                try:
-                    form = self.forms.of(message, **{name: value})
-                except RejectedError:
-                    continue
-                if right(form) and name in own:
-                    was, other = json.dumps(own[name]), json.dumps(value)
-                    return f"the conversation itself gives {name!r} as {was}: switch it to {other} there, or "
-                if right(form):
-                    return f"set template_kwargs={json.dumps({name: value})}, or "
-        return None
+        return self.forms.template.advice(lambda argument: right(self.forms.of(message, **argument)))

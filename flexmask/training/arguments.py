@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from flexmask.conversations.contexts import load_rule
 from flexmask.conversations.conversation import check_template_kwargs
 from flexmask.conversations.thinking import AUTO, tags_of
 
@@ -22,6 +23,7 @@ _PREPARATION = (
     "control_tokens",
     "not_shown",
     "empty_thinking",
+    "context",
 )
 
 
@@ -43,6 +45,8 @@ class OnePassConfig(TrainingArguments):
         empty_thinking: as in `flexmask.prepare_conversation`. Held-out data is laid out as inference shows it also for
         layout "keep_thinking".
     thinking_tags: as in `flexmask.read_conversation`, for data given as records.
+    context: what a harness shows of a long conversation, as in `flexmask.prepare_conversation`; None is what the chat
+        template shows.
     on_invalid: what becomes of a conversation that cannot be read or rendered: "error" names all of them, "drop" leaves
         them out with a warning that does.
     date: what templates show as the current date, as a date or "2026-01-31"; None is today.
@@ -52,7 +56,7 @@ class OnePassConfig(TrainingArguments):
     Raises ValueError naming the argument.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "template_kwargs", "model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "template_kwargs", "model_init_kwargs", "context"]
 
     learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between logs; below 1 a share of all."})
@@ -82,6 +86,9 @@ class OnePassConfig(TrainingArguments):
     control_tokens: str = field(default="refuse", metadata={"help": "Control tokens in text: refuse or escape."})
     not_shown: str = field(default="error", metadata={"help": "What the template leaves out: error or warn."})
     empty_thinking: str = field(default="train", metadata={"help": "An empty thinking block: train or context."})
+    context: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "What a harness shows of a long conversation: rule and arguments."}
+    )
     date: str | None = field(default=None, metadata={"help": "The date that templates show, 2026-01-31."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "For from_pretrained, where the model is a string."}
@@ -95,6 +102,7 @@ class OnePassConfig(TrainingArguments):
             raise ValueError(f'on_invalid={self.on_invalid!r}: write "error" or "drop"')
         tags_of(self.thinking_tags)
         check_template_kwargs(self.template_kwargs, "template_kwargs")
+        load_rule(self.context)
         if isinstance(self.date, datetime.date):
             self.date = self.date.isoformat()  # as text, so that loggers can write the arguments down
         if self.date is not None:

@@ -13,12 +13,13 @@ from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from flexmask.attention.context import divide
+from flexmask.conversations.contexts import load_rule, name_of
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.model_calls import Calls, read_record
 from flexmask.conversations.notes import unread_and_notes
 from flexmask.conversations.reading import AUTO
 from flexmask.conversations.values import without_nulls
-from flexmask.text.calls import render_calls
+from flexmask.text.calls import calls_under, render_calls
 from flexmask.text.rendering import render_conversation
 from flexmask.tree.layouts import LaidOut, Row, lay_out
 from flexmask.tree.packing import Pack, lay_end_to_end, pack_groups, weightless_pack
@@ -40,15 +41,33 @@ def prepare_conversation(
     layout: str = "one_pass",
     pack_length: int | None = None,
     too_long: str = "error",
+    context: Mapping[str, Any] | None = None,
     **rendering: Any,
 ) -> LaidOut:
     """Conversation, or the calls of a record -> passes -> rows. `rendering` goes to `render_conversation`, the rest to
-    `lay_out`. Raises ValueError as they do, and for calls in layout "keep_thinking"."""
+    `lay_out`.
+
+    context: what a harness shows of a long conversation (`flexmask.conversations.contexts.load_rule`), for instance
+        `{"rule": "keep_last_tool_results", "arguments": {"keep": 3}}`. Calls of a record say that themselves, and
+        are left as they are, with a warning.
+
+    Raises ValueError as they do, and for calls and context rules in layout "keep_thinking"."""
     keeps = layout == "keep_thinking"  # what earlier turns generated, in front of later ones, trained or not
+    rule = load_rule(context)
+    if rule is not None and isinstance(conversation, Conversation):
+        conversation = calls_under(rule, conversation, tokenizer, **rendering)
+    elif rule is not None:
+        warnings.warn(
+            f"a record of calls says itself what each call was shown; {name_of(rule)} is not applied to it",
+            stacklevel=2,
+        )
     if isinstance(conversation, Conversation):
         rendered = render_conversation(conversation, tokenizer, untrained=keeps, **rendering)
     elif keeps:
-        raise ValueError(f'{conversation.name}: layout="keep_thinking" is for conversations, and this has calls')
+        raise ValueError(
+            f'{conversation.name}: layout="keep_thinking" is for conversations that the chat template alone shows, and '
+            f"this has {'calls' if rule is None else f'the context rule {name_of(rule)}'}"
+        )
     else:
         rendered = render_calls(conversation, tokenizer, **rendering)
     laid_out = lay_out(rendered.passes, layout, pack_length, too_long)

@@ -4,19 +4,24 @@ import glob
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from flexmask.conversations.contexts import Rule, load_rule
 from flexmask.conversations.thinking import tags_of
+from flexmask.importing import is_import_path
 from recipes.configuration.schema import (
     GENERATED,
     SPLIT,
     AdapterConfig,
     AdapterKind,
+    ContextConfig,
     DataConfig,
     DataKind,
     DuplicationConfig,
+    Layout,
     ModelConfig,
     ModelKind,
     ParallelKind,
@@ -41,6 +46,8 @@ def validate(config: TrainConfig) -> None:
         *_adapter(config.adapter, config.model),
         *_data(config.data),
         *_duplication(config.duplication),
+        *_context(config.context, "context"),
+        *_context(config.evaluation.context, "evaluation.context"),
         *_trainer(config.trainer),
         *_run(config),
     ]
@@ -188,6 +195,23 @@ def _duplication(duplication: DuplicationConfig) -> Iterator[str]:
         yield (f'duplication.turns="{duplication.turns}": write all, or indices and slices such as "-1", "1:" or "0,2"')
 
 
+def _context(context: ContextConfig | None, key: str) -> Iterator[str]:
+    if context is None or (context.rule is not None and is_import_path(context.rule)):
+        return  # a function of the user's is imported by who needs it, not by everybody who reads settings
+    try:
+        rule_of(context, key)
+    except ConfigError as error:
+        yield str(error)
+
+
+def rule_of(context: ContextConfig, key: str = "context") -> Rule | None:
+    """The context rule that the settings under `key` stand for. Raises ConfigError where there is none."""
+    try:
+        return load_rule(asdict(context))
+    except ValueError as error:
+        raise ConfigError(f"{key}.{error}") from error
+
+
 def _trainer(trainer: TrainerConfig) -> Iterator[str]:
     if trainer.steps is None and trainer.epochs is None:
         yield "trainer.epochs and trainer.steps: have no value; give one of the two"
@@ -211,6 +235,11 @@ def _trainer(trainer: TrainerConfig) -> Iterator[str]:
 
 
 def _run(config: TrainConfig) -> Iterator[str]:
+    if config.context.rule is not None and config.duplication.layout is Layout.keep_thinking:
+        yield (
+            f"context.rule={config.context.rule}: says itself what stands in the history, beside "
+            "duplication=keep_thinking; choose another duplication, or context=template"
+        )
     if config.parallel.kind is ParallelKind.fsdp and config.adapter.kind is AdapterKind.qlora:
         yield "parallel=fsdp: weights in 4 bits cannot be divided; choose parallel=ddp, or adapter=lora"
     if config.seed >= 2**32:

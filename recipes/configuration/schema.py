@@ -208,6 +208,18 @@ class DuplicationConfig:
 
 
 @dataclass
+class ContextConfig:
+    """What a harness shows of a conversation that has grown long: `flexmask.conversations.contexts`."""
+
+    # A name of RULES there, or a function's "package.module:name"; null: what the chat template shows.
+    rule: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # of that rule, by name
+
+
+TEMPLATE = ContextConfig()
+
+
+@dataclass
 class TrainerConfig:
     epochs: float | None = MISSING  # times through the data; null: trainer.steps says how long
     steps: int | None = MISSING  # optimizer steps; null: trainer.epochs says how long
@@ -262,6 +274,8 @@ class EvaluationConfig:
     matcher: str = "exact"  # when an answer is right: exact, number, contains, or a function's "package.module:name"
     max_new_tokens: int = 256  # a turn; a reply that is longer counts as wrong
     batch_size: int = 64  # conversations
+    # What the harness shows that the model is for, under which it is measured. null: as it was trained.
+    context: ContextConfig | None = None
 
 
 @dataclass
@@ -280,6 +294,7 @@ class TrainConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     duplication: DuplicationConfig = field(default_factory=DuplicationConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -288,3 +303,8 @@ class TrainConfig:
     seed: int = 0  # of the weights and the order of conversations
     resume: str | None = None  # folder of an interrupted run to go on with; auto: the newest of this configuration
     output_dir: str | None = None  # the run folder; null: a new one in runs/
+
+    @property
+    def deployed_context(self) -> ContextConfig:
+        """What histories show where the model is used, and so where it is measured."""
+        return self.evaluation.context or self.context

@@ -1,9 +1,9 @@
 """Evaluation by chatting: the model answers each turn on a history as inference would show it.
 
 User turns come from the data. With own history the answers before a turn are the model's: each generated message goes
-back with its thinking in `reasoning_content`, and the chat template decides what later turns see of it. So a wrong
-answer early on harms the later turns that need it, as it would a real user. With teacher history they are the data's,
-and every turn is asked on the history that it was trained on.
+back with its thinking in `reasoning_content`, and a context rule, where there is one, and the chat template decide what
+later turns see of it. So a wrong answer early on harms the later turns that need it, as it would a real user. With
+teacher history they are the data's, and every turn is asked on the history that it was trained on.
 
 With an environment the model acts: its calls are carried out, the results go back, and it is asked again until it
 answers without a call, which the next user message of the data follows. How often it calls is up to it.
@@ -16,17 +16,19 @@ import itertools
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from flexmask.conversations.contexts import Rule, shown_by
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.thinking import THINK_CLOSE
 from flexmask.model.support import unbranched_layers, unwrapped
-from flexmask.text.template import ChatTemplate
+from flexmask.text.calls import Prompts
+from flexmask.text.template import ChatTemplate, RejectedError
 from recipes.configuration.schema import History
 from recipes.evaluation.environments import MOST_CALLS, Environment, act, same_calls
 from recipes.evaluation.matchers import Matcher, exact
@@ -48,6 +50,7 @@ def chat(
     environment: Callable[[Conversation], Environment] | None = None,
     template_kwargs: dict[str, Any] | None = None,
     date: datetime.date | None = None,
+    rules: Sequence[Rule | None] | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> list[ChatResult]:
     """Chat through `conversations`, greedily; results stand in the same order.
@@ -56,13 +59,16 @@ def chat(
     a turn (`end_tokens`). An assistant message with `weight: 0` is shown as it stands and not asked for.
     `environment` makes the one in which a conversation's calls are carried out; with teacher history none are.
     `template_kwargs` goes to the chat template (for instance `{"enable_thinking": False}`), `date` is what a template
-    that writes the date shows (None: today). `advance` is called with how many turns are done, asked or not. The
-    model's attention implementation, mode and generation config are as before afterwards, also after an error.
+    that writes the date shows (None: today). `rules` has the context rule of each conversation
+    (`flexmask.conversations.contexts`; None: what the template shows). `advance` is called with how many turns are
+    done, asked or not. The model's attention implementation, mode and generation config are as before afterwards, also
+    after an error.
 
     Nothing in a conversation raises: a turn that cannot be asked is in `ChatResult.unasked`, with one warning for each
-    reason. With own history these are all turns of a conversation with a tool call, where no environment runs tools, and
-    those from a prompt on that fills the model's positions or that the template rejects, or from calls on that do not
-    end; with teacher history only the turns themselves. Where a matcher raises, the answer counts as wrong, with a warning.
+    reason. With own history these are all turns of a conversation with a tool call, where no environment runs tools,
+    and those from a prompt on that fills the model's positions or that the template rejects, or from calls on that do
+    not end; with teacher history only the turns themselves. Where a matcher raises, the answer counts as wrong, with a
+    warning.
 
     Raises ValueError for a history that is neither "own" nor "teacher", and a tokenizer without a chat template, or
     where no token is known to end a turn.
@@ -79,9 +85,11 @@ def chat(
             ChatTemplate(tokenizer, one, template_kwargs, date=date),
             History(history),
             _guarded(matcher, errors),
+            rule,
+            Prompts(one, tokenizer, template_kwargs, date, control_tokens=None),
             environment(one) if environment is not None and history == History.own else None,
         )
-        for one in conversations
+        for one, rule in zip(conversations, rules or [None] * len(conversations), strict=True)
     ]
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if unbranched_layers(model):
@@ -124,13 +132,18 @@ class _Question:
 
 @dataclass
 class _Chat:
-    """A conversation under way: `messages` so far, and where in the data the next expected answer stands."""
+    """A conversation under way: `messages` so far, and where in the data the next expected answer stands. `shown` is
+    what the rule left of the first `asked` messages."""
 
     conversation: Conversation
     template: ChatTemplate
     history: History
     matcher: Matcher
-    environment: Environment | None = None
+    rule: Rule | None
+    prompts: Prompts
+    environment: Environment | None
+    shown: tuple[dict[str, Any], ...] = ()
+    asked: int = 0
     messages: list[dict[str, Any]] = field(default_factory=list)
     turns: list[ChatTurn] = field(default_factory=list)
     unasked: dict[int, str] = field(default_factory=dict)
@@ -158,11 +171,14 @@ class _Chat:
         self, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, positions: int | None
     ) -> _Question | None:
         """The next turn to ask; None where it cannot be asked, which is noted then."""
-        messages = [self.template.read(message) for message in self.messages]
         try:
+            messages = [self.template.read(message) for message in self._history()]
             prompt = self.template.render(messages, self.conversation.name, add_generation_prompt=True)
-        except ValueError as error:
+        except RejectedError as error:
             self._give_up(f"the chat template rejects the history ({error.__cause__ or error})")
+            return None
+        except ValueError as error:  # of the rule
+            self._give_up(str(error))
             return None
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         room = max_new_tokens if positions is None else min(max_new_tokens, positions - len(ids))
@@ -218,6 +234,14 @@ class _Chat:
             self.next += 1
         self._show_until_asked()
 
+    def _history(self) -> Sequence[dict[str, Any]]:
+        """What the next assistant turn is shown of the messages before it. Raises ValueError where the rule does."""
+        if self.rule is None:
+            return self.messages
+        self.shown = shown_by(self.rule, self.messages, "the context rule", self.shown, **self.prompts.abilities)
+        self.asked = len(self.messages)
+        return self.shown
+
     def _expected(self, index: int) -> dict[str, Any]:
         return self.conversation.messages[index]
 
@@ -228,6 +252,9 @@ class _Chat:
                 if self.environment is not None or not message.get("tool_calls"):
                     return
                 self.unasked[self.to_ask[self.next]] = _CALLS
+            if message["role"] == "assistant":  # was asked for once, and what a harness cleared then stays so
+                with suppress(ValueError):  # which the next turn that is asked meets again
+                    self._history()
             self.messages.append(message)
             self.next += 1
 
@@ -240,7 +267,8 @@ class _Chat:
         self._show_until_asked()
 
     def result(self) -> ChatResult:
-        messages = tuple({key: value for key, value in one.items() if key != "weight"} for one in self.messages)
+        seen = [*self.shown, *self.messages[self.asked :]]
+        messages = tuple({key: value for key, value in one.items() if key != "weight"} for one in seen)
         succeeded = None
         if self.environment is not None:
             last = self.turns[-1].reply if self.turns and not self.unasked else None

@@ -20,7 +20,7 @@ MOST_CALLS = 10
 
 class Environment(Protocol):
     def call(self, name: str, arguments: dict[str, Any]) -> str:
-        """The result of a call. Raises ValueError, whose text the model is shown, for one that cannot be carried out."""
+        """The result of a call. Raises ValueError, whose text the model is shown, where there is none."""
 
     def succeeded(self, answer: str) -> bool:
         """Whether the task is done, by the last answer of the model; the data's own text does not count."""

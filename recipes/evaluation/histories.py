@@ -9,8 +9,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Calls, Conversation
+from flexmask.conversations.contexts import Rule
 from flexmask.text.control_tokens import guard_control_tokens
-from recipes.configuration.schema import DataConfig, EvaluationConfig, History
+from recipes.configuration.rules import rule_of
+from recipes.configuration.schema import TEMPLATE, ContextConfig, DataConfig, EvaluationConfig, History
 from recipes.distributed import ranks
 from recipes.evaluation.chat import chat, turns_to_ask
 from recipes.evaluation.environments import OF_KIND
@@ -25,8 +27,10 @@ def evaluate_chats(
     heldout: Sequence[Conversation | Calls],
     evaluation: EvaluationConfig,
     data: DataConfig,
+    context: ContextConfig = TEMPLATE,
 ) -> tuple[dict[str, float | int | None], list[ChatResult]]:
-    """Chat on `heldout` as `evaluation` says, with the template's arguments and the date of `data`.
+    """Chat on `heldout` as `evaluation` says, with the template's arguments and the date of `data`, and histories as
+    `context` shows them; calls of a record say themselves what they are shown.
 
     Returns the figures of `recipes.evaluation.replies.figures` for each history that is asked for (those of teacher
     history with `teacher_` in front) and the chats, those with own history first. More conversations asked for than
@@ -34,9 +38,13 @@ def evaluate_chats(
     conversation causes that `recipes.preparation.rows.prepare_heldout` finds valid.
     """
     matcher = load_matcher(evaluation.matcher)
-    chosen = [one for some in sample(heldout, evaluation.conversations, data.seed) for one in conversations_of(some)]
+    asked = sample(heldout, evaluation.conversations, data.seed)
+    rule = rule_of(context)
+    rules = [rule if isinstance(some, Conversation) else None for some in asked for _ in conversations_of(some)]
     # Prompts show what training showed of control tokens in message text.
-    chosen = [guard_control_tokens(one, tokenizer, data.control_tokens) for one in chosen]
+    chosen = [
+        guard_control_tokens(one, tokenizer, data.control_tokens) for some in asked for one in conversations_of(some)
+    ]
     turns = sum(len(turns_to_ask(one)) for one in chosen)
     found, chats = {}, []
     for history, prefix in ((History.own, ""), (History.teacher, "teacher_")):
@@ -47,6 +55,7 @@ def evaluate_chats(
                 model,
                 tokenizer,
                 chosen,
+                rules,
                 max_new_tokens=evaluation.max_new_tokens,
                 batch_size=evaluation.batch_size,
                 history=history,
@@ -62,15 +71,19 @@ def evaluate_chats(
 
 
 def _chat_in_all_processes(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Conversation], **settings: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Sequence[Conversation],
+    rules: Sequence[Rule | None],
+    **settings: Any,
 ) -> list[ChatResult]:
     """`chat` on a share of the conversations in each process of a run; the results of all of them, in order."""
     if ranks.count() == 1:
-        return chat(model, tokenizer, chosen, **settings)
+        return chat(model, tokenizer, chosen, rules=rules, **settings)
     mine = range(ranks.rank(), len(chosen), ranks.count())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        results = chat(model, tokenizer, [chosen[i] for i in mine], **settings)
+        results = chat(model, tokenizer, [chosen[i] for i in mine], rules=[rules[i] for i in mine], **settings)
     texts = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     for text in dict.fromkeys(ranks.gathered(texts)):
         warnings.warn(text, stacklevel=3)

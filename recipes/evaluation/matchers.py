@@ -4,15 +4,12 @@ A matcher takes (answer, expected), both text, and says whether the answer is ri
 `expected` gives it nothing to compare with. Such a reply is left out of accuracy, and counted.
 """
 
-import importlib
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable
 from decimal import Decimal
-from operator import attrgetter
 
+from flexmask.importing import function_at, is_import_path
 from recipes.configuration.rules import ConfigError
 
 Matcher = Callable[[str, str], bool | None]
@@ -75,20 +72,14 @@ def load_matcher(name: str) -> Matcher:
     if name in _OWN:
         return _OWN[name]
     key = f"evaluation.matcher={name}"
-    module_name, colon, path = name.partition(":")
-    if not (module_name and colon and path):
+    if not is_import_path(name):
         raise ConfigError(
             f"{key}: no such matcher; choose {', '.join(_OWN)}, or give a function package.module:function"
         )
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
     try:
-        function = attrgetter(path)(importlib.import_module(module_name))
-    except Exception as error:  # a module of the user's may raise anything
-        raise ConfigError(
-            f"{key}: cannot be imported ({type(error).__name__}: {error}); give the import path of a function, which "
-            "may stand in a file of the current folder"
-        ) from error
+        function = function_at(name)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
     try:
         inspect.signature(function).bind("answer", "expected")
     except ValueError:  # a function in C may not tell its signature

@@ -21,9 +21,9 @@ from recipes.sources import stocktaking, tutoring
 TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# A piece is a word, a digit or another sign, each with the one space before it, or a run of newlines or of spaces.
+# A piece is a word, a digit or a run of other signs, each with the one space before it, or a run of newlines or spaces.
 # So " 42" is " 4" and "2": a number's first digit and its second are different tokens.
-_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+"
+_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\n+|[^\S\n]+"
 
 # The same behaviour as Qwen3's template, in our own words:
 # - `question` is the index of the last real user message (a tool's response is not one); thinking stands only
@@ -142,9 +142,11 @@ def _sample_texts(words: str) -> Iterator[str]:
         for message in record["messages"]:
             yield message["content"]
             yield message.get("reasoning_content", "")
-            yield from map(json.dumps, message.get("tool_calls", ()))
-        yield from map(json.dumps, record.get("tools", ()))
-        yield from getattr(source, "SHOWN", ())
+            yield from (json.dumps(call["function"]) for call in message.get("tool_calls", ()))
+        if "tools" in record:
+            yield 'Tools:\nCall one with {"name": ..., "arguments": ...}'
+            yield from map(json.dumps, record["tools"])
+    yield from getattr(source, "HARNESS", ())
 
 
 def build_model(

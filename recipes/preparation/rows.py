@@ -7,7 +7,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,17 @@ from transformers import PreTrainedTokenizerBase
 
 import flexmask
 from flexmask import Calls, Conversation, prepare_conversation
+from flexmask.conversations.contexts import source_of
 from flexmask.model.support import unbranched_layers
-from recipes.configuration.schema import DataConfig, DuplicationConfig, Layout, OnInvalid, TooLong
+from recipes.configuration.schema import (
+    TEMPLATE,
+    ContextConfig,
+    DataConfig,
+    DuplicationConfig,
+    Layout,
+    OnInvalid,
+    TooLong,
+)
 from recipes.distributed.processes import available_processors, mapping
 from recipes.distributed.ranks import first_on_machine
 from recipes.preparation import row_store
@@ -59,7 +68,7 @@ class PreparedData:
     invalid: dict[str, str]  # with on_invalid=drop: conversations that cannot be rendered, by name, and why
 
 
-def settings_of(data: DataConfig, duplication: DuplicationConfig) -> dict[str, Any]:
+def settings_of(data: DataConfig, duplication: DuplicationConfig, context: ContextConfig = TEMPLATE) -> dict[str, Any]:
     """The arguments of `prepare_conversation` that the settings stand for."""
     return dict(
         layout=str(duplication.layout),
@@ -73,6 +82,7 @@ def settings_of(data: DataConfig, duplication: DuplicationConfig) -> dict[str, A
         control_tokens=str(data.control_tokens),
         not_shown=str(data.not_shown),
         empty_thinking=str(data.empty_thinking),
+        context=asdict(context),
         date=datetime.date.fromisoformat(data.date),
     )
 
@@ -82,8 +92,9 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     data: DataConfig,
     duplication: DuplicationConfig,
+    context: ContextConfig = TEMPLATE,
 ) -> PreparedData:
-    """Render and lay out every conversation as `duplication` says.
+    """Render and lay out every conversation as `duplication` says, with the histories that `context` makes.
 
     Runs in `data.processes` processes, which the first process of a run on this machine starts while the others wait.
     What they have to do and write, and the order of the rows, is the same however many there are; none of them, nor
@@ -100,7 +111,7 @@ def prepare(
     """
     unique, positions = _unique(conversations)
     with first_on_machine():
-        found = _shards_of(unique, tokenizer, settings_of(data, duplication), data)
+        found = _shards_of(unique, tokenizer, settings_of(data, duplication, context), data)
     of_all = shards.Shards([one.kept.file for one in found], [len(one.trained) for one in found])
     starts, times = of_all.starts, np.bincount(positions, minlength=len(unique))
     totals = np.zeros(len(row_store.FIGURES), dtype=np.int64)
@@ -156,6 +167,7 @@ def prepare_heldout(
     data: DataConfig,
     duplication: DuplicationConfig,
     model: torch.nn.Module | None,
+    context: ContextConfig = TEMPLATE,
 ) -> PreparedData:
     """`prepare` what is held out: always on what inference shows, whatever layout is trained.
 
@@ -164,7 +176,7 @@ def prepare_heldout(
     """
     branches = model is None or not unbranched_layers(model)
     layout = Layout.one_pass if branches else Layout.per_turn
-    return prepare(conversations, tokenizer, data, replace(duplication, layout=layout))
+    return prepare(conversations, tokenizer, data, replace(duplication, layout=layout), context)
 
 
 def fingerprint(conversations: Sequence[Conversation | Calls], of_settings: bytes) -> str:
@@ -179,18 +191,26 @@ def fingerprint(conversations: Sequence[Conversation | Calls], of_settings: byte
 
 
 def settings_fingerprint(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> bytes:
-    """A hash of tokenizer, chat template, settings, libraries and our own code. The date is part of it only where the
-    template reads the clock, or nothing would be found again the next day.
+    """A hash of tokenizer, chat template, settings, libraries, our own code and that of a user's context rule. The date
+    is part of it only where the template reads the clock, or nothing would be found again the next day.
     """
     other = [
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.chat_template,
         {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        digest_of_rule(ContextConfig(**settings["context"])),
         {**settings, "date": str(settings["date"]) if _reads_the_clock(tokenizer) else None},
         [version(name) for name in ("transformers", "tokenizers", "jinja2", "pyarrow")],
     ]
     code = shards.digest_of_code(Path(flexmask.__file__).parent, Path(__file__), Path(row_store.__file__))
     return hashlib.sha256(json.dumps(other, sort_keys=True).encode() + code).digest()
+
+
+def digest_of_rule(context: ContextConfig) -> str | None:
+    """A hash of the code of a user's own context rule: all of its module, or of the package that it is in. None for
+    other rules, whose code is part of ours."""
+    place = source_of(asdict(context))
+    return None if place is None else shards.digest_of_code(place).hex()
 
 
 def _reads_the_clock(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -183,21 +183,33 @@ def _state(checkpoint: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def remember_data(folder: Path, fingerprint: str, sources: str = "the data") -> None:
-    """Write down what conversations a run trains, and refuse to go on with others. sources: what they came from."""
-    if trained_fingerprint(folder) not in (None, fingerprint):
-        raise ValueError(
-            f"resume={folder}: the conversations are not those that this run began with (has {sources} changed?), so "
-            f"it would not be the same training. Put the data back, or start a new run; with {folder / DATA} deleted, "
-            "the run goes on with what is there now"
+def remember_data(folder: Path, fingerprint: str, sources: str = "the data", rule: str | None = None) -> None:
+    """Write down what conversations a run trains, and refuse to go on with others. sources: what they came from; rule:
+    a hash of the user's own context rule, by which they are shown."""
+    found = _data_of(folder)
+    unlike = {key for key, value in (("fingerprint", fingerprint), ("rule", rule)) if found.get(key, value) != value}
+    if unlike:
+        what, changed, back = (
+            ("conversations are not those", sources, "the data")
+            if "fingerprint" in unlike
+            else ("code of context.rule is not that", "it", "the code")
         )
-    write_json(folder / DATA, {"fingerprint": fingerprint})
+        raise ValueError(
+            f"resume={folder}: the {what} that this run began with (has {changed} changed?), so it would not be the "
+            f"same training. Put {back} back, or start a new run; with {folder / DATA} deleted, the run goes on with "
+            "what is there now"
+        )
+    write_json(folder / DATA, {"fingerprint": fingerprint} | ({} if rule is None else {"rule": rule}))
 
 
 def trained_fingerprint(folder: Path) -> str | None:
     """`LoadedData.fingerprint` of the conversations that a run was trained on; None where it left none."""
+    return _data_of(folder).get("fingerprint")
+
+
+def _data_of(folder: Path) -> dict:
     path = folder / DATA
-    return json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_json(path: Path, value: dict) -> None:

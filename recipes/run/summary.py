@@ -98,6 +98,9 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
         lines.append(f"            read as {formats}")
     if config.data.kind is DataKind.mix:
         lines += [f"            {name}: {count}" for name, count in data.sources.items()]
+    if config.context.rule is not None:
+        said = ", ".join(f"{name}={value!r}" for name, value in config.context.arguments.items())
+        lines.append(f"            history as {config.context.rule}({said}) shows it")
     layout = config.duplication.layout
     computed = f"{rows.tokens_computed:,} tokens computed in layout {layout}, {rows.tokens_trained:,} trained"
     if rows.tokens_computed and rows.tokens_per_turn > rows.tokens_computed:

@@ -6,16 +6,17 @@ things make together. The numbers stand in digits in the results, in words in al
     system     Store 41503.
     user       Count the apples and the coins.
     assistant  (Next apples.) -> count {"thing": "apples"}
-    tool       apples 42
-    assistant  (apples 42. Next coins.) forty two apples. -> count {"thing": "coins"}
-    tool       coins 23
-    assistant  (coins 23.) twenty three coins.
+    tool       apples 4
+    assistant  (apples 4. Next coins.) apples four. -> count {"thing": "coins"}
+    tool       coins 7
+    assistant  (coins 7.) coins seven.
     user       Note all counts.
-    assistant  (apples coins.) forty two apples, twenty three coins.
-    user       What do the coins and the apples make together?
-    assistant  (Recall coins 23, apples 42. Add 23 + 42: 3 + 2 = 5, 2 + 4 = 6. Result 65.) That makes sixty five.
+    assistant  (apples coins.) apples four, coins seven.
+    user       Add the coins and the apples.
+    assistant  (Recall coins 7, apples 4. 7 + 4 = 11.) That makes 11.
 
-The harness (`conf/context/stocktaking.yaml`) clears results but the last, and behind the notes it shows nothing of what
+and so on with two more things, noted beside the first ones, and a last question, which decides whether the episode
+succeeded. The harness (`harness`) clears results but the last, and behind the notes it shows nothing of what
 was before them. So a question can be answered from right notes alone, by reading their words. A model that was trained
 on the whole history copies the digits of a result instead, which is not there any more.
 
@@ -33,6 +34,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flexmask import Conversation
+from flexmask.conversations.contexts import Messages, compact, keep_last_tool_results
 from recipes.sources.tutoring import ONES, Split
 
 THINGS = ("apples", "coins", "books", "shells", "stamps", "cards", "pens", "beads")
@@ -45,8 +47,8 @@ QUESTIONS = (
     "Add the {one} and the {other}.",
     "How many {one} and {other} are there together?",
 )
-INTRODUCTION, CLEARED, ERROR = "Notes so far:", "cleared", "error: "
-SHOWN = (INTRODUCTION, CLEARED, ERROR, "Tools:", "Call one with")  # what harness and chat template write
+INTRODUCTION, CLEARED = "Notes so far:", "cleared"
+HARNESS = (INTRODUCTION, CLEARED, "error:")  # the words of the harness and the environment
 TOOL = {
     "type": "function",
     "function": {
@@ -73,6 +75,13 @@ def endless(seed: int, split: Split) -> Iterator[dict]:
         number = 10_000 + rng.randrange(STORES)
         if (number % 7 == 0) == (split == "heldout"):
             yield {"messages": _episode(number, rng), "tools": [TOOL]}
+
+
+def harness(messages: Messages) -> Messages:
+    """The context rule of the episodes: notes in place of what they sum up, and of all results but the last a
+    placeholder."""
+    noted = compact(messages, instruction=NOTE_ALL, introduction=INTRODUCTION)
+    return keep_last_tool_results(noted, keep=1, placeholder=CLEARED)
 
 
 def counts_of(number: int) -> dict[str, int]:

@@ -169,7 +169,7 @@ def test_what_cannot_be_rendered_is_refused_by_name():
     calls = read_record({"calls": [{"prompt": [1], "completion": [10**6]}]}, "record")
     with pytest.raises(ValueError, match=r"record: call 0: token 1,000,000 is none of the tokenizer"):
         render_calls(calls, TOKENIZER)
-    with pytest.raises(ValueError, match="keep_thinking.* is for conversations, and this has calls"):
+    with pytest.raises(ValueError, match="keep_thinking.* is for conversations .*, and this has calls"):
         prepare_conversation(calls, TOKENIZER, layout="keep_thinking")
 
 

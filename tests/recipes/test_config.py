@@ -46,6 +46,7 @@ def needed(file: Path, tmp_path: Path) -> list[str]:
         "adapter/qlora": some_model,
         "data/jsonl": [f"data.path={local}"],
         "data/hub": ["data.hub_id=some/data"],
+        "context/compact": ["context.arguments.instruction=Sum up.", "context.arguments.introduction=So far:"],
         "data/mix": [f"data.sources={{a:{{path:{local}}}}}"],
     }.get(file.as_posix(), [])
 

@@ -47,7 +47,7 @@ class Counting:
 
 
 def act_out(monkeypatch, *replies, episode=EPISODE, **settings):
-    """What a model that gives these replies, one after the other, makes of the episode; and the prompts it was shown."""
+    """What a model that gives these replies in turn makes of the episode, and the prompts that it was shown."""
     left = iter(replies)
     script = Scripted(lambda prompt: next(left))
     settings = {"environment": Counting, **settings}

@@ -34,13 +34,13 @@ class AdapterKind(StrEnum):
 
 class DataKind(StrEnum):
     tutoring = "tutoring"  # generated, no download
-    stocktaking = "stocktaking"  # generated episodes with tool calls
+    parcels = "parcels"  # generated episodes with tool calls
     gsm8k_socratic = "gsm8k_socratic"
     records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
     mix = "mix"  # several of the others, in data.sources
 
 
-GENERATED = (DataKind.tutoring, DataKind.stocktaking)  # each the module of that name in recipes/sources
+GENERATED = (DataKind.tutoring, DataKind.parcels)  # each the module of that name in recipes/sources
 
 
 class ControlTokens(StrEnum):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from flexmask import Conversation
 from flexmask.conversations.reading import read_conversation
 from recipes.configuration.schema import DataKind
-from recipes.sources.stocktaking import Store
+from recipes.sources.parcels import Parcel
 
 # Messages with calls in a row, after which a harness gives up.
 MOST_CALLS = 10
@@ -26,7 +26,7 @@ class Environment(Protocol):
         """Whether the task is done, by the last answer of the model; the data's own text does not count."""
 
 
-OF_KIND: dict[DataKind, Callable[[Conversation], Environment]] = {DataKind.stocktaking: Store}
+OF_KIND: dict[DataKind, Callable[[Conversation], Environment]] = {DataKind.parcels: Parcel}
 
 
 def act(message: dict[str, Any], environment: Environment) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
-from recipes.sources import stocktaking, tutoring
+from recipes.sources import parcels, tutoring
 
 TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -91,7 +91,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer(words: str = "tutoring") -> PreTrainedTokenizerFast:
-    """The tokenizer of an embedded data set, "tutoring" or "stocktaking"; the same on every call and in every process.
+    """The tokenizer of an embedded data set, "tutoring" or "parcels"; the same on every call and in every process.
 
     `decode(encode(text)) == text` for any text. `<|im_end|>` is the end-of-sequence token, `<|endoftext|>` pads,
     `<think>` and `</think>` are added but not special (as in Qwen3), so they survive `skip_special_tokens`.
@@ -103,7 +103,7 @@ def build_tokenizer(words: str = "tutoring") -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pieces
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (PAD, START, END)])
-    tags = (THINK_OPEN, THINK_CLOSE, *(TOOL_TAGS if words == "stocktaking" else ()))
+    tags = (THINK_OPEN, THINK_CLOSE, *(TOOL_TAGS if words == "parcels" else ()))
     core.add_tokens([AddedToken(text, special=False, normalized=False) for text in tags])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -137,7 +137,7 @@ def _vocabulary(words: str) -> tuple[str, ...]:
 def _sample_texts(words: str) -> Iterator[str]:
     """Text that holds every word a dialogue can have, plus the template's own words."""
     yield "system\n\nuser\n\nassistant\n"
-    source = {"tutoring": tutoring, "stocktaking": stocktaking}[words]
+    source = {"tutoring": tutoring, "parcels": parcels}[words]
     for record in source.generate(400, seed=0, split="train"):
         for message in record["messages"]:
             yield message["content"]

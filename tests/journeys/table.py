@@ -58,6 +58,7 @@ TABLE = {
     'make train ARGS="duplication=per_turn seed=1 wandb=off"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn trainer.steps=300 seed=1"': How(args=TINY, leaves=RUN),
     'make train ARGS="experiment=short"': How(args=TINY, leaves=RUN),
+    'make train ARGS="experiment=parcels"': How(args=TINY, leaves=RUN, shows=("of episodes succeeded",)),
     # own data, own model
     f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune {OWN_FILE}"': How(
         replace=NO_HUB, args=FINETUNE, leaves=RUN
@@ -134,6 +135,9 @@ TABLE = {
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
     'make sweep ARGS="duplication=one_pass trainer.learning_rate=1e-3,3e-3 seed=0,1"': How(
         args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| learning_rate | seed |",)
+    ),
+    "make sweep SWEEP=context": How(
+        args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| layout | rule | seed | episodes succeeded |",)
     ),
     "make sweep SWEEP=search": How(
         args=f"{TINY} hydra.sweeper.n_trials=2",

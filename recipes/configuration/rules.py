@@ -123,6 +123,8 @@ def _model(model: ModelConfig) -> Iterator[str]:
         yield "model.tiny: has no value; give the sizes of the tiny model, as model=tiny does"
     if model.kind is ModelKind.hub and model.tiny is not None:
         yield "model.tiny: sizes are only for model=tiny; a model of the hub brings its own"
+    if model.tiny is not None and model.tiny.words not in GENERATED:
+        yield f"model.tiny.words={model.tiny.words}: must be a generated data set: {', '.join(GENERATED)}"
     if model.tiny is not None and model.tiny.kv_heads > 0 and model.tiny.heads % model.tiny.kv_heads:
         yield f"model.tiny.kv_heads={model.tiny.kv_heads}: must divide model.tiny.heads={model.tiny.heads}"
     if model.chat_template is not None and not Path(model.chat_template).is_file():

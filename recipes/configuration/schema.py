@@ -274,8 +274,8 @@ class EvaluationConfig:
     matcher: str = "exact"  # when an answer is right: exact, number, contains, or a function's "package.module:name"
     max_new_tokens: int = 256  # a turn; a reply that is longer counts as wrong
     batch_size: int = 64  # conversations
-    # What the harness shows that the model is for, under which it is measured. null: as it was trained.
-    context: ContextConfig | None = None
+    # A ContextConfig: what the harness shows that the model is for, under which it is measured. null: as it is trained.
+    context: Any = None
 
 
 @dataclass

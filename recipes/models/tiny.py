@@ -143,9 +143,6 @@ def _sample_texts(words: str) -> Iterator[str]:
             yield message["content"]
             yield message.get("reasoning_content", "")
             yield from (json.dumps(call["function"]) for call in message.get("tool_calls", ()))
-        if "tools" in record:
-            yield 'Tools:\nCall one with {"name": ..., "arguments": ...}'
-            yield from map(json.dumps, record["tools"])
     yield from getattr(source, "HARNESS", ())
 
 

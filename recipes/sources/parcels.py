@@ -3,7 +3,7 @@
 A clerk looks up what is known of a parcel with a tool, writes down at times all that is known, and is asked for labels
 of codes. Results give codes, and the clerk says in words what they mean:
 
-    system     Parcel 41503.
+    system     Parcel 4153.
     user       Find the colour and the town.
     assistant  (Next colour.) -> look {"field": "colour"}
     tool       code BLU
@@ -12,10 +12,10 @@ of codes. Results give codes, and the clerk says in words what they mean:
     assistant  (code OSL.) It is Oslo.
     user       Note all facts.
     assistant  (colour town.) colour blue, town Oslo.
-    user       Write the label of town and colour.
+    user       Write the label of town colour.
     assistant  (Recall Oslo blue.) Label OSL BLU.
 
-and so on with two more fields, noted beside the first ones, and a last label, which decides whether the episode
+and so on with two more fields, noted beside the first ones. The last label, of all four, decides whether the episode
 succeeded. The harness (`harness`) clears results but the last, and behind notes it shows nothing of what was before
 them. So a label can be written from right notes alone, by turning words into codes. A model that was trained on the
 whole history copies the codes of results instead, which are not there any more.
@@ -44,20 +44,15 @@ FIELDS = {
     "month": ("March", "April", "May", "June", "July", "August", "October", "November"),
     "goods": ("apples", "coins", "books", "shells", "stamps", "cards", "pens", "toys"),
 }
-PARCELS = 90_000
 ORDERS = ("Find the {one} and the {other}.", "Look up {one} and {other}.")
 NOTE_ALL = "Note all facts."
-QUESTIONS = ("Write the label of {one} and {other}.", "Which label have {one} and {other}?")
+QUESTIONS = ("Write the label of {fields}.", "Which label have {fields}?")
 INTRODUCTION, CLEARED = "Notes so far:", "cleared"
 HARNESS = (INTRODUCTION, CLEARED, "error:")  # the words of the harness and the environment
-TOOL = {
-    "type": "function",
-    "function": {"name": "look", "parameters": {"type": "object", "properties": {"field": {"type": "string"}}}},
-}
 
 
 def generate(count: int, seed: int, split: Split) -> list[dict]:
-    """`count` records `{"messages": [...], "tools": [...]}`; the same for the same arguments in every process.
+    """`count` records `{"messages": [...]}`; the same for the same arguments in every process.
 
     No parcel of one split is one of the other, whatever the seeds. Raises ValueError for a split that does not exist.
     """
@@ -70,9 +65,9 @@ def endless(seed: int, split: Split) -> Iterator[dict]:
         raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
     rng = random.Random(f"{split}/{seed}")
     while True:
-        number = 10_000 + rng.randrange(PARCELS)
+        number = rng.randrange(1000, 10_000)
         if (number % 7 == 0) == (split == "heldout"):
-            yield {"messages": _episode(number, rng), "tools": [TOOL]}
+            yield {"messages": _episode(number, rng)}
 
 
 def harness(messages: Messages) -> Messages:
@@ -100,7 +95,7 @@ def _episode(number: int, rng: random.Random) -> list[dict]:
         known += some
         notes = ", ".join(f"{field} {facts[field]}" for field in known)
         messages += [_user(NOTE_ALL), _assistant(f"{' '.join(known)}.", f"{notes}.")]
-        messages += _labelled(rng.sample(known, 2), facts, rng)
+        messages += _labelled(rng.sample(known, len(known)), facts, rng)
     return messages
 
 
@@ -117,9 +112,9 @@ def _found(fields: list[str], facts: dict[str, str], rng: random.Random) -> Iter
     yield _assistant(thought.strip(), said)
 
 
-def _labelled(pair: list[str], facts: dict[str, str], rng: random.Random) -> list[dict]:
-    words = [facts[field] for field in pair]
-    question = rng.choice(QUESTIONS).format(one=pair[0], other=pair[1])
+def _labelled(fields: list[str], facts: dict[str, str], rng: random.Random) -> list[dict]:
+    words = [facts[field] for field in fields]
+    question = rng.choice(QUESTIONS).format(fields=" ".join(fields))
     label = " ".join(map(code, words))
     return [_user(question), _assistant(f"Recall {' '.join(words)}.", f"Label {label}.")]
 

@@ -172,7 +172,7 @@ def test_sources_of_a_mix():
             "experiment=shrt",
             "experiment=shrt: no such choice; did you mean short?",
         ),  # an optional group would be ignored without a word
-        ("sweep=nope", "sweep=nope: no such choice; There are layouts"),
+        ("sweep=nope", "sweep=nope: no such choice; There are context, layouts"),
         ("trainer=null_and_void", "trainer=null_and_void: no such choice"),
     ],
 )
@@ -230,6 +230,9 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         (["model.from_scratch=false"], "model.from_scratch=false"),
         (["model.tiny=null"], "model.tiny: has no value"),
         (["model.tiny.kv_heads=3"], "model.tiny.kv_heads=3: must divide model.tiny.heads=4"),
+        (["model.tiny.words=mix"], "model.tiny.words=mix: must be a generated data set: tutoring, parcels"),
+        (["evaluation.context={roule: compact}"], "evaluation.context: Key 'roule' not in 'ContextConfig'"),
+        (["evaluation.context={rule: keep}"], "evaluation.context.rule=keep: no such rule; choose"),
         (["model.chat_template=none.jinja"], "model.chat_template=none.jinja: no such file"),
         (["data=jsonl"], "data.path: has no value"),
         (["data=gsm8k_socratic", "data.path=none.jsonl"], "data.path=none.jsonl: no such file"),

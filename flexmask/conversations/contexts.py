@@ -93,7 +93,7 @@ def compact(messages: Messages, *, instruction: str, introduction: str, keep_fir
     at = asked[-1]
     summary = messages[at + 1]["content"]
     if not summary.strip():
-        raise ValueError(f"message {at + 1} is to be a summary and has no text")
+        raise ValueError(f"message {at + 1} is to be a summary and has no text; give one")
     start = next(i for i, one in enumerate(messages) if one["role"] not in ("system", "developer"))
     head = messages[: min(start + keep_first, at)]
     return [*head, {"role": "user", "content": f"{introduction}\n\n{summary}"}, *messages[at + 2 :]]
@@ -228,10 +228,10 @@ def shown_by(rule: Rule, messages: Messages, where: str, shown: Messages = (), *
     Raises ValueError, beginning with `where`, when the rule raises or returns what are no messages.
     """
     where = f"{where}: {name_of(rule)}"
-    given = {"shown": shown, **able}
-    asked = {key: given[key] for key in GIVEN if key in given and key in inspect.signature(rule).parameters}
+    _, *parameters = inspect.signature(rule).parameters
+    given = {key: value for key, value in {"shown": shown, **able}.items() if key in parameters}
     try:
-        found = rule(messages, **asked)
+        found = rule(messages, **given)
     except Exception as error:  # a user's rule may raise anything
         said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{where}: {said}") from error
@@ -242,7 +242,9 @@ def shown_by(rule: Rule, messages: Messages, where: str, shown: Messages = (), *
         if id(one) not in known:
             check_message(one, f"{where}: message {number} of what it shows")
     if found[0]["role"] == "assistant":
-        raise ValueError(f"{where}: what it shows begins with an assistant message, which nothing asks for")
+        raise ValueError(
+            f"{where}: what it shows begins with an assistant message; put what asks for it in front"
+        )
     return tuple(found)
 
 

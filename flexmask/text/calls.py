@@ -16,7 +16,14 @@ from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.model_calls import Call, Calls
 from flexmask.conversations.thinking import KNOWN
 from flexmask.text.control_tokens import guard_control_tokens, special_ids
-from flexmask.text.rendering import Pass, RenderedConversation, Role, render_conversation, select_turns
+from flexmask.text.rendering import (
+    Pass,
+    RenderedConversation,
+    Renderer,
+    Role,
+    in_words_of_the_record,
+    select_turns,
+)
 from flexmask.text.template import ChatTemplate
 from flexmask.text.tokenization import TextTokenizer, TokenizedText
 
@@ -24,32 +31,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@in_words_of_the_record()
 def render_calls(
     calls: Calls, tokenizer: PreTrainedTokenizerBase, *, turns: str = "all", **settings: Any
 ) -> RenderedConversation:
-    """The pass of each call that is trained; `turns` selects calls, `settings` are those of `render_conversation`.
+    """The pass of each call that is trained; `turns` selects calls, `settings` are those of `Renderer`.
 
     Token ids are the pass as they are: of those that the model gave, the ones up to the token that closes its thought,
     where the tokenizer has one, are thinking. Raises ValueError naming the call.
     """
-    passes, retokenized = [], 0
+    renderer, passes = Renderer(tokenizer, **settings), []
     selected = select_turns(turns, len(calls.calls))
-    if not (settings.get("thinking_weight", 1) or settings.get("answer_weight", 1)):
+    if not (renderer.thinking_weight or renderer.answer_weight):
         selected = set()  # as of a conversation
     for number, call in enumerate(calls.calls):
         if not call.weight or number not in selected:
             continue
         one = None
         if call.conversation is not None:
-            rendered = render_conversation(call.conversation, tokenizer, **settings)
-            retokenized += rendered.retokenized_texts
-            one = rendered.passes[0] if rendered.passes else None
+            one = next(iter(renderer.passes(call.conversation)), None)
         if call.completion_ids is not None:
             prompt = one.input_ids[: one.prompt_length] if one is not None else np.array(call.prompt_ids, np.int64)
             one = _of_ids(call, prompt, call.completion_ids, tokenizer, settings)
         if one is not None:
             passes.append(replace(one, name=calls.name, turn=number, loss_weights=one.loss_weights * call.weight))
-    return RenderedConversation(passes, retokenized)
+    renderer.check_shown()
+    return RenderedConversation(passes, renderer.retokenized_texts)
 
 
 def _of_ids(
@@ -138,7 +145,7 @@ class Prompts:
             advice = template.advice(lambda argument: not missing(argument))
             raise ValueError(
                 f"the chat template does not show the thinking of message {found[0]} ({thinking[:40]!r}) to this turn; "
-                f"{advice or 'under none of its arguments it does: give a template that does, or '}take another rule"
+                f"{advice or 'none of its arguments shows it: give a template that does, or '}take another rule"
             )
 
     @functools.cached_property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import numpy as np
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.thinking import AUTO
 from flexmask.text.control_tokens import CUT, ZERO_WIDTH_SPACE, guard_control_tokens, special_ids
-from flexmask.text.shown import left_out
+from flexmask.text.forms import Form
+from flexmask.text.shown import Seen, left_out
 from flexmask.text.template import ChatTemplate
 from flexmask.text.tokenization import TextTokenizer, TokenizedText
 from flexmask.text.turns import turn_texts
@@ -82,7 +84,7 @@ def render_passes(conversation: Conversation, tokenizer: PreTrainedTokenizerBase
 
 
 @contextlib.contextmanager
-def _in_words_of_the_record() -> Iterator[None]:
+def in_words_of_the_record() -> Iterator[None]:
     """Errors quote texts as the record has them, without the marks that stand in them here."""
     try:
         yield
@@ -92,26 +94,35 @@ def _in_words_of_the_record() -> Iterator[None]:
         raise
 
 
-@_in_words_of_the_record()
+@in_words_of_the_record()
 def render_conversation(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerBase,
     *,
     turns: str = "all",
-    thinking_weight: float = 1.0,
-    answer_weight: float = 1.0,
-    template_kwargs: dict[str, Any] | None = None,
-    thinking_format: str | None = AUTO,
-    control_tokens: str = "refuse",
-    not_shown: str = "error",
-    empty_thinking: str = "train",
-    date: datetime.date | None = None,
     untrained: bool = False,
+    **settings: Any,
 ) -> RenderedConversation:
     """Render every trained assistant turn of a conversation to its pass. Other turns are context only.
 
     turns: which assistant turns are trained: "all", an index or slice in Python's notation ("-1", "1:"), or
         several joined by commas ("0,2"). The `weight` of a message multiplies its loss.
+    untrained: render the other turns as well, with loss weights of 0.
+    settings: those of `Renderer`.
+
+    Raises ValueError as `Renderer` does.
+    """
+    renderer = Renderer(tokenizer, **settings)
+    passes = renderer.passes(conversation, turns, untrained)
+    renderer.check_shown()
+    return RenderedConversation(passes, renderer.retokenized_texts)
+
+
+@dataclass
+class Renderer:
+    """Renders the conversations of one record, each to its passes: one, or those of the calls of a model. What they
+    begin with in common is tokenized once, and what the template does is asked once.
+
     template_kwargs: passed to the chat template, for instance `{"enable_thinking": False}`.
     thinking_format: how thinking is generated where the template does not render it; `{thinking}` stands for the text.
         "auto" is the form that it shows beside calls, or a `<think>` block in front of the answer for a template that
@@ -125,57 +136,86 @@ def render_conversation(
     empty_thinking: whether a turn without thinking is to learn the empty block that it generates: "train", or "context"
         for a weight of 0.
     date: what a template that writes the current date shows; None is the day on which this process first asked.
-    untrained: render the other turns as well, with loss weights of 0.
 
-    Raises ValueError, naming the conversation and turn, when the template rejects the messages, goes on behind the
-    prompt otherwise than it writes the turn (with both texts where they part), has closed the thought of a turn that
-    thinks, when the thinking, the answer or a tool call cannot be found in what it writes, no end-of-turn token closes
-    it or that is not one token, message text contains control tokens, or the template leaves out what `not_shown` is
-    about.
+    `passes` raises ValueError, naming the conversation and turn, when the template rejects the messages, goes on behind
+    the prompt otherwise than it writes the turn (with both texts where they part), has closed the thought of a turn
+    that thinks, when the thinking, the answer or a tool call cannot be found in what it writes, no end-of-turn token
+    closes it or that is not one token, or message text contains control tokens; `check_shown` when the template leaves
+    out what `not_shown` is about.
     """
-    for name, given, choices in (
-        ("not_shown", not_shown, ("error", "warn")),
-        ("empty_thinking", empty_thinking, ("train", "context")),
-    ):
-        if given not in choices:
-            raise ValueError(f'{name}="{given}": write {" or ".join(map(repr, choices))}')
-    conversation = guard_control_tokens(conversation, tokenizer, control_tokens, CUT)
-    weight = [float(message.get("weight", 1)) for message in conversation.messages if message["role"] == "assistant"]
-    trained = {turn for turn in select_turns(turns, len(weight)) if weight[turn] and (thinking_weight or answer_weight)}
-    template = ChatTemplate(tokenizer, conversation, template_kwargs, date)
-    rendered = range(len(weight)) if untrained else trained
-    text_tokenizer, special = TextTokenizer(tokenizer), special_ids(tokenizer)
-    passes, known = [], None
-    for text in turn_texts(conversation, template, rendered, thinking_format):
-        scale = weight[text.turn] if text.turn in trained else 0.0
-        thinks = "reasoning_content" in conversation.messages[text.index] or empty_thinking == "train"
-        weights = (scale * thinking_weight * thinks, scale * answer_weight)
-        where = f"{conversation.name}: assistant turn {text.turn} (message {text.index})"
-        asked = text.prompt.replace(CUT, ZERO_WIDTH_SPACE)
-        prompt, generated, known = text_tokenizer.continuation(asked, text.generated.split(CUT), known, where)
-        if not len(prompt):
-            raise ValueError(f"{where}: the prompt renders to no tokens; give a template that opens assistant turns")
-        if int(generated.ids[-1]) not in special:
-            raise ValueError(
-                f"{where}: the end-of-turn token at the end of {text.generated[-40:]!r} is not tokenized as one token, "
-                "so the model would never learn to stop; add it to the tokenizer without single_word and normalized"
-            )
-        copies = _copy_spans(conversation.messages[: text.index], asked)
-        answer_start = len(asked) + len(text.generated[: text.answer_start].replace(CUT, ""))
-        passes.append(_pass(conversation.name, text.turn, prompt, generated, answer_start, copies, weights))
-    _check_shown(conversation, template, trained, not_shown)
-    return RenderedConversation(passes, text_tokenizer.retokenized_texts)
 
+    tokenizer: PreTrainedTokenizerBase
+    thinking_weight: float = 1.0
+    answer_weight: float = 1.0
+    template_kwargs: dict[str, Any] | None = None
+    thinking_format: str | None = AUTO
+    control_tokens: str = "refuse"
+    not_shown: str = "error"
+    empty_thinking: str = "train"
+    date: datetime.date | None = None
 
-def _check_shown(conversation: Conversation, template: ChatTemplate, trained: set[int], not_shown: str) -> None:
-    for kind, where in left_out(conversation, template, trained):
-        if not_shown == "error":
-            name = template.tokenizer.name_or_path or "this tokenizer"
-            raise ValueError(
-                f"{conversation.name}: the chat template of {name} shows {kind} to no turn that is trained ({where}); "
-                'remove it, give a template that shows it, or go on without it by not_shown="warn"'
+    def __post_init__(self) -> None:
+        for name, choices in (("not_shown", ("error", "warn")), ("empty_thinking", ("train", "context"))):
+            if (given := getattr(self, name)) not in choices:
+                raise ValueError(f'{name}="{given}": write {" or ".join(map(repr, choices))}')
+        self._texts = TextTokenizer(self.tokenizer)
+        self._known: TokenizedText | None = None
+        self._forms: dict[Any, dict[Any, Form]] = {}
+        self._seen: list[Seen] = []
+
+    @property
+    def retokenized_texts(self) -> int:
+        """As `TextTokenizer` counts them."""
+        return self._texts.retokenized_texts
+
+    def passes(self, conversation: Conversation, turns: str = "all", untrained: bool = False) -> list[Pass]:
+        """The passes of a conversation, as `render_conversation` says."""
+        conversation = guard_control_tokens(conversation, self.tokenizer, self.control_tokens, CUT)
+        assistant = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        weight = [float(conversation.messages[i].get("weight", 1)) for i in assistant]
+        weighs = bool(self.thinking_weight or self.answer_weight)
+        trained = {turn for turn in select_turns(turns, len(weight)) if weight[turn] and weighs}
+        template = ChatTemplate(self.tokenizer, conversation, self.template_kwargs, self.date)
+        if trained:
+            self._seen.append(Seen(conversation, template, [assistant[turn] for turn in sorted(trained)]))
+        alike = json.dumps([template.source, template.tools, template.kwargs], sort_keys=True, default=str)
+        forms = self._forms.setdefault(alike, {})
+        rendered, special = range(len(weight)) if untrained else trained, special_ids(self.tokenizer)
+        passes = []
+        for text in turn_texts(conversation, template, rendered, self.thinking_format, forms):
+            scale = weight[text.turn] if text.turn in trained else 0.0
+            thinks = "reasoning_content" in conversation.messages[text.index] or self.empty_thinking == "train"
+            weights = (scale * self.thinking_weight * thinks, scale * self.answer_weight)
+            where = f"{conversation.name}: assistant turn {text.turn} (message {text.index})"
+            asked = text.prompt.replace(CUT, ZERO_WIDTH_SPACE)
+            prompt, generated, self._known = self._texts.continuation(
+                asked, text.generated.split(CUT), self._known, where
             )
-        warnings.warn(f"the chat template shows {kind} to no turn that is trained", stacklevel=3)
+            if not len(prompt):
+                raise ValueError(
+                    f"{where}: the prompt renders to no tokens; give a template that opens assistant turns"
+                )
+            if int(generated.ids[-1]) not in special:
+                raise ValueError(
+                    f"{where}: the end-of-turn token at the end of {text.generated[-40:]!r} is not tokenized as one "
+                    "token, so the model would never learn to stop; add it to the tokenizer without single_word and "
+                    "normalized"
+                )
+            copies = _copy_spans(conversation.messages[: text.index], asked)
+            answer_start = len(asked) + len(text.generated[: text.answer_start].replace(CUT, ""))
+            passes.append(_pass(conversation.name, text.turn, prompt, generated, answer_start, copies, weights))
+        return passes
+
+    def check_shown(self) -> None:
+        """Refuse, or warn of, what the template shows to none of the turns that were rendered to be trained."""
+        for name, kind, where in left_out(self._seen):
+            if self.not_shown == "error":
+                raise ValueError(
+                    f"{name}: the chat template of {self.tokenizer.name_or_path or 'this tokenizer'} shows {kind} to "
+                    f"no turn that is trained ({where}); remove it, give a template that shows it, or go on without it "
+                    'by not_shown="warn"'
+                )
+            warnings.warn(f"the chat template shows {kind} to no turn that is trained", stacklevel=3)
 
 
 def _pass(

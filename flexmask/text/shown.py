@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.values import brief
@@ -21,48 +22,108 @@ from flexmask.text.leaves import NAME, PROBES, Place, places, probe, replaced
 from flexmask.text.shapes import unwritten_arguments, unwritten_of_tool, with_arguments
 from flexmask.text.template import ChatTemplate, RejectedError
 
-_ARGUMENTS = "the arguments of the tool calls of assistant messages"
+_CALLS = "the tool calls of assistant messages"
+_ARGUMENTS = f"the arguments of {_CALLS}"
 
 
-def left_out(conversation: Conversation, template: ChatTemplate, turns: Collection[int]) -> Iterator[tuple[str, str]]:
-    """What the template shows to none of the assistant turns `turns` and none of them generates: its kind, and where it
-    stands with how it begins."""
-    assistant = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-    trained = [assistant[turn] for turn in sorted(turns)]
-    if not trained:
-        return
-    probed = _Probed(conversation, set(trained))
-    messages = [template.read(message) for message in probed.messages]
-    missing = dict(probed.asked)
+class Seen(NamedTuple):
+    """A conversation, its template, and the indices of the assistant messages that are trained, at least one."""
+
+    conversation: Conversation
+    template: ChatTemplate
+    trained: Sequence[int]
+
+
+class _Part(NamedTuple):
+    """A text of the message `at` (-1: of a tool); `before`: how many of the same kind and text stand in front of it."""
+
+    at: int
+    kind: str
+    text: str
+    before: int
+
+    @property
+    def said(self) -> tuple[str, str, int]:
+        """What is the same in two calls whose histories begin alike, wherever a harness shows it."""
+        return self.kind, self.text, self.before
+
+
+def left_out(seen: Sequence[Seen]) -> Iterator[tuple[str, str, str]]:
+    """What the template shows to no turn that is trained and none of them generates: in which conversation, its kind,
+    and where it stands with how it begins.
+
+    seen: one conversation, or those of the calls of a record. What several of them hold is left out where the template
+    shows it in none.
+    """
+    shown: set[tuple[str, str, int]] = set()
+    missing: list[tuple[str, _Part]] = []
+    for one in reversed(seen):  # late calls show most of what early ones do
+        probed = _Probed(one.conversation, set(one.trained))
+        asked = {probe: part for probe, part in probed.asked.items() if part.said not in shown}
+        lost = _not_found(one, probed, asked)
+        shown |= {part.said for probe, part in asked.items() if probe not in lost}
+        shown |= {part.said for part in probed.generated}
+        missing[:0] = [(one.conversation.name, part) for part in lost.values()]
+    for name, part in missing:
+        if part.said not in shown:
+            yield name, part.kind, f"message {part.at}, {part.text[:60]!r}" if part.at >= 0 else repr(part.text[:60])
+    told = {_as_json(one.conversation.messages[at].get("tool_calls")) for one in seen for at in one.trained}
+    for one in seen:
+        for kind, where in _left_out_beside_texts(one, told):
+            yield one.conversation.name, kind, where
+
+
+def _not_found(seen: Seen, probed: _Probed, asked: dict[str, _Part]) -> dict[str, _Part]:
+    """Which texts, by their probes, are in no prompt of a trained turn of one conversation."""
+    conversation, template, trained = seen
+    messages: list[dict[str, Any]] | None = None
     last = trained[-1]
     # Most stands in the prompt of the last turn; what that leaves out may stand in the first one behind it. The name of
     # whoever speaks last stands in no prompt, but maybe in what is generated.
     for index in [last, *([last + 1] if "name" in conversation.messages[last] else []), *trained[:-1]]:
-        if not any(at < index for at, _, _ in missing.values()):
+        if not any(part.at < index for part in asked.values()):
             continue
+        messages = messages or [template.read(message) for message in probed.messages]
         where, asks = conversation.name, index <= last
         try:
             prompt = template.render(messages[:index], where, add_generation_prompt=asks, tools=probed.tools)
             found = set(PROBES.findall(prompt))
         except RejectedError:  # of the probes; the texts themselves may also stand elsewhere by chance
             prompt = template.render(template.messages[:index], where, add_generation_prompt=asks)
-            found = {probe for probe, (_, _, text) in missing.items() if text.strip() in prompt}
-        missing = {probe: what for probe, what in missing.items() if probe not in found}
-    for at, kind, text in missing.values():
-        if at <= last:
-            yield kind, f"message {at}, {text[:60]!r}" if at >= 0 else repr(text[:60])
-    for at in assistant[: assistant.index(last)]:
-        message = conversation.messages[at]
-        if at not in trained and "tool_calls" in message:
-            forms = Forms(template, template.messages[:at], conversation.name, False, {})
-            for name, place, value in unwritten_arguments(forms, message, message["tool_calls"]):
-                yield _ARGUMENTS, f"message {at}, {name}: {_path(place)}: {brief(value, 60)}"
-    yield from _left_out_of_tools(conversation, template, last)
-    for name, value in template.kwargs.items():
-        if name not in template.variables:
-            yield f"the template argument {name!r}", repr(value)
-    if conversation.thinks is not None and template.switch is None:
+            found = {probe for probe, part in asked.items() if part.text.strip() in prompt}
+        asked = {probe: part for probe, part in asked.items() if probe not in found}
+    return {probe: part for probe, part in asked.items() if part.at <= last}
+
+
+def _left_out_beside_texts(seen: Seen, told: set[str]) -> Iterator[tuple[str, str]]:
+    """What is left out of arguments of calls, tools, and arguments of the template. told: what was asked for already,
+    as JSON."""
+    conversation, template, trained = seen
+    for at, message in enumerate(conversation.messages[: trained[-1]]):
+        if at in trained or not _is_new(message.get("tool_calls"), told):
+            continue
+        forms = Forms(template, template.messages[:at], conversation.name, False, {})
+        for name, place, value in unwritten_arguments(forms, message, message["tool_calls"]):
+            yield _ARGUMENTS, f"message {at}, {name}: {_path(place)}: {brief(value, 60)}"
+    if _is_new((conversation.tools, template.kwargs), told):
+        yield from _left_out_of_tools(conversation, template, trained[-1])
+        for name, value in template.kwargs.items():
+            if name not in template.variables:
+                yield f"the template argument {name!r}", repr(value)
+    if conversation.thinks is not None and template.switch is None and _is_new(("thinks", conversation.thinks), told):
         yield "the switch of thinking", "on" if conversation.thinks else "off"
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _is_new(value: Any, told: set[str]) -> bool:
+    """Whether a value is asked for first."""
+    if (key := _as_json(value)) in told or value is None:
+        return False
+    told.add(key)
+    return True
 
 
 def _left_out_of_tools(conversation: Conversation, template: ChatTemplate, last: int) -> Iterator[tuple[str, str]]:
@@ -154,26 +215,40 @@ def check_arguments_shown(
 class _Probed:
     """The messages and tools of a conversation with probes in place of their texts.
 
-    asked: by probe, the message in which it stands (-1: a tool), what it is, and the text that it stands for.
+    asked: the text that each probe stands for. generated: those of the messages `generated`, which stay as they are.
     """
 
     def __init__(self, conversation: Conversation, generated: Collection[int]) -> None:
-        self.asked: dict[str, tuple[int, str, str]] = {}
+        self.asked: dict[str, _Part] = {}
+        self.generated: list[_Part] = []
+        self._times: Counter[tuple[str, str]] = Counter()
         self._names: dict[str, str] = {}
         self.messages = [self._message(i, message, i in generated) for i, message in enumerate(conversation.messages)]
         self.tools = [self._tool(tool) for tool in conversation.tools] if conversation.tools else None
 
+    def _part(self, at: int, kind: str, value: Any) -> _Part:
+        text = str(value)
+        self._times[kind, text] += 1
+        return _Part(at, kind, text, self._times[kind, text] - 1)
+
     def _probe(self, at: int, kind: str, value: Any) -> Any:
         if (one := probe(value, len(self.asked))) is None:
             return value
-        self.asked[str(one).partition(".")[0]] = at, kind, str(value)
+        self.asked[str(one).partition(".")[0]] = self._part(at, kind, value)
         return one
 
     def _message(self, at: int, message: Mapping[str, Any], generated: bool) -> dict[str, Any]:
         role, probed = message["role"], dict(message)
         beside = " beside tool calls" if message.get("tool_calls") else ""
-        if not generated:
-            probed["content"] = self._probe(at, f"the text of {role} messages{beside}", message["content"])
+        content = f"the text of {role} messages{beside}"
+        if generated:
+            self.generated.append(self._part(at, content, message["content"]))
+            for call in message.get("tool_calls", ()):
+                self.generated.append(self._part(at, _CALLS, call["function"]["name"]))
+                told = [value for place, value in places(call["function"]["arguments"]) if place[-1:] != (NAME,)]
+                self.generated += [self._part(at, _ARGUMENTS, value) for value in told]
+        else:
+            probed["content"] = self._probe(at, content, message["content"])
             if "tool_calls" in message:
                 probed["tool_calls"] = [self._call(at, call) for call in message["tool_calls"]]
         if "name" in message and role == "tool":
@@ -183,7 +258,7 @@ class _Probed:
         return probed
 
     def _call(self, at: int, call: dict[str, Any]) -> dict[str, Any]:
-        named = self._named(call, at, "the tool calls of assistant messages")
+        named = self._named(call, at, _CALLS)
         given = call["function"]["arguments"]
         told = {place: self._probe(at, _ARGUMENTS, value) for place, value in places(given) if place[-1:] != (NAME,)}
         return with_arguments(named, replaced(given, told))

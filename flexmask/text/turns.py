@@ -54,9 +54,14 @@ class TurnText:
 
 
 def turn_texts(
-    conversation: Conversation, template: ChatTemplate, turns: Collection[int], thinking_format: str | None = AUTO
+    conversation: Conversation,
+    template: ChatTemplate,
+    turns: Collection[int],
+    thinking_format: str | None = AUTO,
+    known: dict[Any, Form] | None = None,
 ) -> list[TurnText]:
-    """The texts of the assistant turns `turns`, in order. A turn that is not among them is context only.
+    """The texts of the assistant turns `turns`, in order. A turn that is not among them is context only. known: forms
+    under the same template with the same tools and arguments, which save work; more are added.
 
     Raises ValueError as `render_conversation` says.
     """
@@ -65,7 +70,7 @@ def turn_texts(
             f'thinking_format={thinking_format!r}: must hold {{thinking}} once, or be "auto" or None (null)'
         )
     assistant = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-    known: dict[Any, Form] = {}
+    known = {} if known is None else known
     texts = []
     for turn, index in enumerate(assistant):
         if turn in turns:

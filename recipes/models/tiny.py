@@ -63,7 +63,7 @@ CHAT_TEMPLATE = """\
       {%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
     {%- endif -%}
     {{- '<|im_start|>assistant\\n' -}}
-    {%- if loop.index0 > scan.question and (loop.last or thinking) -%}
+    {%- if (preserve_thinking and thinking) or (loop.index0 > scan.question and (loop.last or thinking)) -%}
       {{- '<think>\\n' + thinking.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') -}}
     {%- else -%}
       {{- content -}}

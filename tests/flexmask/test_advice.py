@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import re
 import traceback
 import warnings
@@ -15,7 +16,8 @@ from transformers import PreTrainedTokenizerFast, PythonBackend
 
 import flexmask.text
 from flexmask import Conversation, read_record
-from flexmask.text.calls import render_calls
+from flexmask.conversations.contexts import RULES
+from flexmask.text.calls import calls_under, render_calls
 from flexmask.text.rendering import render_conversation
 
 ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\nOPENING{% endif %}"
@@ -78,6 +80,19 @@ class OfCalls(Case):
         ids = tokenizer("a").input_ids + self.more.get("ids", [])
         record = {"calls": [{"prompt": [user("q")], "completion": ids}]}
         return render_calls(read_record(record, "data.jsonl:7"), tokenizer).passes
+
+
+class UnderARule(Case):
+    """A context rule by which the thinking of the turn before stays."""
+
+    def render(self):
+        tokenizer = self.tokenizer or template_tokenizer(self.template)
+        conversation = Conversation("data.jsonl:7", self.messages, **self.more)
+        rule = functools.partial(RULES["keep_thinking_of_last"], keep=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            calls = calls_under(rule, conversation, tokenizer, **self.settings)
+            return render_calls(calls, tokenizer, **self.settings).passes
 
 
 def with_token(template=PLAIN, token="END", normalizer=None, **flags):
@@ -234,6 +249,12 @@ CASES = {
     "a prompt that depends on the question": (
         Case("generation prompt is not a prefix", 'make the turn context with "weight": 0', TALK[:2], ASKS),
         dict(messages=(user("q"), assistant("a", weight=0), *TALK[2:])), dict(template=PLAIN)),
+    "thinking that is to stay": (
+        UnderARule("does not show the thinking of message 1 ('two')", 'set template_kwargs={"keep": true}, or',
+                   (*THINKS, user("r"), assistant("b")), DROPPED.replace("if m.reasoning_content and keep",
+                   "if m.reasoning_content and (keep or loop.last)")),
+        dict(settings={"template_kwargs": {"keep": True}}), dict(template=SHOWN.replace(" and loop.last", "")),
+        dict(messages=TALK)),
     "another prompt": (
         Case("generation prompt is not a prefix", 'make the turn context with "weight": 0', template=OTHER_START),
         dict(messages=(user("q"), assistant("a", weight=0))), dict(template=PLAIN)),

@@ -11,7 +11,8 @@ import pytest
 from records import FLAT, LUND, LUND_TEXT, OSLO, PARAMETERS, SCHEMA, assistant, system, turns, user
 
 import flexmask.conversations
-from flexmask import Calls, read_record
+from flexmask import Calls, calls_of, load_rule, read_record
+from flexmask.conversations.contexts import source_of
 from flexmask.conversations.conversation import Conversation
 
 HOME = Path(flexmask.conversations.__file__).parent
@@ -53,12 +54,24 @@ def nested(depth):
     return value
 
 
+def under(context, *messages):
+    """The calls of messages under a rule."""
+    return lambda: calls_of(made(*(messages or (user(), assistant(), user(), assistant())))(), load_rule(context))
+
+
+def own(returned):
+    """A rule of a user's own, that returns this."""
+    return lambda: calls_of(made(user(), assistant(), user(), assistant())(), lambda messages: returned(messages))
+
+
 IDS, ASKED, ANSWERED = of_call(prompt=[1], completion=[2]), [user()], {"role": "assistant", "content": "a"}
 ONE_CALL = of_call(prompt=ASKED, completion=ANSWERED)
 TEXT, THOUGHT = {"type": "text", "text": "a"}, {"type": "thinking", "thinking": "t"}
 USE = {"type": "tool_use", "name": "f", "input": {}}
 CALL, OUTPUT = {"type": "function_call", "name": "f"}, {"type": "function_call_output", "output": "7"}
 GOOD = chat(assistant())
+SEES_LAST = {"rule": "last_observations", "arguments": {"keep": 0}}
+SUMS_UP = {"rule": "compact", "arguments": {"instruction": "sum up", "introduction": "So far:"}}
 THINKS = chat(assistant("a", "t"))
 CHANNEL = "<|channel|>analysis<|message|>t<|end|><|start|>assistant<|channel|>final<|message|>a<|return|>"
 TAGGED = f"<tools>{json.dumps([FLAT])}</tools>"
@@ -289,6 +302,33 @@ CASES = [
     (of_call(prompt=ASKED, completion="a"), "'completion' is 'a' .*; give an assistant message, or token", ONE_CALL),
     (of_call(prompt=ASKED, completion=user()), "has the role 'user'; give an assistant message", ONE_CALL),
     (of_call(prompt=[user(), ANSWERED], completion=ANSWERED), "ends with an assistant message.* answer as", ONE_CALL),
+    # ---- context rules ----
+    (under("compact"), "context has 'compact' .*; give {'rule': ..., 'arguments': {...}}", under(SEES_LAST)),
+    (under({"rules": "last_observations"}), "context has the key 'rules'; give {'rule': ..., ", under(SEES_LAST)),
+    (under({"arguments": {"keep": 1}}), "arguments={'keep': 1}: there is no rule to take them; give one",
+     under(SEES_LAST)),
+    (under({"rule": "last_observation"}), "rule=last_observation: no such rule; choose .* last_observations",
+     under(SEES_LAST)),
+    (under({"rule": "no_such:rule"}), "rule=no_such:rule: cannot be imported .*; give the import path",
+     under({"rule": "copy:copy"})),
+    (under({"rule": "copy:Error.mro"}), "rule=copy:Error.mro: is no function of messages",
+     under({"rule": "copy:copy"})),
+    (under({"rule": "last_observations", "arguments": {"keeps": 1}}), "arguments.keeps=1: .*; it has keep, placeholder",
+     under(SEES_LAST)),
+    (under({"rule": "last_observations", "arguments": {"keep": "1"}}), "arguments.keep=1: must be of the type int",
+     under(SEES_LAST)),
+    (under({"rule": "last_observations", "arguments": {"keep": -1}}), "arguments.keep=-1: must be 0 or more",
+     under(SEES_LAST)),
+    (under({"rule": "last_observations"}), "arguments.keep: has no value; rule=last_observations needs it",
+     under(SEES_LAST)),
+    (under(SUMS_UP, user("sum up"), assistant(" "), user(), assistant()), "message 1 is to be a summary .*; give one",
+     under(SUMS_UP, user("sum up"), assistant("all of it"), user(), assistant())),
+    (own(lambda messages: messages[9]), "<lambda>: IndexError", own(lambda messages: messages[-1:])),
+    (own(lambda messages: None), "<lambda>: returned None.*; return the messages that are shown, as a list",
+     own(lambda messages: list(messages[-1:]))),
+    (own(lambda messages: [assistant()]), "what it shows begins with an assistant .*; put what asks for it in front",
+     own(lambda messages: [user("x")])),
+    (lambda: source_of({"rule": "sys:intern"}), "rule=sys:intern: its code stands in no file; give a func", None),
 ]  # fmt: skip
 
 
@@ -307,11 +347,15 @@ def test_a_record_that_is_mended_as_its_error_says_is_read(record, error, repair
 
 
 def raised_at(record):
-    """The file and the line on which the error of a record is raised."""
+    """The files and lines on which the error of a record is raised, and those that it repeats."""
     with pytest.raises(ValueError) as raised:
         run(record)
-    inside = [one for one in traceback.extract_tb(raised.value.__traceback__) if HOME in Path(one.filename).parents]
-    return Path(inside[-1].filename), inside[-1].lineno
+    found, error = set(), raised.value
+    while error is not None:
+        inside = [one for one in traceback.extract_tb(error.__traceback__) if HOME in Path(one.filename).parents]
+        found |= {(Path(one.filename), one.lineno) for one in inside[-1:]}
+        error = error.__cause__
+    return found
 
 
 def raising_statements():
@@ -329,7 +373,7 @@ def raising_statements():
 
 def test_every_error_of_reading_has_a_case():
     """Breaks if an error is added without a record that is mended as it says."""
-    reached = {raised_at(record) for record, _, _ in CASES}
+    reached = {place for record, _, _ in CASES for place in raised_at(record)}
     missing = [
         f"{path.name}:{lines[0]} {text}"
         for path, lines, text in raising_statements()

@@ -4,7 +4,7 @@ A clerk looks up what is known of a parcel with a tool, writes down at times all
 of codes. Results give codes, and the clerk says in words what they mean:
 
     system     Parcel 4153.
-    user       Find the colour and the town.
+    user       Find colour and town.
     assistant  (Next colour.) -> look {"field": "colour"}
     tool       code BLU
     assistant  (code BLU. Next town.) It is blue. -> look {"field": "town"}
@@ -12,8 +12,8 @@ of codes. Results give codes, and the clerk says in words what they mean:
     assistant  (code OSL.) It is Oslo.
     user       Note all facts.
     assistant  (colour town.) colour blue, town Oslo.
-    user       Write the label of town colour.
-    assistant  (Recall Oslo blue.) Label OSL BLU.
+    user       Write the label.
+    assistant  (Recall blue Oslo.) Label BLU OSL.
 
 and so on with two more fields, noted beside the first ones. The last label, of all four, decides whether the episode
 succeeded. The harness (`harness`) clears results but the last, and behind notes it shows nothing of what was before
@@ -39,14 +39,14 @@ from recipes.sources.tutoring import Split
 
 # What a field may hold. A code is the beginning of a word, so no two words begin alike.
 FIELDS = {
-    "colour": ("red", "blue", "green", "white", "black", "brown", "pink", "yellow"),
-    "town": ("Oslo", "Lund", "Bergen", "Turku", "Visby", "Malmo", "Narvik", "Lahti"),
-    "month": ("March", "April", "May", "June", "July", "August", "October", "November"),
-    "goods": ("apples", "coins", "books", "shells", "stamps", "cards", "pens", "toys"),
+    "colour": ("red", "blue", "green", "white"),
+    "town": ("Oslo", "Lund", "Bergen", "Turku"),
+    "month": ("March", "April", "May", "June"),
+    "goods": ("apples", "coins", "books", "shells"),
 }
-ORDERS = ("Find the {one} and the {other}.", "Look up {one} and {other}.")
+ORDERS = ("Find {one} and {other}.", "Look {one} and {other} up.")
 NOTE_ALL = "Note all facts."
-QUESTIONS = ("Write the label of {fields}.", "Which label have {fields}?")
+QUESTIONS = ("Write the label.", "Now the label, please.")
 INTRODUCTION, CLEARED = "Notes so far:", "cleared"
 HARNESS = (INTRODUCTION, CLEARED, "error:")  # the words of the harness and the environment
 
@@ -88,14 +88,14 @@ def code(word: str) -> str:
 
 
 def _episode(number: int, rng: random.Random) -> list[dict]:
-    facts, fields = facts_of(number), rng.sample(list(FIELDS), len(FIELDS))
+    facts, fields = facts_of(number), list(FIELDS)
     messages, known = [{"role": "system", "content": f"Parcel {number}."}], []
     for some in (fields[:2], fields[2:]):
         messages += _found(some, facts, rng)
         known += some
         notes = ", ".join(f"{field} {facts[field]}" for field in known)
         messages += [_user(NOTE_ALL), _assistant(f"{' '.join(known)}.", f"{notes}.")]
-        messages += _labelled(rng.sample(known, len(known)), facts, rng)
+        messages += _labelled(known, facts, rng)
     return messages
 
 
@@ -114,9 +114,8 @@ def _found(fields: list[str], facts: dict[str, str], rng: random.Random) -> Iter
 
 def _labelled(fields: list[str], facts: dict[str, str], rng: random.Random) -> list[dict]:
     words = [facts[field] for field in fields]
-    question = rng.choice(QUESTIONS).format(fields=" ".join(fields))
     label = " ".join(map(code, words))
-    return [_user(question), _assistant(f"Recall {' '.join(words)}.", f"Label {label}.")]
+    return [_user(rng.choice(QUESTIONS)), _assistant(f"Recall {' '.join(words)}.", f"Label {label}.")]
 
 
 def _result(word: str) -> str:
@@ -140,8 +139,6 @@ class Parcel:
         if named is None:
             raise ValueError(f"{conversation.name}: message 0 is not 'Parcel <number>.', so nothing can be looked up")
         self.facts = facts_of(int(named[1]))
-        questions = [message["content"] for message in conversation.messages if message["role"] == "user"]
-        self.asked = [field for field in re.findall(r"[a-z]+", questions[-1]) if field in self.facts]
 
     def call(self, name: str, arguments: dict[str, Any]) -> str:
         """The result of a call. Raises ValueError for one that cannot be carried out."""
@@ -153,5 +150,5 @@ class Parcel:
         return _result(self.facts[fields[0]])
 
     def succeeded(self, answer: str) -> bool:
-        """Whether the last answer of an episode has the codes that its question asks for, in their order."""
-        return re.findall(r"\b[A-Z]{3}\b", answer) == [code(self.facts[field]) for field in self.asked]
+        """Whether the last answer of an episode is the whole label: the codes of all fields, in their order."""
+        return re.findall(r"\b[A-Z]{3}\b", answer) == list(map(code, self.facts.values()))

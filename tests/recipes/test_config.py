@@ -253,6 +253,14 @@ def test_an_empty_run_folder_is_refused():
         validate(replace(DEFAULT, output_dir=""))
 
 
+def test_a_model_is_measured_under_the_rule_that_it_was_trained_under_unless_told_otherwise():
+    assert compose(["context=parcels"]).deployed_context.rule == "recipes.sources.parcels:harness"
+    uncut = compose(["experiment=parcels_uncut"])
+    assert (uncut.context.rule, uncut.deployed_context.rule) == (None, "recipes.sources.parcels:harness")
+    given = compose(["evaluation.context={rule: keep_last_tool_results, arguments: {keep: 2}}"])
+    assert given.context.rule is None and given.deployed_context.arguments == {"keep": 2}
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         compose(["trainer.log_every=0", "model.tiny.heads=3", "duplication.pack_length=0"])

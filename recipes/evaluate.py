@@ -122,6 +122,11 @@ def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> Tra
         )
     if config.evaluation.conversations == 0:
         raise ConfigError("evaluation.conversations=0: nothing to evaluate; say how many, or null for all")
+    if config.evaluation.context is not None and any(key.startswith("context.") for key in given_keys(overrides)):
+        raise ConfigError(
+            "context.*: changes nothing of this run's evaluation, which is under evaluation.context; give "
+            "'evaluation.context={rule: ..., arguments: {...}}'"
+        )
     return config
 
 

@@ -8,8 +8,8 @@
 Takes the overrides of `recipes.train` and reads model, template and data as that does; no weights are loaded. Prepares
 all conversations, held out ones as well (training finds them in the cache), then prints: whether the model can be
 trained exactly, in how much memory by formula (`recipes.models.memory`), the totals of the data, one conversation's
-segments with who sees whom, and every warning of the run, beginning with the reasons why training would refuse to
-start.
+segments with who sees whom (of calls of a model, which call sees what, and what later ones see no longer), and every
+warning of the run, beginning with the reasons why training would refuse to start.
 """
 
 import argparse
@@ -17,37 +17,34 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask import Calls, Conversation, LaidOut, Row, align_end_of_turn, prepare_conversation
+from flexmask import Calls, Conversation, LaidOut, align_end_of_turn, prepare_conversation
 from flexmask.model.support import check_context, check_model
-from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS, Segment, pass_lengths, segments, visible_segments
+from flexmask.text.calls import calls_under
+from flexmask.tree.segments import pass_lengths
 from recipes.configuration.compose import compose
 from recipes.configuration.overrides import checked_overrides
+from recipes.configuration.rules import rule_of
 from recipes.configuration.schema import Layout, TrainConfig
 from recipes.evaluation.matchers import load_matcher
 from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
 from recipes.models.memory import in_gigabytes, memory
 from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
-from recipes.run.arguments import check_heldout, collator_of, in_one_process, training_arguments
+from recipes.run.arguments import check_answers, check_heldout, collator_of, in_one_process, training_arguments
 from recipes.run.summary import data_lines
 from recipes.sources.load import LoadedData, load_data
 from recipes.terminal.command import command, in_settings
+from recipes.terminal.rows import against_least, numbers, print_segments, table_of_calls
 
 T = TypeVar("T")
-MOST_SEGMENTS_IN_A_MATRIX = 40
-SHOWN_CHARACTERS = 70
 
 
 @command
@@ -89,6 +86,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
             of_data.append(f"note        {note}")
         _tried(refused, load_matcher, config.evaluation.matcher)
         _tried(refused, training_arguments, in_one_process(config), Path("unused"), True)
+        _tried(refused, check_answers, config, rows.items, heldout.items)
         _tried(refused, check_heldout, config.trainer, len(heldout.items))
     invalid = rows.invalid | heldout.invalid
     left_out = data.dropped | invalid
@@ -109,8 +107,9 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
             laid_out = prepare_conversation(
                 chosen, tokenizer, **settings_of(config.data, config.duplication, config.context)
             )
+            names = _names_of_calls(chosen, config, tokenizer)
         title = chosen.name + (", held out" if chosen in data.heldout else "")
-        _print_conversation(title, laid_out, tokenizer, full, console)
+        _print_conversation(title, laid_out, names, tokenizer, full, console)
     console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
     for note in notes:
         console.print(f"[yellow]![/] {escape(in_settings(note))}", soft_wrap=True)
@@ -205,112 +204,51 @@ def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) 
         if split:
             lines.append(
                 f"            {split:,} conversations are longer than a pack and are split; the parts repeat what they "
-                "share"
+                f"share: {against_least(prepared.tokens_computed, prepared.tokens_distinct)}"
             )
     return lines
 
 
+def _names_of_calls(
+    chosen: Conversation | Calls, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[str] | None:
+    """The calls of a record, or of a conversation under the context rule; None where the template alone shows it."""
+    rule = rule_of(config.context)
+    if rule is not None and isinstance(chosen, Conversation):
+        settings = settings_of(config.data, config.duplication)
+        prompts = {key: settings[key] for key in ("template_kwargs", "date", "control_tokens")}
+        chosen = calls_under(rule, chosen, tokenizer, **prompts)
+    if isinstance(chosen, Conversation):
+        return None
+    return [call.name.removeprefix(f"{chosen.name}: ") for call in chosen.calls]
+
+
 def _print_conversation(
-    title: str, laid_out: LaidOut, tokenizer: PreTrainedTokenizerBase, full: bool, console: Console
+    title: str,
+    laid_out: LaidOut,
+    names: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    full: bool,
+    console: Console,
 ) -> None:
+    """names: of its calls; None for the turns of a conversation, which have none."""
     console.rule(escape(title))
     if laid_out.dropped_turns:
         console.print(f"[red]left out, longer than a pack[/]: turns {', '.join(map(str, laid_out.dropped_turns))}")
     if not laid_out.rows:
         console.print("[red]nothing of it is trained[/]")
     for row in laid_out.rows:
-        parts = segments(row)
-        visible = visible_segments(row, parts)
-        texts = [_decoded(tokenizer, row, part) for part in parts]
+        what, lengths = "turns" if names is None else "calls", ", ".join(f"{n:,}" for n in pass_lengths(row))
         console.print(
-            f"turns {', '.join(map(str, row.turns))}: {len(row):,} tokens, {int((row.loss_weights > 0).sum()):,} "
-            f"trained; passes of {', '.join(f'{n:,}' for n in pass_lengths(row))} tokens"
+            f"{what} {numbers(row.turns)}: {len(row):,} tokens, {int((row.loss_weights > 0).sum()):,} trained; passes "
+            f"of {lengths} tokens"
         )
-        console.print(_table(parts, visible, texts, row))
-        if len(parts) <= MOST_SEGMENTS_IN_A_MATRIX:
-            console.print(_matrix(parts, visible), soft_wrap=True)
-        if full:
-            for i, (part, text) in enumerate(zip(parts, texts, strict=True)):
-                name, color = ROLE_LABELS[part.role], ROLE_COLORS[part.role]
-                console.print(Text(f"{i} {name}", style=f"bold {color}"))
-                console.print(Text(text, style=color), soft_wrap=True)
-
-
-def _table(parts: Sequence[Segment], visible: np.ndarray, texts: Sequence[str], row: Row) -> Table:
-    headings = ("", "segment", "turn", "tokens", "positions", "trained", "hidden from")
-    lines = [
-        (
-            str(i),
-            ROLE_LABELS[part.role],
-            "" if part.turn is None else str(part.turn),
-            f"{len(part):,}",
-            f"{part.position:,}-{part.position + len(part) - 1:,}",
-            _trained(part, row),
-            _numbers(j for j in range(i + 1, len(parts)) if not visible[j, i]),
-        )
-        for i, part in enumerate(parts)
-    ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading, *cells in zip(headings, *lines, strict=True):
-        # A narrow terminal cuts the text and nothing else.
-        width = max(map(len, (heading, *cells)))
-        table.add_column(heading, justify="right" if cells[0].isdecimal() else "left", no_wrap=True, min_width=width)
-    table.add_column("text")
-    for part, cells, text in zip(parts, lines, texts, strict=True):
-        color = ROLE_COLORS[part.role]
-        number, name, *more = cells
-        shown = Text(_shortened(text), style=color, no_wrap=True, overflow="ellipsis")
-        table.add_row(number, Text(name, style=color), *more, shown)
-    return table
-
-
-def _trained(part: Segment, row: Row) -> str:
-    """All, none or some of the tokens, and their weight where it is not 1."""
-    if not part.trained:
-        return "no"
-    weights = row.loss_weights[part.start : part.end]
-    values = sorted({f"{weight:g}" for weight in weights[weights > 0]})
-    amount = "all" if part.trained == len(part) else f"{part.trained:,} tokens"
-    return amount + (f" x {'/'.join(values)}" if values != ["1"] else "")
-
-
-def _matrix(parts: Sequence[Segment], visible: np.ndarray) -> Text:
-    """Who sees whom: a line a query segment, a column a key segment."""
-    width = len(str(len(parts) - 1)) + 1
-    text = Text(" " * 16 + "sees" + "".join(f"{i:>{width}}" for i in range(len(parts))) + "\n")
-    for i, part in enumerate(parts):
-        name, color = ROLE_LABELS[part.role], ROLE_COLORS[part.role]
-        text.append(f"{name:>14} {i:>4} ", style=color)
-        for j in range(len(parts)):
-            text.append(" " * (width - 1))
-            if visible[i, j]:
-                text.append("\u25a0", style=ROLE_COLORS[parts[j].role])
-            else:
-                text.append("\u00b7" if j <= i else " ", style="dim")
-        text.append("\n")
-    return text
-
-
-def _numbers(indices: Iterable[int]) -> str:
-    """Ascending numbers, consecutive ones as a range."""
-    runs: list[list[int]] = []
-    for i in indices:
-        if runs and runs[-1][1] == i - 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, row: Row, part: Segment) -> str:
-    ids = row.input_ids[part.start : part.end]
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _shortened(text: str) -> str:
-    line = text.replace("\n", "\u21b5")
-    half = SHOWN_CHARACTERS // 2
-    return line if len(line) <= SHOWN_CHARACTERS else f"{line[:half]} \u2026 {line[-half:]}"
+        if names is not None:
+            console.print(table_of_calls(row, names))
+        print_segments(row, tokenizer, full, console, of_calls=names is not None)
+    computed, least = sum(map(len, laid_out.rows)), laid_out.tokens_distinct
+    if len(laid_out.rows) > 1:
+        console.print(f"{len(laid_out.rows)} rows: {against_least(computed, least)}")
 
 
 if __name__ == "__main__":

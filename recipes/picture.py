@@ -4,11 +4,12 @@
     make picture ARGS="--sweep SWEEP_FOLDER --benchmark RUN"     after measuring again: with what these folders hold
 
     block_mask.png       who sees whom in a short conversation, and the blocks of a long one
+    context_<rule>.png   an episode of four calls under a context rule, each text a token: the row, and who sees whom
     state_branches.png   the order in which the state of layers that carry one runs through a conversation's tree
     layouts.png          the layouts compared, from a sweep (make sweep)
     speedup.png          one pass against packed per-turn training, from a benchmark (make bench)
 
-The first two need nothing but the embedded tokenizer. What the other two draw was measured: it is kept in data/ beside
+These need nothing but the embedded tokenizer. What the last two draw was measured: it is kept in data/ beside
 them, and replaced by --sweep and --benchmark.
 """
 
@@ -16,7 +17,9 @@ import argparse
 import functools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,6 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from flexmask import Conversation, OnePassCollator, Pack, Pass, Role, build_block_mask, lay_out, render_passes
+from flexmask.conversations.contexts import RULES, calls_of
 from flexmask.text.rendering import is_generated
 from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS, segments
 from flexmask.viz import plot_block_mask, plot_token_mask
@@ -45,6 +49,51 @@ SHORT = Conversation(
         {"role": "assistant", "content": "Tom has 72 apples.", "reasoning_content": "42+30\n4+3=7"},
     ),
 )
+EPISODE = (
+    {"role": "user", "content": "task"},
+    {"role": "assistant", "reasoning_content": "think 1", "content": "call 1"},
+    {"role": "tool", "content": "result 1"},
+    {"role": "assistant", "reasoning_content": "think 2", "content": "call 2"},
+    {"role": "tool", "content": "result 2"},
+)
+WITH_RESULTS = (
+    *EPISODE,
+    {"role": "assistant", "reasoning_content": "think 3", "content": "call 3"},
+    {"role": "tool", "content": "result 3"},
+    {"role": "assistant", "reasoning_content": "think 4", "content": "answer"},
+)
+SUMMED_UP = (
+    {"role": "system", "content": "system"},
+    *EPISODE,
+    {"role": "user", "content": "sum up"},
+    {"role": "assistant", "reasoning_content": "think 3", "content": "summary"},
+    {"role": "user", "content": "go on"},
+    {"role": "assistant", "reasoning_content": "think 4", "content": "answer"},
+)
+# The picture of each rule: its episode, its arguments, and what is to be seen.
+CONTEXTS: dict[str, tuple[Sequence[dict[str, str]], dict[str, Any], str]] = {
+    "keep_last_tool_results": (
+        WITH_RESULTS,
+        {"keep": 1, "placeholder": "cleared"},
+        "keep=1: each call sees the last result, and that older ones were cleared",
+    ),
+    "clear_tool_results": (
+        WITH_RESULTS,
+        {"threshold": 6, "keep": 1, "placeholder": "cleared"},
+        "threshold=6, keep=1: the third call sees both results, the fourth was too long",
+    ),
+    "last_observations": (
+        WITH_RESULTS,
+        {"keep": 2, "placeholder": "omitted"},
+        "keep=2: the last two observations stay",
+    ),
+    "compact": (
+        SUMMED_UP,
+        {"instruction": "sum up", "introduction": "so far:"},
+        "the summary is trained on all before it, and stands in its place behind it",
+    ),
+    "keep_thinking_of_last": (WITH_RESULTS, {"keep": 1}, "keep=1: the thinking of the call before stays"),
+}
 TURNS, QUESTION, THINKING, ANSWER = 8, 100, 400, 150  # the long conversation, lengths in tokens
 
 
@@ -57,6 +106,7 @@ def main(folder: Path, sweep: Path | None = None, benchmark: Path | None = None)
     if benchmark is not None:
         write_json(speedup, results_of_benchmark(benchmark))
     drawn = {"block_mask": draw_masks, "state_branches": draw_state_branches}
+    drawn |= {f"context_{name}": functools.partial(draw_context, name) for name in CONTEXTS}
     measured = {"layouts": (layouts, compare.plot, "--sweep"), "speedup": (speedup, plot_speedup, "--benchmark")}
     for name, (data, plot, option) in measured.items():
         if data.is_file():
@@ -128,6 +178,37 @@ def draw_state_branches() -> Figure:
     axes.invert_yaxis()
     axes.legend(handles=[Patch(color=ROLE_COLORS[role], label=ROLE_LABELS[role]) for role in Role], loc="upper right")
     return figure
+
+
+def draw_context(name: str) -> Figure:
+    """Each text is a token, with itself as its label. A prompt holds no thinking but where the rule keeps it."""
+    messages, arguments, title = CONTEXTS[name]
+    rule = functools.partial(RULES[name], **arguments)
+    calls = calls_of(Conversation("episode", tuple(messages)), rule, count=len, require_thinking=lambda shown: None)
+    labels: list[str] = []
+    passes = []
+    for number, call in enumerate(calls.calls):
+        assert call.conversation is not None  # of messages
+        *shown, answer = call.conversation.messages
+        pieces = [piece for message in shown for piece in _pieces(message, name == "keep_thinking_of_last")]
+        prompt_length = len(pieces)
+        pieces += [(answer["reasoning_content"], Role.THINKING), (answer["content"], Role.ANSWER)]
+        labels += [text for text, _ in pieces if text not in labels]
+        ids = np.array([labels.index(text) for text, _ in pieces])
+        roles = np.array([role for _, role in pieces], dtype=np.int8)
+        passes.append(Pass(name, number, prompt_length, ids, roles, is_generated(roles).astype(np.float32)))
+    pack = one_pack(passes, block_size=16)
+    figure, axes = plt.subplots(figsize=(7.5, 7.2), layout="compressed")
+    plot_token_mask(pack, axes, [labels[token] for token in pack.input_ids[0].tolist()])
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def _pieces(message: dict[str, Any], thinks: bool) -> list[tuple[str, Role]]:
+    """The texts of a message in a prompt, and what they are there."""
+    role = Role.COPY if message["role"] == "assistant" else Role.PROMPT
+    thought = [(message["reasoning_content"], role)] if thinks and "reasoning_content" in message else []
+    return [*thought, (message["content"].replace("\n\n", " "), role)]
 
 
 def one_pack(passes: list[Pass], block_size: int) -> Pack:

@@ -198,7 +198,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     from recipes.evaluation.matchers import load_matcher
     from recipes.models.load import load_model, load_tokenizer
     from recipes.preparation.rows import prepare, prepare_heldout
-    from recipes.run.arguments import check_heldout, quiet, training_arguments
+    from recipes.run.arguments import check_answers, check_heldout, quiet, training_arguments
     from recipes.run.summary import opening_lines
     from recipes.sources.load import load_data
 
@@ -220,6 +220,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
     heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model, config.deployed_context)
+    check_answers(config, rows.items, heldout.items)
     check_heldout(config.trainer, len(heldout.items), searching())
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)

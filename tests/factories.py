@@ -88,6 +88,39 @@ def random_passes(seed: int, turns: int | None = None, vocab: int = 60) -> list[
     return passes
 
 
+def random_candidates(seed: int, count: int, rewards, vocab: int = 40) -> list[Pass]:
+    """Passes of `count` rollouts behind one prompt, of one to three turns. Completions may begin alike, a later prompt
+    leaves out what was thought, and tokens weigh 0, 0.5 or 1: also where another rollout shares them."""
+    rng = random.Random(seed)
+    ids = lambda least, most: [rng.randrange(vocab) for _ in range(rng.randint(least, most))]  # noqa: E731
+    prompt, first, passes = ids(5, 30), (ids(4, 12), ids(3, 9)), []
+    for candidate in range(count):
+        history = list(prompt)
+        for turn in range(rng.randint(1, 3)):
+            thinking, answer = (ids(1, 12), ids(2, 9)) if turn else (list(one) for one in first)
+            if turn == 0:  # as the first candidate begins
+                kept = rng.randrange(len(thinking) + 1)
+                thinking = thinking[:kept] + (ids(1, 8) if candidate else thinking[kept:])
+            tokens = [*history, *thinking, *answer]
+            roles = [Role.PROMPT] * len(history) + [Role.THINKING] * len(thinking) + [Role.ANSWER] * len(answer)
+            weights = [0.0] * len(history) + [rng.choice((0.0, 0.5, 1.0, 1.0)) for _ in [*thinking, *answer]]
+            weights[-1] = 1.0
+            passes.append(
+                Pass(
+                    name=f"record {seed}",
+                    turn=len(passes),
+                    prompt_length=len(history),
+                    input_ids=np.array(tokens),
+                    roles=np.array(roles, dtype=np.int8),
+                    loss_weights=np.array(weights, dtype=np.float32),
+                    candidate=candidate,
+                    reward=rewards[candidate],
+                )
+            )
+            history += [*answer, *ids(1, 6)]
+    return passes
+
+
 def tiny_qwen3(vocab: int, dtype: torch.dtype, seed: int = 0) -> Qwen3ForCausalLM:
     config = Qwen3Config(
         vocab_size=vocab,

@@ -3,13 +3,14 @@
 import functools
 
 import torch
-from factories import chatml_tokenizer, random_conversation, tiny_qwen3
+from factories import chatml_tokenizer, random_candidates, random_conversation, tiny_qwen3
 from families import Family
 from stateful_families import BRANCHING
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainingArguments
 
-from flexmask import OnePassCollator, OnePassTrainer, prepare_conversation
+from flexmask import OnePassCollator, OnePassTrainer, lay_out, prepare_conversation
+from flexmask.objectives.preference import Preference
 
 VOCAB = len(chatml_tokenizer())
 CONVERSATIONS = [random_conversation(seed, turns=1 + seed % 5) for seed in range(24)]
@@ -24,6 +25,11 @@ def rows_in(layout, pack_length=1024):
 def _rows_in(layout, pack_length):
     tokenizer = chatml_tokenizer()
     return [prepare_conversation(c, tokenizer, layout=layout, pack_length=pack_length).rows for c in CONVERSATIONS]
+
+
+def pairs_in(layout, pack_length):
+    """Rows of records of a better and a worse answer; in packs of 96 tokens many are divided."""
+    return [lay_out(random_candidates(seed, 2, (seed % 3, 1.5)), layout, pack_length).rows for seed in range(24)]
 
 
 def tiny_hybrid(vocab, dtype):
@@ -49,6 +55,9 @@ ON_RANKS = {
     "sharded": SHARDED,
     "one pack in all": {"context_parallel": True},
     "one pack in all, sharded": {"context_parallel": True, "per_device_train_batch_size": 1} | SHARDED,
+    "preferences": {"preferences": "sigmoid"},
+    "preferences, divided": {"preferences": "ipo", "pack_length": 96, "per_device_train_batch_size": 5},
+    "preferences, sharded": {"preferences": "sigmoid_norm", "pack_length": 96} | SHARDED,
     "sharded hybrid": {"model": "hybrid", "per_device_train_batch_size": 2} | SHARDED,
 }
 
@@ -64,6 +73,7 @@ def make_trainer(
     heldout=None,
     stream=False,
     context_parallel=False,
+    preferences=None,
     **arguments,
 ):
     arguments = {
@@ -78,7 +88,9 @@ def make_trainer(
         "seed": 3,
         "logging_nan_inf_filter": False,
     } | arguments
-    rows = rows_in(layout, pack_length)
+    rows = rows_in(layout, pack_length) if preferences is None else pairs_in(layout, pack_length)
+    if preferences and heldout:
+        heldout = rows[:5]
     return OnePassTrainer(
         MODELS[model](VOCAB, dtype),
         TrainingArguments(output_dir=str(tmp_path), **arguments),
@@ -86,6 +98,7 @@ def make_trainer(
         train_dataset=Stream(rows) if stream else rows,
         eval_dataset=heldout,
         callbacks=callbacks,
+        objective=preferences and Preference(preferences, 0.5),
     )
 
 

@@ -242,9 +242,7 @@ def shown_by(rule: Rule, messages: Messages, where: str, shown: Messages = (), *
         if id(one) not in known:
             check_message(one, f"{where}: message {number} of what it shows")
     if found[0]["role"] == "assistant":
-        raise ValueError(
-            f"{where}: what it shows begins with an assistant message; put what asks for it in front"
-        )
+        raise ValueError(f"{where}: what it shows begins with an assistant message; put what asks for it in front")
     return tuple(found)
 
 
@@ -275,7 +273,11 @@ def calls_of(conversation: Conversation, rule: Rule, **able: Any) -> Calls:
     if not changed:
         warnings.warn(f"the context rule {name_of(rule)} changes nothing", stacklevel=2)
     return Calls(
-        conversation.name, tuple(calls), f"calls under {name_of(rule)}", conversation.unread, conversation.notes
+        conversation.name,
+        tuple(calls),
+        format=f"calls under {name_of(rule)}",
+        unread=conversation.unread,
+        notes=conversation.notes,
     )
 
 

@@ -38,7 +38,8 @@ class Call:
 
     conversation: the messages of the prompt with the answer behind them, the only one that has a weight; None where the
     prompt is `prompt_ids`. completion_ids: the answer as the model gave it, in place of that message. weight: by which
-    its loss is multiplied. name: with which errors about it begin, and what its chat is called.
+    its loss is multiplied. name: with which errors about it begin, and what its chat is called. candidate: which of the
+    competing continuations of the record it belongs to.
     """
 
     name: str
@@ -46,14 +47,19 @@ class Call:
     prompt_ids: Ids | None = None
     completion_ids: Ids | None = None
     weight: float = 1.0
+    candidate: int = 0
 
 
 @dataclass(frozen=True)
 class Calls:
-    """The calls of one record, in order. `format`, `unread` and `notes` are as in `Conversation`."""
+    """The calls of one record, in order. `format`, `unread` and `notes` are as in `Conversation`.
+
+    rewards: of its candidates, where they compete; a higher one is better.
+    """
 
     name: str
     calls: tuple[Call, ...]
+    rewards: tuple[float, ...] = ()
     format: str = field(default=FORMAT, compare=False)
     unread: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -70,7 +76,11 @@ def read_record(
 
     Raises ValueError naming the record, the call (from 0), the value found and what to do.
     """
+    from flexmask.conversations.competing import competes, read_competing
+
     if not isinstance(record, Mapping) or CALLS not in record:
+        if isinstance(record, Mapping) and competes(record):
+            return read_competing(record, name, thinking_tags)
         return read_conversation(record, name, thinking_tags=thinking_tags)
     given = record[CALLS]
     if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:

@@ -1,13 +1,15 @@
-"""Pack -> loss: `sum_i weight[i] * CE(logits[previous[i]], input_ids[i])`, and nothing is shifted.
+"""Pack -> loss: `sum_i weight[i] * CE(logits[previous[i]], input_ids[i])`, and nothing is shifted; or an objective of
+the log-probabilities of the trained tokens.
 
 Logits exist only where a trained token is predicted, and never more of them at once than `LOGITS_BYTES`: the model's
 head runs over one chunk of trained tokens after the other, and a chunk's gradients are taken before the next one is
 computed. So the memory of the loss depends neither on the length of the row nor on how many of its tokens are trained.
+An objective that is not linear in them needs all log-probabilities first: its chunks are computed twice.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ class TokenLosses:
 
     `losses` float32 (float64 for a float64 model), without gradients; `weights` are the loss weights, `roles` tell
     thinking from answer, `indices` are the tokens' places in the pack. `total` is a scalar with gradients: the pack's
-    part of the loss, not yet divided by the target weight of the step.
+    part of the loss, not yet divided by the target weight of the step. `figures` are sums that the objective adds.
     """
 
     losses: Tensor
@@ -48,6 +50,7 @@ class TokenLosses:
     roles: Tensor
     indices: Tensor
     total: Tensor
+    figures: dict[str, Tensor] = field(default_factory=dict)
 
     def sums_by_role(self) -> dict[str, Tensor]:
         """Unweighted loss sums and token counts (`thinking_loss_sum`, `thinking_tokens`, `answer_loss_sum`,
@@ -57,7 +60,7 @@ class TokenLosses:
             of_role = self.roles == role
             sums[f"{name}_loss_sum"] = torch.where(of_role, self.losses, 0).sum()
             sums[f"{name}_tokens"] = of_role.sum()
-        return sums
+        return sums | self.figures
 
 
 def loss_by_role(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -70,8 +73,16 @@ def loss_by_role(sums: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLosses:
-    """Run the model over a pack and return the loss of every trained token, and their weighted sum with gradients.
+# (log-probabilities of the trained tokens of a pack, [T], in row order; the pack) -> (its part of the loss, sums to
+# log). Called once for a pack, with gradients.
+Objective = Callable[[Tensor, Pack], tuple[Tensor, Mapping[str, Tensor]]]
+
+
+def token_losses(
+    model: nn.Module, pack: Pack, block_size: int = 128, objective: Objective | None = None
+) -> TokenLosses:
+    """Run the model over a pack and return the loss of every trained token, and their weighted sum with gradients, or
+    in its place what `objective` makes of them (flexmask.objectives).
 
     `model` is a prepared model (`prepare_model`), in whatever wraps it; the pack must lie on its device. A model that
     was left its own attention, because the state of its layers does not branch, takes packs of a single chain. Whatever
@@ -98,19 +109,38 @@ def token_losses(model: nn.Module, pack: Pack, block_size: int = 128) -> TokenLo
             _check_chain(inner, pack)
             inputs = dict(input_ids=pack.input_ids)
         targets, weights = pack.input_ids[0, indices], pack.loss_weights[0, indices]
-        stack.enter_context(_loss_in_place_of_logits(inner, previous, targets, weights))
+        figures: dict[str, Tensor] = {}
+        of_losses = None if objective is None else _of_losses(objective, pack, figures)
+        stack.enter_context(_loss_in_place_of_logits(inner, previous, targets, weights, of_losses))
         found = model(**inputs, use_cache=False)
     if branches is not None:
         _check_branched(inner, branches.calls, calls)
     losses = found["losses"]
-    return TokenLosses(losses, weights.to(losses.dtype), pack.roles[0, indices], indices, found["total"])
+    return TokenLosses(losses, weights.to(losses.dtype), pack.roles[0, indices], indices, found["total"], figures)
+
+
+def _of_losses(objective: Objective, pack: Pack, figures: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """Token losses [T] -> what the objective makes of them; what it has to log is added to `figures`."""
+
+    def total(losses: Tensor) -> Tensor:
+        value, sums = objective(-losses, pack)
+        figures.update({name: one.detach() for name, one in sums.items()})
+        return value.to(losses.dtype)
+
+    return total
 
 
 @contextlib.contextmanager
 def _loss_in_place_of_logits(
-    model: PreTrainedModel, previous: Tensor, targets: Tensor, weights: Tensor
+    model: PreTrainedModel,
+    previous: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    of_losses: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[None]:
     """`model` returns {"total": scalar, "losses": [N]} for the tokens that stand behind `previous` [N].
+
+    of_losses: makes the total of the losses; None: it is their sum, weighed by `weights`.
 
     The loss is made inside the model's own call: there a wrapper that shards parameters has them whole, and what it
     does to outputs (DistributedDataParallel's static graph, FSDP's hooks for backward) it does to the loss. Hooks of
@@ -124,9 +154,10 @@ def _loss_in_place_of_logits(
         if not is_whole(model, head.parameters):
             # Sharded apart from the model: whoever shards them follows each call of the head until backward.
             losses = F.cross_entropy(head(states), targets, reduction="none")
-            return {"total": (losses * weights.to(losses.dtype)).sum(), "losses": losses.detach()}
+            total = of_losses(losses) if of_losses else (losses * weights.to(losses.dtype)).sum()
+            return {"total": total, "losses": losses.detach()}
         enabled = torch.is_grad_enabled()
-        total, losses = _ChunkedLoss.apply(states, head, targets, weights, enabled, *head.parameters)
+        total, losses = _ChunkedLoss.apply(states, head, targets, weights, of_losses, enabled, *head.parameters)
         return {"total": total, "losses": losses}
 
     with replaced(vars(model), "forward", loss_forward):
@@ -140,11 +171,12 @@ def is_whole(model: nn.Module, parameters: Sequence[nn.Parameter]) -> bool:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """(states [N, D], head, targets [N], weights [N], whether gradients are wanted, *parameters of the head)
-    -> weighted sum, losses [N].
+    """(states [N, D], head, targets [N], weights [N], of_losses, whether gradients are wanted, *parameters of the head)
+    -> total, losses [N].
 
-    The sum is linear in what comes from above, so its gradients are known in forward: no logits are kept for backward,
-    and none are computed twice.
+    The total is linear in what comes from above, so its gradients are known in forward, and no logits are kept for
+    backward. A weighted sum takes them chunk by chunk. What `of_losses` makes of all losses has them as weights once
+    these are known.
     """
 
     @staticmethod
@@ -154,17 +186,30 @@ class _ChunkedLoss(torch.autograd.Function):
         head: Head,
         targets: Tensor,
         weights: Tensor,
+        of_losses: Callable[[Tensor], Tensor] | None,
         enabled: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        need = [enabled and needed for needed in (ctx.needs_input_grad[0], *ctx.needs_input_grad[5:])]
+        need = [enabled and needed for needed in (ctx.needs_input_grad[0], *ctx.needs_input_grad[6:])]
         aliases = [parameter.detach().requires_grad_(enabled) for parameter in parameters]
         grad_states = torch.empty_like(states) if need[0] else None
         grads: list[Tensor | None] = [None] * len(parameters)
         totals: list[Tensor] = []
         losses: list[Tensor] = []
         with head.with_parameters(aliases):
-            for start, end in _chunks(len(states), states, head):
+            chunks = _chunks(len(states), states, head)
+            if of_losses is not None:
+                with torch.no_grad():
+                    found = [
+                        F.cross_entropy(head(states[start:end]), targets[start:end], reduction="none")
+                        for start, end in chunks
+                    ]
+                each = torch.cat(found).detach().requires_grad_()
+                with torch.enable_grad():
+                    value = of_losses(each)
+                (weights,) = torch.autograd.grad(value, each)
+                chunks = chunks if any(need) else []
+            for start, end in chunks:
                 with torch.set_grad_enabled(any(need)):
                     chunk = states[start:end].detach().requires_grad_(need[0])
                     loss = F.cross_entropy(head(chunk), targets[start:end], reduction="none")
@@ -173,12 +218,14 @@ class _ChunkedLoss(torch.autograd.Function):
                 losses.append(loss.detach())
                 if any(need):
                     wanted = [chunk, *aliases] if need[0] else aliases
-                    found = list(_gradients(weighted, wanted))
+                    of_chunk = list(_gradients(weighted, wanted))
                     if grad_states is not None:
-                        of_states = found.pop(0)
+                        of_states = of_chunk.pop(0)
                         assert of_states is not None  # logits are made from the states
                         grad_states[start:end] = of_states
-                    grads = [_sum(grad, more) for grad, more in zip(grads, found, strict=True)]
+                    grads = [_sum(grad, more) for grad, more in zip(grads, of_chunk, strict=True)]
+        if of_losses is not None:
+            totals, losses = [value.detach()], [each.detach()]
         each = torch.cat(losses)
         ctx.save_for_backward(grad_states, *grads)
         ctx.mark_non_differentiable(each)
@@ -188,7 +235,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_states, *grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
-        return grad_states, None, None, None, None, *grads
+        return grad_states, None, None, None, None, None, *grads
 
 
 def _chunks(length: int, states: Tensor, head: Callable) -> list[tuple[int, int]]:

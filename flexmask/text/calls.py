@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def render_calls(
     where the tokenizer has one, are thinking. Raises ValueError naming the call.
     """
     renderer, passes = Renderer(tokenizer, **settings), []
-    selected = select_turns(turns, len(calls.calls))
+    selected = _selected(calls, turns)
     if not (renderer.thinking_weight or renderer.answer_weight):
         selected = set()  # as of a conversation
     for number, call in enumerate(calls.calls):
@@ -54,9 +55,23 @@ def render_calls(
             prompt = one.input_ids[: one.prompt_length] if one is not None else np.array(call.prompt_ids, np.int64)
             one = _of_ids(call, prompt, call.completion_ids, tokenizer, settings)
         if one is not None:
-            passes.append(replace(one, name=calls.name, turn=number, loss_weights=one.loss_weights * call.weight))
+            reward = calls.rewards[call.candidate] if calls.rewards else math.nan
+            weights = one.loss_weights * call.weight
+            passes.append(
+                replace(
+                    one, name=calls.name, turn=number, loss_weights=weights, candidate=call.candidate, reward=reward
+                )
+            )
     renderer.check_shown()
     return RenderedConversation(passes, renderer.retokenized_texts)
+
+
+def _selected(calls: Calls, turns: str) -> set[int]:
+    """The calls that `turns` selects, of each candidate by itself."""
+    of_each: dict[int, list[int]] = {}
+    for number, call in enumerate(calls.calls):
+        of_each.setdefault(call.candidate, []).append(number)
+    return {numbers[i] for numbers in of_each.values() for i in select_turns(turns, len(numbers))}
 
 
 def _of_ids(

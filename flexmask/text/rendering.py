@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class Pass:
     `input_ids` (int64), `roles` (int8, values of `Role`) and `loss_weights` (float32) have shape [T] and are
     aligned: `loss_weights[i]` weighs the prediction *of* token i (unshifted, as in Hugging Face labels). The first
     `prompt_length` tokens are the prompt as inference feeds it and weigh 0. `ends`: whether the last one ends the turn.
+    `candidate`, `reward`: which of the competing continuations of a record it belongs to, and how good that is (NaN:
+    nothing competes).
     """
 
     name: str
@@ -60,6 +63,8 @@ class Pass:
     roles: np.ndarray
     loss_weights: np.ndarray
     ends: bool = True
+    candidate: int = 0
+    reward: float = math.nan
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from flexmask.model.support import unwrapped
+from flexmask.training.data import OnePassCollator
 from flexmask.training.run_totals import IntervalFigures, RunTotals
 from flexmask.training.sharding import allow_on_cpu, shard, told_apart, whole_state
 
@@ -22,13 +23,15 @@ from flexmask.training.sharding import allow_on_cpu, shard, told_apart, whole_st
 class CheckpointingTrainer(Trainer):
     """`interval`: the figures since the last log, which the training fills."""
 
-    model: nn.Module  # the Trainer allows for more
+    # The Trainer allows for more of each.
+    model: nn.Module
+    data_collator: OnePassCollator
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.add_callback(RunTotals())
-        self.add_callback(_AtTheStart(self._take_up))  # behind the totals, which it reads
-        self.interval = IntervalFigures(self.args.world_size)
+        self.add_callback(_AtTheStart(self._begin))  # behind the totals, which it reads
+        self.interval = IntervalFigures(self.args.world_size, self.data_collator.objective)
 
     @property
     def run_totals(self) -> RunTotals:
@@ -43,10 +46,10 @@ class CheckpointingTrainer(Trainer):
 
     # ---- Going on ----
 
-    def _take_up(self) -> None:
-        """Where the run goes on from a checkpoint, so do the losses that its next log is a mean of, and those of
-        `train_loss`, which the Trainer both begins at zero; and the best checkpoint is that of this folder, wherever it
-        lay when its path was written down."""
+    def _begin(self) -> None:
+        """Right before the first step. Where the run goes on from a checkpoint, so do the losses that its next log is a
+        mean of, and those of `train_loss`, which the Trainer both begins at zero; and the best checkpoint is that of
+        this folder, wherever it lay when its path was written down."""
         totals, state = self.run_totals, self.state
         self._total_loss_scalar = totals.loss_sum
         if unlogged := totals.unlogged:

@@ -19,6 +19,7 @@ from flexmask.conversations.model_calls import Calls, read_record
 from flexmask.conversations.notes import unread_and_notes
 from flexmask.conversations.reading import AUTO
 from flexmask.conversations.values import without_nulls
+from flexmask.objectives.preference import Preference
 from flexmask.text.calls import calls_under, render_calls
 from flexmask.text.rendering import render_conversation
 from flexmask.tree.layouts import LaidOut, Row, lay_out
@@ -78,8 +79,9 @@ def prepare_conversation(
 class BatchFigures:
     """What all processes together train of a batch; each knows it without asking the others.
 
-    rows: their names, sorted. target_weight: sum of loss weights. tokens_computed, tokens_trained: of the rows. packs:
-    with rows in them. spread: the cost of the process that has most to do over the mean of all.
+    rows: their names, sorted. target_weight: sum of loss weights, or the number of conversations whose passes an
+    objective compares. tokens_computed, tokens_trained: of the rows. packs: with rows in them. spread: the cost of the
+    process that has most to do over the mean of all. divided: whether passes that compete stand in several packs.
     """
 
     rows: tuple[str, ...]
@@ -88,6 +90,7 @@ class BatchFigures:
     tokens_trained: int
     packs: int
     spread: float
+    divided: bool = False
 
 
 class OnePassCollator:
@@ -104,8 +107,11 @@ class OnePassCollator:
         for packs that one alone cannot hold.
     backend: which kernels compute attention on CUDA, "auto", "triton" or "flash" (`flexmask.attention.kernels`).
     one_row_per_pack: no packing, for layers whose state runs on from row to row. processes, process_index: how many
-        share a batch, and which of them this one is. pair_cost: see `flexmask.tree.sharing.row_cost`. `OnePassTrainer`
-        sets these.
+        share a batch, and which of them this one is. pair_cost: see `flexmask.tree.sharing.row_cost`. objective: that
+        compares the passes of a conversation, whose rows then go to one process. `OnePassTrainer` sets these.
+
+    Raises ValueError for rows whose passes compete, without an objective that compares them, and what its `check`
+    raises.
     """
 
     def __init__(
@@ -119,6 +125,7 @@ class OnePassCollator:
         processes: int = 1,
         process_index: int = 0,
         pair_cost: float = 0.0,
+        objective: Preference | None = None,
     ) -> None:
         if pack_length <= 0:
             raise ValueError(f"pack_length={pack_length:,} must be positive")
@@ -129,21 +136,32 @@ class OnePassCollator:
         self.one_row_per_pack = one_row_per_pack
         self.processes, self.process_index = processes, process_index
         self.pair_cost = pair_cost
+        self.objective = objective
 
     def __call__(self, conversations: Iterable[Sequence[Row]]) -> dict[str, Any]:
         """The packs of this process, and the figures of the batch: the rows of each of its conversations."""
-        rows = [row for conversation in conversations for row in conversation]
+        conversations = list(conversations)
+        for of_one in conversations:
+            check_objective(of_one, self.objective)
+        rows = [
+            replace(row, passes=row.passes.moved(0, group))
+            for group, of_one in enumerate(conversations)
+            for row in of_one
+        ]
         if self.context_parallel and self.processes > 1:
             own, packs, sums = self._parts(rows)
         else:
             own, packs, sums = self._shares(rows)
         figures = BatchFigures(
             rows=tuple(sorted({row.name for row in rows})),
-            target_weight=float(sum(row.loss_weights.sum(dtype=np.float64) for row in rows)),
+            target_weight=float(sum(row.loss_weights.sum(dtype=np.float64) for row in rows))
+            if self.objective is None
+            else len(conversations),
             tokens_computed=sum(map(len, rows)),
             tokens_trained=sum(int((row.loss_weights > 0).sum()) for row in rows),
             packs=packs,
             spread=spread(sums) if rows else 1.0,
+            divided=not all(row.passes.is_here.all() for row in rows),
         )
         return {"packs": own, "figures": figures}
 
@@ -151,17 +169,28 @@ class OnePassCollator:
         """(packs of this process's share of the rows, packs of all processes, what each process has to do)."""
         # One process has it all, and nothing to weigh.
         costs = [row_cost(row, self.pair_cost) if self.processes > 1 else len(row) for row in rows]
-        shares = even_groups(costs, self.processes)
+        # What stays together: a row, or those whose passes are compared.
+        units: dict[int, list[int]] = {}
+        for i, row in enumerate(rows):
+            units.setdefault(i if self.objective is None else _group_of(row), []).append(i)
+        together = list(units.values())
+        shares = [
+            [i for unit in share for i in together[unit]]
+            for share in even_groups([sum(costs[i] for i in unit) for unit in together], self.processes)
+        ]
         groups = [self._groups([rows[i] for i in share]) for share in shares]
-        own = [lay_end_to_end(group, self.pack_length) for group in groups[self.process_index]]
+        own = [self._pack(group) for group in groups[self.process_index]]
         own += [weightless_pack(rows[0], self.pack_length)] * (max(map(len, groups)) - len(own))
         return own, sum(map(len, groups)), [sum(costs[i] for i in share) for share in shares]
+
+    def _pack(self, rows: Sequence[Row]) -> Pack:
+        return lay_end_to_end(rows, self.pack_length, [_group_of(row) for row in rows])
 
     def _parts(self, rows: Sequence[Row]) -> tuple[list[Pack], int, list[float]]:
         """The same where each process computes a part of every pack."""
         own, sums = [], np.zeros(self.processes)
         for group in self._groups(rows):
-            whole = lay_end_to_end(group, self.pack_length)
+            whole = self._pack(group)
             costs = token_costs(whole.position_ids[0].numpy(), self.pair_cost)
             contexts, of_each = divide(costs, self.pack_length, self.block_size, self.processes)
             own.append(replace(whole, context=contexts[self.process_index]))
@@ -171,6 +200,22 @@ class OnePassCollator:
     def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:
         groups = [[row] for row in rows] if self.one_row_per_pack else [list(rows)]
         return [one for group in groups for one in pack_groups(group, self.pack_length)]
+
+
+def _group_of(row: Row) -> int:
+    return int(row.passes.group[0])
+
+
+def check_objective(rows: Sequence[Row], objective: Preference | None) -> None:
+    """Raise ValueError for the rows of a conversation that `objective` cannot train; None: fine-tuning."""
+    if objective is not None and rows:
+        objective.check(rows)
+    elif any(row.passes.competes for row in rows):
+        raise ValueError(
+            f"{rows[0].name}: its answers compete (chosen and rejected, or completions with rewards), and fine-tuning "
+            "would train all of them alike; train with an objective that compares them (objective=Preference(), "
+            "objective=dpo on the command line), or give the answers that are to be trained as 'messages'"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 
 from flexmask.errors import NonFiniteLossError
 from flexmask.tree.packing import Pack
+from flexmask.tree.passes import PassTable
 
 FOLDER = "nonfinite"
 
@@ -49,6 +50,8 @@ def save_packs(saved: SavedPacks, output_dir: str | Path, process: int | None) -
     path.parent.mkdir(parents=True, exist_ok=True)
     # Whole, also where several processes compute them together: one can run them again alone.
     packs = [{f.name: getattr(one, f.name) for f in fields(Pack) if f.name != "context"} for one in saved.packs]
+    for one in packs:
+        one["passes"] = {f.name: torch.from_numpy(getattr(one["passes"], f.name)) for f in fields(PassTable)}
     partial = path.with_suffix(".partial")
     try:
         torch.save({**asdict(SavedPacks(saved.step, saved.said, saved.weight, [])), "packs": packs}, partial)
@@ -60,6 +63,8 @@ def save_packs(saved: SavedPacks, output_dir: str | Path, process: int | None) -
 def load_packs(path: Path) -> SavedPacks:
     """What `save_packs` wrote; nothing in the file is run."""
     saved = torch.load(path, weights_only=True)
+    for one in saved["packs"]:
+        one["passes"] = PassTable(**{name: tensor.numpy() for name, tensor in one["passes"].items()})
     return SavedPacks(**(saved | {"packs": [Pack(**one) for one in saved["packs"]]}))
 
 

@@ -10,6 +10,7 @@ from transformers.trainer_callback import ExportableState
 
 from flexmask.attention.masks import build_block_mask
 from flexmask.model.loss import TokenLosses, loss_by_role
+from flexmask.objectives.preference import Preference
 from flexmask.training.data import BatchFigures
 from flexmask.tree.packing import Pack
 
@@ -71,8 +72,8 @@ class RunTotals(TrainerCallback, ExportableState):
 class IntervalFigures:
     """Losses by role, speed and fill of packs since the last log; of all processes but for `block_sparsity`."""
 
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
+    def __init__(self, processes: int, objective: Preference | None) -> None:
+        self._processes, self._objective = processes, objective
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -112,10 +113,15 @@ class IntervalFigures:
         spread = {"rank_spread": sum(self._spreads) / len(self._spreads)} if self._processes > 1 else {}
         last = self._last_pack
         self._start_anew()
-        return loss_by_role(sums) | {
-            "tokens_per_second": tally["tokens_computed"] / seconds,
-            "trained_tokens_per_second": tally["tokens_trained"] / seconds,
-            "pack_fill": tally["tokens_computed"] / (tally["packs"] * last.pack_length),
-            "block_sparsity": build_block_mask(last.visible_until, blocks).sparsity() / 100,
-            **spread,
-        }
+        compared = self._objective.means(sums) if self._objective else {}
+        return (
+            loss_by_role(sums)
+            | compared
+            | {
+                "tokens_per_second": tally["tokens_computed"] / seconds,
+                "trained_tokens_per_second": tally["tokens_trained"] / seconds,
+                "pack_fill": tally["tokens_computed"] / (tally["packs"] * last.pack_length),
+                "block_sparsity": build_block_mask(last.visible_until, blocks).sparsity() / 100,
+                **spread,
+            }
+        )

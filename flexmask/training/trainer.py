@@ -26,7 +26,7 @@ from flexmask.model.cost import pair_cost
 from flexmask.model.end_of_turn import align_end_of_turn
 from flexmask.model.exactness import check_exact
 from flexmask.model.head import HALF
-from flexmask.model.loss import loss_by_role, token_losses
+from flexmask.model.loss import TokenLosses, loss_by_role, token_losses
 from flexmask.model.randomness import warn_of_shared_draws
 from flexmask.model.support import (
     blocks_of,
@@ -36,12 +36,13 @@ from flexmask.model.support import (
     unbranched_layers,
     unwrapped,
 )
+from flexmask.objectives.preference import Preference
 from flexmask.training.arguments import OnePassConfig
 from flexmask.training.batches import ByLength, train_batches
-from flexmask.training.checkpoints import CheckpointingTrainer
 from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
 from flexmask.training.layers import compile_layers
 from flexmask.training.nonfinite import not_finite
+from flexmask.training.reference import ReferencingTrainer, of_passes, with_log_probs
 from flexmask.training.trainer_inputs import (
     check_metric,
     check_rows,
@@ -55,7 +56,7 @@ from flexmask.training.trainer_inputs import (
 from flexmask.tree.packing import Pack
 
 
-class OnePassTrainer(CheckpointingTrainer):
+class OnePassTrainer(ReferencingTrainer):
     """`transformers.Trainer` whose loss is the sum over passes, normalised over the whole optimizer step.
 
         OnePassTrainer("Qwen/Qwen3-0.6B", OnePassConfig("out"), train_dataset=records).train()
@@ -78,6 +79,11 @@ class OnePassTrainer(CheckpointingTrainer):
     run are those of all its steps.
     `torch_compile` compiles the model's layers, each by itself.
 
+    objective: for data whose answers compete (`flexmask.objectives.preference.Preference`); None is fine-tuning. The
+        loss is then the mean over conversations, and `preference_accuracy` and `preference_margin` are logged too. The
+        reference is the model as it is given, which is asked once, before the first step; its answers stay in
+        `reference-*.npz` in the folder of checkpoints, for a run that goes on.
+
     A model with layers whose state does not branch with the tree (`unbranched_layers` of support.py) is trained
     on rows that do not branch either (layout "per_turn"), one a pack, with a warning.
 
@@ -86,7 +92,6 @@ class OnePassTrainer(CheckpointingTrainer):
     """
 
     # The Trainer allows for more of each.
-    data_collator: OnePassCollator
     train_dataset: Rows | None
     processing_class: PreTrainedTokenizerBase | None
 
@@ -98,12 +103,14 @@ class OnePassTrainer(CheckpointingTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        objective: Preference | None = None,
         **kwargs: Any,
     ) -> None:
         self.args = copy.copy(args) if args is not None else OnePassConfig("trainer_output")
         check_settings(self.args, model, kwargs)
         self.args.remove_unused_columns = False  # a dataset item is not a dict of model arguments
-        self.data_collator = settle_collator(self.args, data_collator)
+        self.data_collator = settle_collator(self.args, data_collator, objective)
+        self.objective = self.data_collator.objective
         if isinstance(model, str):
             processing_class = processing_class or pretrained_tokenizer(model)
             model = pretrained_model(model, self.args)
@@ -182,9 +189,10 @@ class OnePassTrainer(CheckpointingTrainer):
             quiet = self.args.disable_tqdm or not self.args.should_log
             self.train_dataset, self._ends = prepare_dataset(train_dataset, "train_dataset", self._preparation, quiet)
             if isinstance(self.train_dataset, IterableDataset):
-                check_stream(self.args)
+                check_stream(self.args, self.objective)
+            self.train_dataset = self._with_reference(self.train_dataset)
         self.eval_dataset = self._heldout(eval_dataset)
-        check_metric(self.args, self.eval_dataset)
+        check_metric(self.args, self.eval_dataset, compares=self.objective is not None)
 
     def _heldout(self, eval_dataset: Any) -> Any:
         """Held-out data as rows, each data set of a dict by itself; laid out as inference shows it."""
@@ -196,7 +204,8 @@ class OnePassTrainer(CheckpointingTrainer):
             for name, dataset in datasets_of(eval_dataset, "eval_dataset").items()
         }
         for name, dataset in rows.items():
-            check_rows(dataset, name, self.data_collator.pack_length)
+            check_rows(dataset, name, self.data_collator.pack_length, objective=self.objective)
+            rows[name] = self._with_reference(dataset)
         if isinstance(eval_dataset, Mapping):
             return dict(zip(eval_dataset, rows.values(), strict=True))
         return rows.get("eval_dataset")
@@ -205,7 +214,7 @@ class OnePassTrainer(CheckpointingTrainer):
         """Refuse rows that the model cannot be trained on, and let it stop where it learns to."""
         datasets = {"train_dataset": self.train_dataset} if self.train_dataset is not None else {}
         for name, dataset in (datasets | datasets_of(self.eval_dataset, "eval_dataset")).items():
-            check_rows(dataset, name, self.data_collator.pack_length, unwrapped(model))
+            check_rows(dataset, name, self.data_collator.pack_length, unwrapped(model), self.objective)
         if self._ends and self.processing_class is not None:  # which has prepared the turns that end
             changed = align_end_of_turn(unwrapped(model), self.processing_class, self._ends)
             if changed:
@@ -250,9 +259,12 @@ class OnePassTrainer(CheckpointingTrainer):
             raise ValueError("a batch has no rows: every turn of its conversations was dropped; leave them out")
         self.interval.count_batch(inputs["figures"])
         self.run_totals.count(inputs["figures"])
-        losses = []
-        for i, one in enumerate(inputs["packs"]):
-            last = i == len(inputs["packs"]) - 1
+        losses, packs = [], inputs["packs"]
+        if inputs["figures"].divided:
+            known = of_passes(packs, self._log_probs)
+            packs = [with_log_probs(one, known) for one in packs]
+        for i, one in enumerate(packs):
+            last = i == len(packs) - 1
             # Gradients travel between processes once a batch, however many packs each process has; sharded ones every
             # time, or every process would keep them whole.
             with contextlib.nullcontext() if last or self.is_fsdp_enabled else self.accelerator.no_sync(model):
@@ -268,7 +280,7 @@ class OnePassTrainer(CheckpointingTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Scalar: weighted token losses over the step's target weight (`num_items_in_batch`)."""
         (one,) = inputs["packs"]
-        result = token_losses(model, one.to(self.args.device, non_blocking=True), self.data_collator.block_size)
+        result = self._token_losses(model, one)
         loss = result.total
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()} in a pack with the rows", [one])
@@ -277,6 +289,11 @@ class OnePassTrainer(CheckpointingTrainer):
         step_weight = torch.as_tensor(num_items_in_batch).to(loss.dtype)
         loss = loss / step_weight * self.accelerator.num_processes  # DDP averages gradients
         return (loss, result) if return_outputs else loss
+
+    def _token_losses(self, model: nn.Module, one: Pack) -> TokenLosses:
+        """What the objective makes of a pack."""
+        one = one.to(self.args.device, non_blocking=True)
+        return token_losses(model, one, self.data_collator.block_size, self.objective)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -322,19 +339,20 @@ class OnePassTrainer(CheckpointingTrainer):
                 self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}") for name, rows in dataset.items()
             ]
             return {key: value for one in of_each for key, value in one.items()}
+        self._settle_reference(dataset, metric_key_prefix)
         start = time.time()
         conversations = list(cast(Rows, dataset))
         tally: Counter[str] = Counter()
         with evaluating(self.model), self.accelerator.autocast():
             batch = self.data_collator(conversations)
+            known = of_passes(batch["packs"], self._log_probs) if batch["figures"].divided else None
             for one in batch["packs"]:
-                result = token_losses(
-                    self.model, one.to(self.args.device, non_blocking=True), self.data_collator.block_size
-                )
+                result = self._token_losses(self.model, one if known is None else with_log_probs(one, known))
                 tally.update({"loss": result.total.item(), **result.sums_by_role()})
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         sums = self.add_up(tally)
-        figures = {"loss": sums["loss"] / batch["figures"].target_weight, **loss_by_role(sums)}
+        compared = self.objective.means(sums) if self.objective else {}
+        figures = {"loss": sums["loss"] / batch["figures"].target_weight, **loss_by_role(sums), **compared}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(conversations))
         self.log(metrics)

@@ -17,8 +17,9 @@ from transformers import (
 
 from flexmask.errors import UnsupportedModelError
 from flexmask.model.support import check_model, check_positions, unbranched_layers
+from flexmask.objectives.preference import Preference
 from flexmask.training.arguments import OnePassConfig
-from flexmask.training.data import OnePassCollator, is_rows
+from flexmask.training.data import OnePassCollator, check_objective, is_rows
 
 # Arguments of other trainers, or of the Trainer for other losses, and what to do instead.
 _REFUSED = {
@@ -68,10 +69,15 @@ def check_settings(args: TrainingArguments, model: Any, others: Mapping[str, Any
         )
 
 
-def settle_collator(args: TrainingArguments, collator: Any) -> OnePassCollator:
+def settle_collator(args: TrainingArguments, collator: Any, objective: Any) -> OnePassCollator:
     """The trainer's own collator, for its processes: a copy of the one given, or as `args` say. Raises ValueError where
-    both or neither say it."""
+    both or neither say it, and for an objective that is none or cannot be computed."""
     own = _own_collator(args, collator)
+    own.objective = own.objective if objective is None else objective
+    if own.objective is not None and not isinstance(own.objective, Preference):
+        raise ValueError(f"objective is a {type(own.objective).__name__}; give Preference(kind, beta), or leave it out")
+    if own.objective is not None and own.context_parallel:
+        raise ValueError("objective with context_parallel: each process has a part of every answer; leave one out")
     own.processes, own.process_index = args.world_size, args.process_index
     return own
 
@@ -100,8 +106,10 @@ def _own_collator(args: TrainingArguments, collator: Any) -> OnePassCollator:
     return copy.copy(collator)
 
 
-def check_stream(args: TrainingArguments) -> None:
-    """Raise ValueError for accumulation over the batches of a stream."""
+def check_stream(args: TrainingArguments, objective: Preference | None) -> None:
+    """Raise ValueError for accumulation over the batches of a stream, and an objective that has a reference."""
+    if objective is not None:
+        raise ValueError("objective with a stream, of which the reference cannot be asked before training; give a list")
     if args.gradient_accumulation_steps > 1:
         raise ValueError(
             f"gradient_accumulation_steps={args.gradient_accumulation_steps} with a stream, whose end may fall inside "
@@ -130,19 +138,27 @@ def datasets_of(dataset: Any, name: str) -> dict[str, Any]:
     return {} if dataset is None else {name: dataset}
 
 
-def check_metric(args: TrainingArguments, eval_dataset: Any) -> None:
+def check_metric(args: TrainingArguments, eval_dataset: Any, compares: bool) -> None:
     """Raise ValueError for a metric that no evaluation gives: the Trainer would only find out at the first one."""
     metric = args.metric_for_best_model
     if metric is None or eval_dataset is None:
         return
     prefixes = [f"eval_{name}" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else ["eval"]
-    known = [f"{prefix}_{loss}" for prefix in prefixes for loss in ("loss", "thinking_loss", "answer_loss")]
+    names = ("loss", "thinking_loss", "answer_loss", "preference_accuracy", "preference_margin")
+    known = [f"{prefix}_{loss}" for prefix in prefixes for loss in names[: 5 if compares else 3]]
     if metric.removeprefix("eval_") not in [name.removeprefix("eval_") for name in known]:
         raise ValueError(f"metric_for_best_model={metric!r}: evaluation gives {', '.join(known)}")
 
 
-def check_rows(dataset: Any, name: str, pack_length: int, model: PreTrainedModel | None = None) -> None:
-    """Raise ValueError for conversations without rows, rows longer than a pack and tokens that `model` does not have;
+def check_rows(
+    dataset: Any,
+    name: str,
+    pack_length: int,
+    model: PreTrainedModel | None = None,
+    objective: Preference | None = None,
+) -> None:
+    """Raise ValueError for conversations without rows, rows longer than a pack, tokens that `model` does not have and
+    what `objective` cannot compare;
     UnsupportedModelError for rows that branch where the state of its layers does not, or are longer than its positions
     allow. Streams are checked as they are read."""
     if isinstance(dataset, IterableDataset):
@@ -153,6 +169,10 @@ def check_rows(dataset: Any, name: str, pack_length: int, model: PreTrainedModel
     for i, rows in enumerate(dataset):
         if not is_rows(rows):
             raise ValueError(f"{name}[{i}] is a {type(rows).__name__} among rows; give rows only, or none")
+        try:
+            check_objective(rows, objective)
+        except ValueError as error:
+            raise ValueError(f"{name}[{i}]: {error}") from error
         for row in rows:
             if len(row) > pack_length:
                 raise ValueError(

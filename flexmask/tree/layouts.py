@@ -16,12 +16,14 @@ long stretches of keys, and blocks are wasted at their ends only. With the branc
 turn is a hole, and attention in blocks computes about twice as many pairs over a long conversation.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from flexmask.text.rendering import Pass, Role, is_generated
+from flexmask.tree.passes import PassTable
 
 LAYOUTS = ("one_pass", "per_turn", "keep_thinking", "last_turn")
 
@@ -32,10 +34,11 @@ class Row:
 
     `input_ids` (int64), `roles` (int8) and `loss_weights` (float32) have shape [S]. The node table has one entry a
     node, in depth-first order: tokens `node_start[n]:node_end[n]`, continuing node `node_parent[n]` (-1 for a root).
+    `passes` says which tokens each pass trains.
     """
 
     name: str
-    turns: tuple[int, ...]
+    passes: PassTable
     input_ids: np.ndarray
     roles: np.ndarray
     loss_weights: np.ndarray
@@ -45,6 +48,11 @@ class Row:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """The turns whose passes it holds."""
+        return tuple(self.passes.turn[self.passes.is_here].tolist())
 
     @property
     def is_chain(self) -> bool:
@@ -91,6 +99,7 @@ class Row:
 class LaidOut:
     """Rows of one conversation, and the turns whose pass is longer than a pack and was dropped.
 
+    `tokens_distinct`: distinct prefixes of the passes in `rows`, the fewest tokens that an exact method computes.
     `retokenized_texts` as `flexmask.text.tokenization.TextTokenizer` counts them. `ends` are the token ids that end the
     passes in `rows`, sorted: where the model learns to stop (`flexmask.model.end_of_turn`).
     """
@@ -99,6 +108,7 @@ class LaidOut:
     dropped_turns: tuple[int, ...]
     retokenized_texts: int = 0
     ends: tuple[int, ...] = ()
+    tokens_distinct: int = 0
 
 
 def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None, too_long: str = "error") -> LaidOut:
@@ -106,7 +116,8 @@ def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None,
 
     layout: "one_pass" (a tree), "per_turn" (one row a pass), "keep_thinking" (thinking stays in the history: the
         common mistake, as a baseline), "last_turn" (only the last trained pass).
-    too_long: a pass longer than `pack_length` raises ("error") or is left out and reported ("drop").
+    too_long: a pass longer than `pack_length` raises ("error") or is left out and reported ("drop"); where passes
+        compete, with all others of the record.
     Raises ValueError naming the conversation, the turn and its length.
     """
     if layout not in LAYOUTS:
@@ -117,7 +128,7 @@ def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None,
         passes = keep_thinking(passes)
     trained = [p for p in passes if p.is_trained]
     if layout == "last_turn":
-        trained = trained[-1:]
+        trained = list({p.candidate: p for p in trained}.values())
     fitting = [p for p in trained if pack_length is None or len(p) <= pack_length]
     dropped = [p for p in trained if pack_length is not None and len(p) > pack_length]
     if dropped and too_long == "error":
@@ -126,9 +137,20 @@ def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None,
             f"{longest.name}: the pass of assistant turn {longest.turn} has {len(longest):,} tokens, pack_length is "
             f'{pack_length:,}; raise it, or leave such turns out and count them with too_long="drop"'
         )
+    if dropped and any(not math.isnan(p.reward) for p in trained):
+        fitting, dropped = [], trained
     rows = per_turn(fitting) if layout == "per_turn" else one_pass(fitting, pack_length)
+    if len(rows) > 1 and rows[0].passes.competes:
+        rows = [_with_all_passes(row, rows) for row in rows]
     ends = sorted({int(p.input_ids[-1]) for p in fitting if p.ends})
-    return LaidOut(tuple(rows), tuple(p.turn for p in dropped), ends=tuple(ends))
+    distinct = len(rows[0]) if len(rows) == 1 else _tree_of(fitting).size
+    return LaidOut(tuple(rows), tuple(p.turn for p in dropped), ends=tuple(ends), tokens_distinct=distinct)
+
+
+def _with_all_passes(row: Row, rows: Sequence[Row]) -> Row:
+    """The row, with the passes of the others in its table."""
+    others = [one.passes.elsewhere() for one in rows if one is not row]
+    return replace(row, passes=PassTable.joined([row.passes, *others]))
 
 
 def one_pass(passes: Sequence[Pass], pack_length: int | None = None) -> list[Row]:
@@ -297,9 +319,11 @@ class _PrefixTree:
             pending.extend((child, index) for child in node.children)
         start = np.array(starts, dtype=np.int32)
         lengths = np.array([len(node.input_ids) for node in nodes], dtype=np.int32)
+        ends = {id(node): first + len(node.input_ids) for node, first in zip(nodes, starts, strict=True)}
         return Row(
             name=self.passes[0].name,
-            turns=tuple(p.turn for p in self.passes),
+            # Each pass ends where a node does: `insert` has split the one that it ended in.
+            passes=PassTable.of(self.passes, [ends[id(self._descend(p)[0])] - 1 for p in self.passes]),
             input_ids=np.concatenate([node.input_ids for node in nodes]),
             roles=np.concatenate([node.roles for node in nodes]).astype(np.int8),
             loss_weights=np.concatenate([node.loss_weights for node in nodes]).astype(np.float32),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from flexmask.tree.layouts import Row
+from flexmask.tree.passes import PassTable
 
 if TYPE_CHECKING:
     from flexmask.attention.context import Context
@@ -21,8 +22,9 @@ class Pack:
     `input_ids`, `position_ids`, `previous` int64; `visible_until` int32; `roles` int8; `loss_weights` float32.
     `previous` and `visible_until` are indices into the pack. `rows` names the rows, in order. There is no padding:
     S is the sum of the rows' lengths, at most `pack_length`. The mask is made for `pack_length` tokens, so that a
-    compiled kernel finds one shape in a whole run, and attention alone fills up to it. `context` says which of the
-    tokens this process computes, where several compute the pack together; None: all.
+    compiled kernel finds one shape in a whole run, and attention alone fills up to it. `passes` says which tokens each
+    pass trains, on the CPU. `context` says which of the tokens this process computes, where several compute the pack
+    together; None: all.
     """
 
     input_ids: torch.Tensor
@@ -33,6 +35,7 @@ class Pack:
     roles: torch.Tensor
     rows: tuple[str, ...]
     pack_length: int
+    passes: PassTable
     context: "Context | None" = None
 
     def __len__(self) -> int:
@@ -92,9 +95,11 @@ def _best_fit(lengths: Sequence[int], pack_length: int) -> list[list[int]]:
     return groups
 
 
-def lay_end_to_end(rows: Sequence[Row], pack_length: int) -> Pack:
-    """One pack of rows that fit into it together."""
+def lay_end_to_end(rows: Sequence[Row], pack_length: int, groups: Sequence[int] | None = None) -> Pack:
+    """One pack of rows that fit into it together. groups: a number for each row, the same for those of one record;
+    None: each row is a record of its own."""
     starts = np.cumsum([0, *(len(row) for row in rows[:-1])])
+    groups = range(len(rows)) if groups is None else groups
 
     def join(values: Callable[[Row, int], np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([values(*of) for of in zip(rows, starts, strict=True)]))[None]
@@ -108,6 +113,9 @@ def lay_end_to_end(rows: Sequence[Row], pack_length: int) -> Pack:
         roles=join(lambda row, start: row.roles),
         rows=tuple(row.name for row in rows),
         pack_length=pack_length,
+        passes=PassTable.joined(
+            row.passes.moved(start, group) for row, start, group in zip(rows, starts.tolist(), groups, strict=True)
+        ),
     )
 
 
@@ -115,6 +123,7 @@ def weightless_pack(row: Row, pack_length: int) -> Pack:
     """A pack of the first token of a row, without weight: a pass that trains nothing."""
     first = replace(
         row,
+        passes=row.passes.taken(np.empty(0, dtype=np.int64)),
         input_ids=row.input_ids[:1],
         roles=row.roles[:1],
         loss_weights=np.zeros_like(row.loss_weights[:1]),

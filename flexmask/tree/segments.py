@@ -65,23 +65,22 @@ def visible_segments(row: Row, of: Sequence[Segment]) -> np.ndarray:
     return (starts[None, :] <= starts[:, None]) & (starts[:, None] < until[None, :])
 
 
+def seen_by_passes(row: Row) -> np.ndarray:
+    """Bool [S, passes here]: whether a token stands on the path of each pass, in its prompt or in what it generates."""
+    last = row.passes.last[row.passes.is_here]
+    tokens = np.arange(len(row))
+    return (tokens[:, None] <= last[None, :]) & (last[None, :] < row.visible_until[:, None])
+
+
 def pass_lengths(row: Row) -> np.ndarray:
     """The tokens of each pass of a row, int64 [turns]: what training one pass a turn would compute."""
-    turns, positions = _turn_of_each_token(row), row.position_ids
-    generated = is_generated(row.roles)
-    return np.array([positions[generated & (turns == turn)].max() + 1 for turn in row.turns], dtype=np.int64)
+    return row.position_ids[row.passes.last[row.passes.is_here]] + 1
 
 
 def _turn_of_each_token(row: Row) -> np.ndarray:
-    """The turn that generates a token, -1 where none does.
-
-    What a turn generates is a run of tokens along a path, and the prompt in front of it is longer than that of the
-    turn before.
-    """
-    generated, previous = is_generated(row.roles), row.previous
-    begins = np.flatnonzero(generated & ~((previous >= 0) & generated[previous]))
-    turns = np.full(len(row), -1, dtype=np.int64)
-    turns[begins[np.argsort(row.position_ids[begins])]] = row.turns
-    for token in np.flatnonzero(generated & (turns < 0)).tolist():  # a token stands behind the one it continues
-        turns[token] = turns[previous[token]]
+    """The first turn that generates a token, -1 where none does."""
+    turns, until, positions = np.full(len(row), -1, dtype=np.int64), row.visible_until, row.position_ids
+    table = row.passes
+    for turn, last, prompt_length in zip(table.turn[::-1], table.last[::-1], table.prompt_length[::-1], strict=True):
+        turns[(np.arange(len(row)) <= last) & (until > last) & (positions >= prompt_length)] = turn
     return turns

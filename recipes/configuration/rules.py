@@ -24,6 +24,7 @@ from recipes.configuration.schema import (
     Layout,
     ModelConfig,
     ModelKind,
+    ObjectiveKind,
     ParallelKind,
     SourceConfig,
     TrainConfig,
@@ -123,8 +124,6 @@ def _model(model: ModelConfig) -> Iterator[str]:
         yield "model.tiny: has no value; give the sizes of the tiny model, as model=tiny does"
     if model.kind is ModelKind.hub and model.tiny is not None:
         yield "model.tiny: sizes are only for model=tiny; a model of the hub brings its own"
-    if model.tiny is not None and model.tiny.words not in GENERATED:
-        yield f"model.tiny.words={model.tiny.words}: must be a generated data set: {', '.join(GENERATED)}"
     if model.tiny is not None and model.tiny.kv_heads > 0 and model.tiny.heads % model.tiny.kv_heads:
         yield f"model.tiny.kv_heads={model.tiny.kv_heads}: must divide model.tiny.heads={model.tiny.heads}"
     if model.chat_template is not None and not Path(model.chat_template).is_file():
@@ -180,9 +179,9 @@ def _source(source: SourceConfig, key: str) -> Iterator[str]:
         yield f"{key}.kind=mix: a mix cannot be a source of another; name its sources here"
     elif source.kind in GENERATED:
         if source.path is not None:
-            yield f"{key}.path={source.path}: {source.kind} data is generated; {key}.kind=records reads a file"
+            yield f"{key}.path={source.path}: {source.kind} is generated; {key}.kind=records reads a file"
         if source.train_conversations is None:
-            yield f"{key}.train_conversations=null: {source.kind} data has no end; give the number to generate"
+            yield f"{key}.train_conversations=null: {source.kind} has no end; give the number to generate"
     elif source.kind is DataKind.records and source.path is None and source.hub_id is None:
         yield f"{key}.path: has no value; give a local file (or {key}.hub_id, data of the hub)"
 
@@ -242,6 +241,15 @@ def _run(config: TrainConfig) -> Iterator[str]:
             f"context.rule={config.context.rule}: says itself what stands in the history, beside "
             "duplication=keep_thinking; choose another duplication, or context=template"
         )
+    if not config.objective.beta > 0:
+        yield f"objective.beta={config.objective.beta:g}: must be positive"
+    if config.objective.kind is ObjectiveKind.dpo and config.parallel.context_parallel:
+        yield (
+            "objective=dpo: compares whole answers, of which parallel.context_parallel=true gives each process a part; "
+            "leave one of the two out"
+        )
+    if config.objective.kind is ObjectiveKind.dpo and config.duplication.layout is Layout.keep_thinking:
+        yield "objective=dpo: duplication=keep_thinking is for conversations; choose one_pass or per_turn"
     if config.parallel.kind is ParallelKind.fsdp and config.adapter.kind is AdapterKind.qlora:
         yield "parallel=fsdp: weights in 4 bits cannot be divided; choose parallel=ddp, or adapter=lora"
     if config.seed >= 2**32:

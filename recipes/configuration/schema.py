@@ -34,13 +34,23 @@ class AdapterKind(StrEnum):
 
 class DataKind(StrEnum):
     tutoring = "tutoring"  # generated, no download
+    tutoring_pairs = "tutoring_pairs"  # turns of such dialogues with a right and a wrong answer
     parcels = "parcels"  # generated episodes with tool calls
     gsm8k_socratic = "gsm8k_socratic"
     records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
     mix = "mix"  # several of the others, in data.sources
 
 
-GENERATED = (DataKind.tutoring, DataKind.parcels)  # each the module of that name in recipes/sources
+GENERATED = frozenset(
+    (DataKind.tutoring, DataKind.tutoring_pairs, DataKind.parcels)
+)  # without end: a number says how many
+
+
+class Words(StrEnum):
+    """The generated data sets that the tiny model's tokenizer can be made for."""
+
+    tutoring = "tutoring"
+    parcels = "parcels"
 
 
 class ControlTokens(StrEnum):
@@ -94,6 +104,19 @@ class AttentionBackend(StrEnum):
     flash = "flash"  # FlashAttention 4, from the package flash-attn-4, on Hopper and Blackwell
 
 
+class ObjectiveKind(StrEnum):
+    sft = "sft"  # cross-entropy of what is generated
+    dpo = "dpo"  # pairs of a better and a worse answer
+
+
+class PreferenceLoss(StrEnum):
+    """`flexmask.objectives.preference`, with formulas and sources."""
+
+    sigmoid = "sigmoid"
+    sigmoid_norm = "sigmoid_norm"
+    ipo = "ipo"
+
+
 class History(StrEnum):
     own = "own"  # the model's own earlier answers stand in the history, as with a real user
     teacher = "teacher"  # the data's earlier turns stand there, so that each turn is judged by itself
@@ -117,7 +140,7 @@ SPLIT = "train"
 class TinyConfig:
     """Sizes of the tiny Qwen3-architecture model, as `recipes.models.tiny.build_model` takes them."""
 
-    words: DataKind = MISSING  # the embedded data set whose words the tokenizer knows
+    words: Words = MISSING  # that the tokenizer knows
     hidden_size: int = MISSING
     layers: int = MISSING
     heads: int = MISSING
@@ -266,6 +289,13 @@ class AttentionConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    kind: ObjectiveKind = MISSING
+    loss: PreferenceLoss = PreferenceLoss.sigmoid  # of dpo
+    beta: float = 0.1  # of dpo: how near the model is held to the one that it was before; larger is nearer
+
+
+@dataclass
 class EvaluationConfig:
     """Chat with the trained model on held-out conversations."""
 
@@ -296,6 +326,7 @@ class TrainConfig:
     duplication: DuplicationConfig = field(default_factory=DuplicationConfig)
     context: ContextConfig = field(default_factory=ContextConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -95,7 +95,12 @@ def conversations_of(one: Conversation | Calls) -> list[Conversation]:
     """What can be chatted: a conversation, or each call of a record behind its own prompt; of token ids nothing can."""
     if isinstance(one, Conversation):
         return [one]
-    asked = [call for call in one.calls if call.weight and call.completion_ids is None]
+    best = one.rewards and one.rewards.index(max(one.rewards))  # of answers that compete the one to be learned
+    asked = [
+        call
+        for call in one.calls
+        if call.weight and call.completion_ids is None and (not one.rewards or call.candidate == best)
+    ]
     return [call.conversation for call in asked if call.conversation is not None]
 
 

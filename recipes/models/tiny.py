@@ -1,8 +1,9 @@
 """The embedded default model: a tokenizer and a Qwen3-architecture model, both built in-process.
 
-Nothing is downloaded. The tokenizer is a byte-level one whose vocabulary is the words of the tutoring dialogues
-(`recipes.sources.tutoring`): every word of theirs is one token, every digit is one token, and any other text is its
-bytes, so all text round-trips. Its chat template drops earlier thinking the way Qwen3's does.
+Nothing is downloaded. The tokenizer is a byte-level one whose vocabulary is the words of a generated data set, the
+tutoring dialogues (`recipes.sources.tutoring`) or the episodes of `recipes.sources.parcels`: every word of theirs is
+one token, every digit is one token, and any other text is its bytes, so all text round-trips. Its chat template drops
+earlier thinking the way Qwen3's does.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer(words: str = "tutoring") -> PreTrainedTokenizerFast:
-    """The tokenizer of an embedded data set, "tutoring" or "parcels"; the same on every call and in every process.
+    """The tokenizer of a generated data set; the same on every call and in every process.
+
+    words: "tutoring", or "parcels", with tokens for the tags around calls and results as well.
 
     `decode(encode(text)) == text` for any text. `<|im_end|>` is the end-of-sequence token, `<|endoftext|>` pads,
     `<think>` and `</think>` are added but not special (as in Qwen3), so they survive `skip_special_tokens`.
@@ -137,7 +140,7 @@ def _vocabulary(words: str) -> tuple[str, ...]:
 def _sample_texts(words: str) -> Iterator[str]:
     """Text that holds every word a dialogue can have, plus the template's own words."""
     yield "system\n\nuser\n\nassistant\n"
-    source = {"tutoring": tutoring, "parcels": parcels}[words]
+    source = parcels if words == "parcels" else tutoring
     for record in source.generate(400, seed=0, split="train"):
         for message in record["messages"]:
             yield message["content"]

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.compute
 
 from flexmask import LaidOut, Role, Row
+from flexmask.tree.passes import PassTable
 from flexmask.tree.segments import pass_lengths
 from recipes.storage.shards import Shards
 
@@ -19,11 +20,24 @@ _ROW_ARRAYS = {
     "node_end": pyarrow.int32(),
     "node_parent": pyarrow.int32(),
 }
-_BORDERS = ("row_tokens", "row_nodes", "row_turns")  # how much of the arrays each row of a conversation has
-COUNTS = ("dropped_turns", "retokenized_texts", "tokens_trained", "tokens_per_turn", "tokens_copied")
+_PASS_ARRAYS = {
+    "turn": pyarrow.int32(),
+    "last": pyarrow.int32(),
+    "prompt_length": pyarrow.int32(),
+    "candidate": pyarrow.int32(),
+    "reward": pyarrow.float32(),
+    "group": pyarrow.int32(),
+    "weight": pyarrow.float64(),
+    "reference": pyarrow.float64(),
+    "log_prob": pyarrow.float64(),
+    "weights": pyarrow.float32(),
+}
+# How much of the arrays each row of a conversation has.
+_BORDERS = ("row_tokens", "row_nodes", "row_passes", "row_generated")
+COUNTS = ("dropped_turns", "retokenized_texts", "tokens_trained", "tokens_per_turn", "tokens_copied", "tokens_distinct")
 SCHEMA = pyarrow.schema(
-    {name: pyarrow.list_(dtype) for name, dtype in _ROW_ARRAYS.items()}
-    | {name: pyarrow.list_(pyarrow.int32()) for name in (*_BORDERS, "turns", "ends")}
+    {name: pyarrow.list_(dtype) for name, dtype in (_ROW_ARRAYS | _PASS_ARRAYS).items()}
+    | {name: pyarrow.list_(pyarrow.int32()) for name in (*_BORDERS, "row_turns", "ends")}
     | {name: pyarrow.int64() for name in COUNTS}
     | {"branches": pyarrow.bool_(), "warnings": pyarrow.list_(pyarrow.string()), "name": pyarrow.string()}
     # Why it has no rows (null: it is valid), and whether because of a turn that is longer than a pack.
@@ -49,7 +63,8 @@ class PreparedRows(Sequence):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         table, at = self._shards.record(self._numbers[index])
-        return _from_record({name: table.column(name)[at] for name in (*_ROW_ARRAYS, *_BORDERS, "turns", "name")})
+        names = (*_ROW_ARRAYS, *_PASS_ARRAYS, *_BORDERS, "name")
+        return _from_record({name: table.column(name)[at] for name in names})
 
 
 def to_record(name: str, laid_out: LaidOut, warnings: Sequence[str]) -> dict[str, Any]:
@@ -66,14 +81,23 @@ def to_record(name: str, laid_out: LaidOut, warnings: Sequence[str]) -> dict[str
         "ends": list(laid_out.ends),
         "tokens_trained": sum(int((row.loss_weights > 0).sum()) for row in rows),
         "tokens_per_turn": sum(int(pass_lengths(row).sum()) for row in rows),
+        "tokens_distinct": laid_out.tokens_distinct,
         "tokens_copied": sum(int((row.roles == Role.COPY).sum()) for row in rows),
         "row_tokens": [len(row) for row in rows],
         "row_nodes": [len(row.node_start) for row in rows],
+        "row_passes": [len(row.passes) for row in rows],
         "row_turns": [len(row.turns) for row in rows],
-        "turns": [turn for row in rows for turn in row.turns],
-    } | {
-        key: np.concatenate([getattr(row, key) for row in rows] or [np.empty(0)]).astype(dtype.to_pandas_dtype())
-        for key, dtype in _ROW_ARRAYS.items()
+        "row_generated": [len(row.passes.weights) for row in rows],
+        **_arrays(rows, _ROW_ARRAYS),
+        **_arrays([row.passes for row in rows], _PASS_ARRAYS),
+    }
+
+
+def _arrays(of: Sequence[Any], names: dict[str, pyarrow.DataType]) -> dict[str, np.ndarray]:
+    """These arrays of each, one behind the other."""
+    return {
+        key: np.concatenate([getattr(one, key) for one in of] or [np.empty(0)]).astype(dtype.to_pandas_dtype())
+        for key, dtype in names.items()
     }
 
 
@@ -84,15 +108,17 @@ def invalid_record(name: str, reason: str, too_long: bool) -> dict[str, Any]:
 
 def _from_record(record: dict[str, Any]) -> tuple[Row, ...]:
     """The rows that `to_record` was given."""
-    arrays = {key: record[key].values.to_numpy() for key in (*_ROW_ARRAYS, *_BORDERS, "turns")}
+    arrays = {key: record[key].values.to_numpy() for key in (*_ROW_ARRAYS, *_PASS_ARRAYS, *_BORDERS)}
     borders = {key: np.cumsum([0, *arrays[key]]) for key in _BORDERS}
     rows = []
     for i in range(len(arrays["row_tokens"])):
-        tokens, nodes, turns = (slice(*borders[key][i : i + 2]) for key in _BORDERS)
+        tokens, nodes, passes, generated = (slice(*borders[key][i : i + 2]) for key in _BORDERS)
         rows.append(
             Row(
                 name=record["name"].as_py(),
-                turns=tuple(arrays["turns"][turns].tolist()),
+                passes=PassTable(
+                    **{key: arrays[key][generated if key == "weights" else passes].copy() for key in _PASS_ARRAYS}
+                ),
                 input_ids=arrays["input_ids"][tokens].astype(np.int64),
                 roles=arrays["roles"][tokens].copy(),  # the file's memory cannot be written to
                 loss_weights=arrays["loss_weights"][tokens].copy(),
@@ -108,7 +134,7 @@ def figures(table: pyarrow.Table) -> np.ndarray:
     """FIGURES of each record, those of its rows added up: [records, figures]."""
     found = np.zeros((table.num_rows, len(FIGURES)), dtype=np.int64)
     for at, name in enumerate(FIGURES):
-        if name in _BORDERS:
+        if name in (*_BORDERS, "row_turns"):
             of_row = table[name].combine_chunks()
             record, values = pyarrow.compute.list_parent_indices(of_row), of_row.flatten()
             np.add.at(found[:, at], record.to_numpy(), values.to_numpy())

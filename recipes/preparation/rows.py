@@ -59,6 +59,7 @@ class PreparedData:
     tokens_computed: int
     tokens_trained: int
     tokens_per_turn: int  # what one pass a turn would compute
+    tokens_distinct: int  # distinct prefixes: the fewest that an exact method computes
     tokens_copied: int  # of those computed: plain copies of answers
     ends: tuple[int, ...]  # token ids that end the trained turns, sorted; see `LaidOut`
     dropped_turns: int  # longer than a pack, with too_long=drop

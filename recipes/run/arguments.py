@@ -1,5 +1,6 @@
 """The settings of a run as transformers' Trainer takes them."""
 
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -14,10 +15,19 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
-from flexmask import OnePassCollator
+from flexmask import OnePassCollator, Row
 from flexmask.attention.kernels import check_backend
 from flexmask.model.head import HALF
-from recipes.configuration.schema import MixedPrecision, ParallelConfig, ParallelKind, TrainConfig, TrainerConfig
+from flexmask.objectives.preference import Preference
+from flexmask.training.data import check_objective
+from recipes.configuration.schema import (
+    MixedPrecision,
+    ObjectiveKind,
+    ParallelConfig,
+    ParallelKind,
+    TrainConfig,
+    TrainerConfig,
+)
 from recipes.distributed.ranks import PATIENCE, launched
 from recipes.models.precision import resolve_precision
 from recipes.run.folder import CHECKPOINTS
@@ -124,7 +134,21 @@ def collator_of(config: TrainConfig) -> OnePassCollator:
         block_size=config.attention.block_size,
         backend=config.attention.backend,
         context_parallel=config.parallel.context_parallel,
+        objective=objective_of(config),
     )
+
+
+def objective_of(config: TrainConfig) -> Preference | None:
+    """What compares the answers of a record; None: fine-tuning, which compares nothing."""
+    if config.objective.kind is ObjectiveKind.sft:
+        return None
+    return Preference(str(config.objective.loss), config.objective.beta)
+
+
+def check_answers(config: TrainConfig, *data: Sequence[Sequence[Row]]) -> None:
+    """Raise ValueError for rows of a record whose answers the objective cannot train."""
+    for rows in itertools.chain(*data):
+        check_objective(rows, objective_of(config))
 
 
 def in_one_process(config: TrainConfig) -> TrainConfig:

@@ -190,12 +190,12 @@ def remember_data(folder: Path, fingerprint: str, sources: str = "the data", rul
     unlike = {key for key, value in (("fingerprint", fingerprint), ("rule", rule)) if found.get(key, value) != value}
     if unlike:
         what, changed, back = (
-            ("conversations are not those", sources, "the data")
+            ("conversations are not those that", sources, "the data")
             if "fingerprint" in unlike
-            else ("code of context.rule is not that", "it", "the code")
+            else ("code of context.rule is not what", "its file", "it")
         )
         raise ValueError(
-            f"resume={folder}: the {what} that this run began with (has {changed} changed?), so it would not be the "
+            f"resume={folder}: the {what} this run began with (has {changed} changed?), so it would not be the "
             f"same training. Put {back} back, or start a new run; with {folder / DATA} deleted, the run goes on with "
             "what is there now"
         )

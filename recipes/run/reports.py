@@ -17,7 +17,13 @@ from recipes.run.destinations import Nowhere, Reporter
 from recipes.terminal.progress import duration, progress
 
 matplotlib.use("Agg")
-PRINTED = {"loss": "loss", "thinking_loss": "thinking", "answer_loss": "answer"}
+PRINTED = {
+    "loss": "loss",
+    "thinking_loss": "thinking",
+    "answer_loss": "answer",
+    "preference_accuracy": "preferred",
+    "preference_margin": "margin",
+}
 
 
 class ReportingCallback(TrainerCallback):

@@ -12,7 +12,9 @@ from recipes.configuration.schema import (
     AdapterConfig,
     AdapterKind,
     AttentionBackend,
+    ContextConfig,
     DataKind,
+    ObjectiveKind,
     TrainConfig,
     TrainerConfig,
 )
@@ -28,6 +30,8 @@ from recipes.sources.invalid import lines as invalid_kinds
 from recipes.sources.load import LoadedData
 from recipes.terminal.command import typed
 
+# What is measured on held-out data.
+FIGURES = ("loss", "thinking_loss", "answer_loss", "preference_accuracy", "preference_margin")
 # Going through the data more often than this is rarely meant: conversations are learned by heart.
 MANY_EPOCHS = 10
 
@@ -89,9 +93,10 @@ def _attention(config: TrainConfig, model: PreTrainedModel, device: str) -> str:
 
 def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldout: PreparedData) -> list[str]:
     """What is trained, what it costs against one pass a turn, what is left out, and how long the run is."""
+    items = "conversation" if config.objective.kind is ObjectiveKind.sft else "pair"
     formats = ", ".join(name if len(data.formats) == 1 else f"{n:,} {name}" for name, n in data.formats.items())
     lines = [
-        f"data        {counted(len(rows.items), 'conversation')}, {counted(rows.turns, 'trained turn')}, "
+        f"data        {counted(len(rows.items), items)}, {counted(rows.turns, 'trained turn')}, "
         f"{len(data.heldout):,} held out"
     ]
     if config.data.kind not in GENERATED:
@@ -99,8 +104,9 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     if config.data.kind is DataKind.mix:
         lines += [f"            {name}: {count}" for name, count in data.sources.items()]
     if config.context.rule is not None:
-        said = ", ".join(f"{name}={value!r}" for name, value in config.context.arguments.items())
-        lines.append(f"            history as {config.context.rule}({said}) shows it")
+        lines.append(f"            history as {_rule(config.context)} shows it")
+    if config.deployed_context != config.context:
+        lines.append(f"            held-out losses and chats under {_rule(config.deployed_context)}")
     layout = config.duplication.layout
     computed = f"{rows.tokens_computed:,} tokens computed in layout {layout}, {rows.tokens_trained:,} trained"
     if rows.tokens_computed and rows.tokens_per_turn > rows.tokens_computed:
@@ -126,6 +132,12 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     lines.append(f"left out    {', '.join(said) or 'nothing'}")
     lines += [f"            {line}" for line in invalid_kinds(invalid)]
     return [*lines, f"steps       {_steps(config.trainer, rows)}"] if rows.items else lines
+
+
+def _rule(context: ContextConfig) -> str:
+    if context.rule is None:
+        return "the chat template alone"
+    return f"{context.rule}({', '.join(f'{name}={value!r}' for name, value in context.arguments.items())})"
 
 
 def left_out(data: LoadedData, rows: PreparedData, heldout: PreparedData) -> dict[str, str]:
@@ -185,7 +197,7 @@ def training_result(
         "pack_fill": totals.tokens_computed / (totals.packs * config.duplication.pack_length),
         "loss_first": losses[0],
         "loss_last": losses[-1],
-        **{f"heldout_{name}": measured.get(f"eval_{name}") for name in ("loss", "thinking_loss", "answer_loss")},
+        **{f"heldout_{name}": measured.get(f"eval_{name}") for name in FIGURES},
         "best_step": int(best.rpartition("-")[2]) if best else None,
         "formats": data.formats,
         "dropped_conversations": len(left_out(data, rows, heldout)),
@@ -217,7 +229,7 @@ def closing_lines(result: dict) -> list[str]:
             "held out: "
             + ", ".join(
                 f"{name.replace('_', ' ')} {result[f'heldout_{name}']:.3f}"
-                for name in ("loss", "thinking_loss", "answer_loss")
+                for name in FIGURES
                 if result[f"heldout_{name}"] is not None
             )
         )

@@ -128,7 +128,8 @@ def said_by(one: Conversation | Calls) -> bytes:
                 asdict(replace(call, conversation=None))
                 | {"conversation": call.conversation and _fields(call.conversation)}
                 for call in one.calls
-            ]
+            ],
+            "rewards": one.rewards,
         }
     return json.dumps(said, ensure_ascii=False).encode()
 
@@ -229,7 +230,7 @@ class StoredConversations(Sequence):
         noted = _with_tuples(_value(self._value("noted", number)))
         if isinstance(said, list):
             return _restored(name, said, noted)
-        return Calls(name, tuple(_restored_call(one) for one in said["calls"]), **noted)
+        return Calls(name, tuple(map(_restored_call, said["calls"])), tuple(said["rewards"]), **noted)
 
 
 def _restored(name: str, said: list[Any], noted: dict[str, Any]) -> Conversation:

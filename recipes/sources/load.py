@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 
 import numpy as np
 
@@ -29,9 +28,14 @@ from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
 from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
 from recipes.sources.invalid import shown
+from recipes.sources.parcels import episodes
 from recipes.sources.parts import parts_of_entries
+from recipes.sources.tutoring import dialogues
+from recipes.sources.tutoring_pairs import pairs
 from recipes.storage import shards
 
+# Records without end, of a seed and a split.
+_GENERATORS = {DataKind.tutoring: dialogues, DataKind.tutoring_pairs: pairs, DataKind.parcels: episodes}
 # Fewer parts than this are read before other processes have started.
 _WORTH_PROCESSES = 8
 
@@ -145,7 +149,7 @@ def _generated(data: DataConfig) -> LoadedData:
         (heldout_count,) = share([count])
     reading = Reading("auto", data.seed)
     read = [
-        _read(parts_of_entries(_made(data.kind, number, data.seed, split)), reading, data)
+        _read(parts_of_entries(_entries(data.kind, number, data.seed, split)), reading, data)
         for number, split in ((count, "train"), (heldout_count, "heldout"))
     ]
     train, heldout = map(_numbers, read)
@@ -204,7 +208,7 @@ def _read(parts: Iterator[Part], reading: Reading, data: DataConfig) -> list[Rea
 def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[Part]:
     """The records of a source: generated, of its path where it has one, else of the hub."""
     if source.kind in GENERATED:
-        return parts_of_entries(_made(source.kind, source.train_conversations, seed, "train"))
+        return parts_of_entries(_entries(source.kind, source.train_conversations, seed, "train"))
     if source.path is not None:
         return read_path(source.path, source.split, f"{key}.path")
     hub_id, hub_config = source.hub_id, source.hub_config
@@ -215,9 +219,8 @@ def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[P
     return read_hub(hub_id, hub_config, source.split, key)
 
 
-def _made(kind: DataKind, count: int, seed: int, split: str) -> Iterator[Entry]:
-    records = import_module(f"recipes.sources.{kind}").endless(seed, split)
-    for index, record in enumerate(itertools.islice(records, count)):
+def _entries(kind: DataKind, count: int, seed: int, split: str) -> Iterator[Entry]:
+    for index, record in enumerate(itertools.islice(_GENERATORS[kind](seed, split), count)):
         yield f"{kind}/{split}[{index}]", record
 
 

@@ -56,10 +56,10 @@ def generate(count: int, seed: int, split: Split) -> list[dict]:
 
     No parcel of one split is one of the other, whatever the seeds. Raises ValueError for a split that does not exist.
     """
-    return list(itertools.islice(endless(seed, split), count))
+    return list(itertools.islice(episodes(seed, split), count))
 
 
-def endless(seed: int, split: Split) -> Iterator[dict]:
+def episodes(seed: int, split: Split) -> Iterator[dict]:
     """The records that `generate` begins with, and all others behind them, without end."""
     if split not in ("train", "heldout"):
         raise ValueError(f"split={split!r}: write 'train' or 'heldout'")

@@ -137,10 +137,10 @@ def generate(count: int, seed: int, split: Split) -> list[dict]:
     split has the same questions as one of the other, whatever the seeds: a hash of the questions decides.
     Raises ValueError for a split that does not exist.
     """
-    return list(itertools.islice(endless(seed, split), count))
+    return list(itertools.islice(dialogues(seed, split), count))
 
 
-def endless(seed: int, split: Split) -> Iterator[dict]:
+def dialogues(seed: int, split: Split) -> Iterator[dict]:
     """The records that `generate` begins with, and all others behind them, without end."""
     if split not in ("train", "heldout"):
         raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
@@ -213,6 +213,11 @@ def _subtract(left: int, right: int) -> str:
         f"Subtract {left} - {right}: {top} - {right % 10} = {top - right % 10}, "
         f"{left // 10} - {right // 10}{lent} = {tens}."
     )
+
+
+def written_out(left: int, sign: str, right: int) -> str:
+    """`left + right` or `left - right` as the tutor thinks it."""
+    return _add(left, right) if sign == "+" else _subtract(left, right)
 
 
 def _makes(skill: str, value: int, *steps: str, n: int = 0) -> Turn | None:

@@ -59,6 +59,13 @@ TABLE = {
     'make train ARGS="duplication=per_turn trainer.steps=300 seed=1"': How(args=TINY, leaves=RUN),
     'make train ARGS="experiment=short"': How(args=TINY, leaves=RUN),
     'make train ARGS="experiment=parcels"': How(args=TINY, leaves=RUN, shows=("of episodes succeeded",)),
+    # context rules
+    f'make train ARGS="{OWN_FILE} context=keep_last_tool_results context.arguments.keep=3"': How(
+        args=TINY_MODEL, leaves=RUN, shows=("keep_last_tool_results(keep=3) shows it",)
+    ),
+    f'make inspect ARGS="my.jsonl:12 {OWN_FILE} context=keep_last_tool_results"': How(
+        shows=("call 2 (message 5)", "seen by", "the context rule keep_last_tool_results changes nothing")
+    ),
     # own data, own model
     f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune {OWN_FILE}"': How(
         replace=NO_HUB, args=FINETUNE, leaves=RUN

@@ -17,7 +17,6 @@ SMALL = [
     "evaluation.max_new_tokens=8", "evaluation.batch_size=2",
 ]  # fmt: skip
 TINY = ["model.tiny.layers=1", "model.tiny.hidden_size=32"]
-PARCELS = [*TINY, "model.tiny.words=parcels"]
 ARMS = ("parcels", "parcels_per_call", "parcels_uncut", "parcels_last_call")
 DENSE = ["model=hub", "model.name_or_path=models/dense"]
 # What a choice needs beside it, where the hub or a user's own is meant.
@@ -25,7 +24,7 @@ BESIDE = {
     "model/tiny": TINY,
     "model/*": ["model.name_or_path=models/dense", "data=jsonl", "data.path=my.jsonl"],
     "data/tutoring": [*TINY, "data.train_conversations=8"],
-    "data/parcels": [*PARCELS, "data.train_conversations=8"],
+    "data/parcels": [*TINY, "model.tiny.words=parcels", "data.train_conversations=8"],
     "data/gsm8k_socratic": [*DENSE, "data.path=gsm8k.jsonl"],
     "data/mix": [*DENSE, "data.sources={mine: {path: my.jsonl}}"],
     "data/hub": [*DENSE, "data.path=my.jsonl", "data.hub_id=nobody/nothing"],
@@ -38,6 +37,18 @@ BESIDE = {
     "experiment/qwen3_30b_a3b_lora_mathchatsync": ["model.name_or_path=models/experts", "data.path=my.jsonl"],
     "experiment/gpt_oss_20b_lora_mathchatsync": ["model.name_or_path=models/gpt_oss", "data.path=my.jsonl"],
     "experiment/*": ["model.name_or_path=models/dense", "data.path=my.jsonl"],
+    "context/compact": [
+        *TINY,
+        "data.train_conversations=8",
+        "context.arguments.instruction=Sum",
+        "context.arguments.introduction=So far:",
+    ],
+    "context/keep_thinking_of_last": [
+        *TINY,
+        "data.train_conversations=8",
+        "data.template_kwargs={preserve_thinking: true}",
+    ],
+    "context/*": [*TINY, "data.train_conversations=8"],
     "*": [*TINY, "data.train_conversations=8"],
 }
 

@@ -1,5 +1,7 @@
 """Evaluation by chatting, against a scripted model whose replies are known and against one-by-one generation."""
 
+import functools
+
 import pytest
 import torch
 from families import FAMILIES, VOCAB
@@ -7,6 +9,7 @@ from scripted import TOKENIZER, Scripted
 from stateful_families import UNBRANCHED
 
 import flexmask.attention.interface  # noqa: F401  registers the attention implementation
+from flexmask.conversations.contexts import RULES
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.reading import read_conversation
 from recipes.evaluation.chat import chat, generate, ready_to_generate
@@ -343,3 +346,64 @@ def test_state_never_holds_padding_or_another_prompt(name):
     talks = [conversation(("q " * n, "a"), name=f"test:{n}") for n in (1, 9, 1, 20)]
     alone, together = (chat(model, TOKENIZER, talks, max_new_tokens=6, batch_size=size) for size in (1, 4))
     assert [r.messages for r in alone] == [r.messages for r in together]
+
+
+SUMS_UP = functools.partial(RULES["compact"], instruction="sum up", introduction="So far:")
+
+
+def long_talk():
+    return conversation(("q1", "a1"), ("sum up now", "summary"), ("q3", "a3"), ("q4", "a4"), system="s")
+
+
+def prompt_of(*turns):
+    read = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
+    return f"{read}<|im_start|>assistant\n"
+
+
+# Breaks if a chat shows what the data says where the model said something else, or all that the rule leaves out.
+@pytest.mark.parametrize("history", ["own", "teacher"])
+def test_a_context_rule_says_what_is_shown(monkeypatch, history):
+    script = Scripted(lambda prompt: f"<think>\nt\n</think>\n\nsaid{prompt.count('user')}<|im_end|>")
+    (result,) = chat(
+        script.install(monkeypatch), TOKENIZER, [long_talk()], max_new_tokens=40, batch_size=4, history=history,
+        rules=[SUMS_UP],
+    )  # fmt: skip
+    first, summary, third = ("said1", "said2", "said2") if history == "own" else ("a1", "summary", "a3")
+    told = [("system", "s"), ("user", f"So far:\n\n{summary}"), ("user", "q3")]
+    assert script.prompts == [
+        prompt_of(("system", "s"), ("user", "q1")),
+        prompt_of(("system", "s"), ("user", "q1"), ("assistant", first), ("user", "sum up now")),
+        prompt_of(*told),
+        prompt_of(*told, ("assistant", third), ("user", "q4")),
+    ]
+    assert [message["content"] for message in result.messages][1:3] == [f"So far:\n\n{summary}", "q3"]
+
+
+# A model whose summary is empty has lost what it was asked about, and the others go on.
+def test_a_rule_that_fails_ends_its_chat_only(monkeypatch):
+    script = Scripted(lambda prompt: "<|im_end|>" if "sum up" in prompt else "a<|im_end|>")
+    with pytest.warns(
+        UserWarning, match="2 turns were not asked: the context rule: compact: message 4 is to be a summ"
+    ):
+        one, other = chat(
+            script.install(monkeypatch), TOKENIZER, [long_talk(), conversation(("q", "a"), name="test:2")],
+            max_new_tokens=40, batch_size=4, rules=[SUMS_UP, None],
+        )  # fmt: skip
+    assert len(one.turns) == 2 and len(one.unasked) == 2 and other.correct
+
+
+# Breaks if what was cleared at a turn that is not asked for comes back.
+def test_a_rule_goes_on_from_what_it_showed_last(monkeypatch):
+    seen = []
+
+    def mine(messages, *, shown, count):
+        seen.append((len(messages), len(shown), count(messages)))
+        return messages[-1:]
+
+    script = Scripted(lambda prompt: "a<|im_end|>")
+    messages = long_talk().messages
+    talk = Conversation("test:1", (*messages[:4], messages[4] | {"weight": 0}, *messages[5:]))
+    chat(script.install(monkeypatch), TOKENIZER, [talk], max_new_tokens=9, batch_size=1, rules=[mine])
+    assert [one[:2] for one in seen] == [(2, 0), (4, 1), (6, 1), (8, 1)]
+    lengths = [len(TOKENIZER.encode(prompt_of(*((m["role"], m["content"]) for m in messages[:i])))) for i in (2, 4)]
+    assert [one[2] for one in seen[:1]] == lengths[:1] and seen[1][2] <= lengths[1]

@@ -230,7 +230,6 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         (["model.from_scratch=false"], "model.from_scratch=false"),
         (["model.tiny=null"], "model.tiny: has no value"),
         (["model.tiny.kv_heads=3"], "model.tiny.kv_heads=3: must divide model.tiny.heads=4"),
-        (["model.tiny.words=mix"], "model.tiny.words=mix: must be a generated data set: tutoring, parcels"),
         (["evaluation.context={roule: compact}"], "evaluation.context: Key 'roule' not in 'ContextConfig'"),
         (["evaluation.context={rule: keep}"], "evaluation.context.rule=keep: no such rule; choose"),
         (["model.chat_template=none.jinja"], "model.chat_template=none.jinja: no such file"),

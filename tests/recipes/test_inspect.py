@@ -291,3 +291,30 @@ def test_what_training_refuses_is_said(run, file, models, case):
     done = run(*of(file, *own, *overrides))
     assert done.returncode == 0, done.stderr
     assert text in next(line for line in done.stdout.splitlines() if line.startswith("! training is refused: "))
+
+
+# Breaks if it is not said which call sees what, what later ones see no longer, or what splitting costs.
+def test_calls_under_a_rule_are_told_by_name(run, tmp_path):
+    turns = []
+    for number in range(4):
+        call = {"id": f"c{number}", "type": "function", "function": {"name": "add", "arguments": {"a": number}}}
+        turns += [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": f"c{number}", "content": "one two three four five six seven " * 4},
+        ]
+    messages = [{"role": "user", "content": "add"}, *turns, {"role": "assistant", "content": "ten"}]
+    schema = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    path = tmp_path / "calls.jsonl"
+    path.write_text(json.dumps({"messages": messages, "tools": [schema]}))
+    words = [*of(path), "context=keep_last_tool_results", "context.arguments.keep=1"]
+    done = run(*words, columns=300)
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    (last,) = [line.split() for line in lines if line.startswith("call 4 (message 9)")]
+    prompt, shared, generates, new = (int(one.replace(",", "")) for one in last[-4:])
+    assert prompt - shared + generates == new > 0 and shared > 0
+    assert any(
+        "prompt" in line and " after 3 " in line for line in lines
+    )  # the fourth result, that the last call clears
+    assert not any(" after 4 " in line for line in lines) and "no warnings" in done.stdout
+    split = run(*words, "duplication.pack_length=1000", columns=300)
+    assert "more than the lower bound of" in split.stdout and "are longer than a pack and are split" in split.stdout

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from flexmask.conversations.contexts import RULES
 from recipes.picture import main
 
-PICTURES = {"block_mask.png", "state_branches.png", "layouts.png", "speedup.png"}
+RULED = {f"context_{name}.png" for name in RULES}
+PICTURES = {"block_mask.png", "state_branches.png", "layouts.png", "speedup.png"} | RULED
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def prepare(conversations, tokenizer, config, layout="one_pass"):
 
 
 def settings_of(config, layout="one_pass"):
-    return preparation.settings_of(config.data, in_layout(config, layout))
+    return preparation.settings_of(config.data, in_layout(config, layout), config.context)
 
 
 def in_layout(config, layout):
@@ -46,9 +46,9 @@ def rows_of(prepared):
 
 
 def same(one, other):
-    return all(
-        np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one)
-    )
+    if not dataclasses.is_dataclass(one):
+        return np.array_equal(one, other, equal_nan=getattr(one, "dtype", None) in (np.float32, np.float64))
+    return all(same(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(one))
 
 
 # Breaks if a column is cut at a wrong place, loses its type, or processes mix up the order.
@@ -300,6 +300,7 @@ CHANGES = {
     "a declared format": dict(overrides=["data.thinking_format='<t>{thinking}</t>'"]),
     "the date": dict(tokenizer=dated(), overrides=["data.date=2020-02-02"]),
     "control tokens": dict(overrides=["data.control_tokens=escape"]),
+    "a context rule": dict(overrides=["context=keep_last_tool_results"]),
 }
 
 
@@ -313,6 +314,22 @@ def fingerprint_of(conversations=CONVERSATIONS, tokenizer=None, overrides=(), la
 def test_whatever_rows_depend_on_changes_the_fingerprint(change):
     before = fingerprint_of(tokenizer=copy.deepcopy(dated() if change == "the date" else chatml_tokenizer()))
     assert fingerprint_of(**CHANGES[change]) != before
+
+
+# Breaks if rows that a user's own rule has made are found again once it is another one. What its module imports from
+# elsewhere is not part of it; what stands in its package is.
+def test_a_rule_that_has_changed_changes_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "own_harness"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "rules.py").write_text("def mine(messages):\n    return messages\n")
+    overrides = ["context.rule=own_harness.rules:mine"]
+    before = fingerprint_of(overrides=overrides)
+    assert before == fingerprint_of(overrides=overrides) != fingerprint_of()
+    (package / "helpers.py").write_text("KEEP = 3\n")
+    shards.digest_of_code.cache_clear()  # as in another process
+    assert fingerprint_of(overrides=overrides) != before
 
 
 def test_rows_without_a_date_are_found_the_next_day():

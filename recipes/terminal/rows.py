@@ -10,7 +10,6 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from flexmask import Row
-from flexmask.text.rendering import is_generated
 from flexmask.tree.segments import (
     ROLE_COLORS,
     ROLE_LABELS,
@@ -23,6 +22,7 @@ from flexmask.tree.segments import (
 
 MOST_SEGMENTS_IN_A_MATRIX = 40
 SHOWN_CHARACTERS = 70
+GONE = "\u00d7"
 
 
 def print_segments(
@@ -33,8 +33,10 @@ def print_segments(
     parts = segments(row)
     visible = visible_segments(row, parts)
     texts = [_decoded(tokenizer, row, part) for part in parts]
-    beside = _seen_by_calls(row, parts) if of_calls else _hidden_from(visible)
-    console.print(_table(parts, beside, texts, row))
+    heading, beside = ("seen by", _seen_by_calls(row, parts)) if of_calls else ("hidden from", _hidden_from(visible))
+    console.print(_table(parts, heading, beside, texts, row))
+    if any(one.endswith(GONE) for one in beside):
+        console.print(f"{GONE} later calls see it no longer")
     if len(parts) <= MOST_SEGMENTS_IN_A_MATRIX:
         console.print(_matrix(parts, visible), soft_wrap=True)
     if full:
@@ -78,21 +80,20 @@ def numbers(indices: Iterable[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _hidden_from(visible: np.ndarray) -> dict[str, list[str]]:
+def _hidden_from(visible: np.ndarray) -> list[str]:
     count = len(visible)
-    return {"hidden from": [numbers(j for j in range(i + 1, count) if not visible[j, i]) for i in range(count)]}
+    return [numbers(j for j in range(i + 1, count) if not visible[j, i]) for i in range(count)]
 
 
-def _seen_by_calls(row: Row, parts: Sequence[Segment]) -> dict[str, list[str]]:
-    """Which calls see each segment, and the last of them where later calls of the row see it no longer."""
+def _seen_by_calls(row: Row, parts: Sequence[Segment]) -> list[str]:
+    """Which calls see each segment, with GONE behind a context that later calls of the row see no longer."""
     seen, turns = seen_by_passes(row), np.array(row.turns)
-    calls = [np.sort(turns[seen[part.start]]) for part in parts]
-    context = [not is_generated(np.array([part.role]))[0] for part in parts]
-    gone = [
-        f"after {of[-1]}" if is_context and of[-1] < turns.max() else ""
-        for of, is_context in zip(calls, context, strict=True)
-    ]
-    return {"seen by": [numbers(of.tolist()) for of in calls], "gone": gone}
+    found = []
+    for part in parts:
+        calls = np.sort(turns[seen[part.start]])
+        gone = part.turn is None and calls[-1] < turns.max()
+        found.append(numbers(calls.tolist()) + (f" {GONE}" if gone else ""))
+    return found
 
 
 def _with_columns(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
@@ -105,8 +106,8 @@ def _with_columns(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Ta
     return table
 
 
-def _table(parts: Sequence[Segment], beside: dict[str, list[str]], texts: Sequence[str], row: Row) -> Table:
-    headings = ("", "segment", "turn", "tokens", "positions", "trained", *beside)
+def _table(parts: Sequence[Segment], heading: str, beside: Sequence[str], texts: Sequence[str], row: Row) -> Table:
+    headings = ("", "segment", "turn", "tokens", "positions", "trained", heading)
     lines = [
         (
             str(i),
@@ -115,17 +116,16 @@ def _table(parts: Sequence[Segment], beside: dict[str, list[str]], texts: Sequen
             f"{len(part):,}",
             f"{part.position:,}-{part.position + len(part) - 1:,}",
             _trained(part, row),
-            *(column[i] for column in beside.values()),
+            beside[i],
         )
         for i, part in enumerate(parts)
     ]
     table = _with_columns(headings, lines)
     table.add_column("text")
-    gone = beside.get("gone", [""] * len(parts))
-    for part, cells, text, is_gone in zip(parts, lines, texts, gone, strict=True):
+    for part, cells, text in zip(parts, lines, texts, strict=True):
         color = ROLE_COLORS[part.role]
         number, name, *more = cells
-        style = f"{color} strike" if is_gone else color
+        style = f"{color} strike" if cells[-1].endswith(GONE) else color
         shown = Text(_shortened(text), style=style, no_wrap=True, overflow="ellipsis")
         table.add_row(number, Text(name, style=color), *more, shown)
     return table

@@ -1,6 +1,7 @@
 """Context rules from the command line: a user trains for the harness that will run the model, and chats under it."""
 
 import json
+import re
 
 import pytest
 from journeys import assets
@@ -112,8 +113,9 @@ def test_a_users_own_rule_that_has_changed(here):
 def test_inspect_says_which_call_sees_what(here):
     words = " ".join([*SETTINGS[:5], *RULES["keep_last_tool_results"][0]])
     done = here.run(f'make inspect ARGS="episodes.jsonl:2 {words}"')
-    for said in ("call 6 (message 14)", "of it shared", "seen by", "gone", "after 4", "lower bound"):
+    for said in ("call 6 (message 14)", "of it shared", "seen by", "× later calls see it no longer", "lower bound"):
         assert said in done.out, done
+    assert re.search(r"prompt .* 4 ×", done.out), done  # the third result
 
 
 @pytest.mark.parametrize(

@@ -312,9 +312,8 @@ def test_calls_under_a_rule_are_told_by_name(run, tmp_path):
     (last,) = [line.split() for line in lines if line.startswith("call 4 (message 9)")]
     prompt, shared, generates, new = (int(one.replace(",", "")) for one in last[-4:])
     assert prompt - shared + generates == new > 0 and shared > 0
-    assert any(
-        "prompt" in line and " after 3 " in line for line in lines
-    )  # the fourth result, that the last call clears
-    assert not any(" after 4 " in line for line in lines) and "no warnings" in done.stdout
+    assert any("prompt" in line and "3 ×" in line for line in lines)  # the result that the last call clears
+    assert not any("4 ×" in line for line in lines) and "no warnings" in done.stdout
+    assert "× later calls see it no longer" in done.stdout
     split = run(*words, "duplication.pack_length=1000", columns=300)
     assert "more than the lower bound of" in split.stdout and "are longer than a pack and are split" in split.stdout

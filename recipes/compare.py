@@ -28,6 +28,7 @@ from recipes.terminal.command import command, typed
 
 # Column, key in result.json, format. A column that no run has measured is left out.
 COLUMNS = (
+    ("episodes succeeded", "success_rate", "{:.1%}"),
     ("answers right", "answer_accuracy", "{:.1%}"),
     ("conversations right", "conversation_accuracy", "{:.1%}"),
     ("answers right on the data's history", "teacher_answer_accuracy", "{:.1%}"),

@@ -42,7 +42,7 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     from recipes.evaluation.matchers import load_matcher
 
     load_matcher(config.evaluation.matcher)  # a wrong name fails before anything is loaded
-    rule_of(config.context)
+    rule_of(config.deployed_context)
     # torch and transformers take seconds to import: a wrong configuration has failed before.
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -69,10 +69,12 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
         )
     tokenizer = AutoTokenizer.from_pretrained(run / MODEL)
     model = load_trained(run / MODEL, config.model.dtype).to(ranks.device())
-    heldout = prepare_heldout(conversations, tokenizer, config.data, config.duplication, model, config.context)
+    heldout = prepare_heldout(conversations, tokenizer, config.data, config.duplication, model, config.deployed_context)
     invalid = len(heldout.invalid) + (len(data.dropped) if file else 0)
     print(_chosen(config.evaluation.conversations, file, len(heldout.valid), invalid), file=sys.stderr)
-    figures, _ = evaluate_chats(model, tokenizer, heldout.valid, config.evaluation, config.data, config.context)
+    figures, _ = evaluate_chats(
+        model, tokenizer, heldout.valid, config.evaluation, config.data, config.deployed_context
+    )
     print(json.dumps(figures))
 
 
@@ -120,6 +122,11 @@ def _configuration(run: Path, file: str | None, overrides: Sequence[str]) -> Tra
         )
     if config.evaluation.conversations == 0:
         raise ConfigError("evaluation.conversations=0: nothing to evaluate; say how many, or null for all")
+    if config.evaluation.context is not None and any(key.startswith("context.") for key in given_keys(overrides)):
+        raise ConfigError(
+            "context.*: changes nothing of this run's evaluation, which is under evaluation.context; give "
+            "'evaluation.context={rule: ..., arguments: {...}}'"
+        )
     return config
 
 

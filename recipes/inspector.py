@@ -77,7 +77,9 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
         chosen = _choose(data, conversation)
         rows = prepare(data.train, tokenizer, config.data, config.duplication, config.context)
         model = _tried(refused, weightless_model, config.model, len(tokenizer))
-        heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model, config.context)
+        heldout = prepare_heldout(
+            data.heldout, tokenizer, config.data, config.duplication, model, config.deployed_context
+        )
         of_model = _model_lines(config, model, not rows.branching, refused)
         of_data = [*data_lines(config, data, rows, heldout), *_row_lines(config, rows, refused)]
         if model is not None and (note := align_end_of_turn(model, tokenizer, rows.ends)):

@@ -206,6 +206,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     set_seed(config.seed)
     load_matcher(config.evaluation.matcher)
     rule_of(config.context)
+    rule_of(config.deployed_context, "evaluation.context")
     # Made early for its checks: an optimizer, schedule or logger that transformers lacks ends the run here.
     device = training_arguments(config, folder=Path("unused"), evaluates=True).device
     tokenizer = load_tokenizer(config.model)
@@ -218,7 +219,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
             "is longer than duplication.pack_length with duplication.too_long=drop"
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
-    heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model, config.context)
+    heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model, config.deployed_context)
     check_answers(config, rows.items, heldout.items)
     check_heldout(config.trainer, len(heldout.items), searching())
     note = align_end_of_turn(model, tokenizer, rows.ends)
@@ -261,7 +262,7 @@ def evaluate_run(
     if trainer.is_fsdp_enabled:  # each process holds a part of it; what was saved is whole
         model = load_trained(Path(config.output_dir, MODEL), config.model.dtype).to(ranks.device())
     figures, chats = evaluate_chats(
-        model, run.tokenizer, run.heldout.valid, config.evaluation, config.data, config.context
+        model, run.tokenizer, run.heldout.valid, config.evaluation, config.data, config.deployed_context
     )
     report_chats(reporter, chats, trainer.state.global_step)
     result = training_result(trainer, config, run.data, run.rows, run.heldout, measured) | figures

@@ -8,7 +8,7 @@ wrong setting fails before anything is loaded.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra import compose as hydra_compose
@@ -23,8 +23,10 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.configuration import CONF_DIR
 from recipes.configuration.overrides import checked_overrides, given_keys
 from recipes.configuration.rules import ConfigError, validate
-from recipes.configuration.schema import SourceConfig, TrainConfig
+from recipes.configuration.schema import ContextConfig, SourceConfig, TrainConfig
 from recipes.storage.whole import write_whole
+
+Entry = TypeVar("Entry", SourceConfig, ContextConfig)
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 
@@ -43,7 +45,11 @@ def to_dataclass(composed: DictConfig, given: Sequence[str] = ()) -> TrainConfig
     assert isinstance(config, TrainConfig)  # what the schema makes of every composition
     if config.data.thinking_format is not None:  # on a command line a newline is easier written than typed
         config.data.thinking_format = config.data.thinking_format.replace("\\n", "\n")
-    config.data.sources = {name: _source(name, values) for name, values in config.data.sources.items()}
+    config.data.sources = {
+        name: _entry(SourceConfig, f"data.sources.{name}", values) for name, values in config.data.sources.items()
+    }
+    if config.evaluation.context is not None:
+        config.evaluation.context = _entry(ContextConfig, "evaluation.context", config.evaluation.context)
     lengths = {"trainer.steps", "trainer.epochs"}
     if len(chosen := lengths & given_keys(given)) == 1:
         (other,) = lengths - chosen
@@ -52,14 +58,14 @@ def to_dataclass(composed: DictConfig, given: Sequence[str] = ()) -> TrainConfig
     return config
 
 
-def _source(name: str, values: Any) -> SourceConfig:
-    """An entry of data.sources, which Hydra (1.3) cannot fill in on the command line when its type is a dataclass."""
-    if isinstance(values, SourceConfig):
+def _entry(schema: type[Entry], key: str, values: Any) -> Entry:
+    """What stands under `key`, which Hydra (1.3) cannot fill in on the command line when its type is a dataclass."""
+    if isinstance(values, schema):
         return values
     try:
-        return OmegaConf.to_object(OmegaConf.merge(SourceConfig, OmegaConf.create(values)))
+        return OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(values)))
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"data.sources.{name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
 def compose(overrides: Sequence[str] = (), output_dir: str | Path = "runs/composed") -> TrainConfig:

@@ -48,7 +48,8 @@ def validate(config: TrainConfig) -> None:
         *_adapter(config.adapter, config.model),
         *_data(config.data),
         *_duplication(config.duplication),
-        *_context(config.context, config.duplication),
+        *_context(config.context, "context"),
+        *_context(config.evaluation.context, "evaluation.context"),
         *_trainer(config.trainer),
         *_run(config),
     ]
@@ -197,26 +198,21 @@ def _duplication(duplication: DuplicationConfig) -> Iterator[str]:
         yield (f'duplication.turns="{duplication.turns}": write all, or indices and slices such as "-1", "1:" or "0,2"')
 
 
-def _context(context: ContextConfig, duplication: DuplicationConfig) -> Iterator[str]:
-    if context.rule is not None and duplication.layout is Layout.keep_thinking:
-        yield (
-            f"context.rule={context.rule}: says itself what stands in the history, beside duplication=keep_thinking; "
-            "choose another duplication, or context=template"
-        )
-    if context.rule is not None and is_import_path(context.rule):
+def _context(context: ContextConfig | None, key: str) -> Iterator[str]:
+    if context is None or (context.rule is not None and is_import_path(context.rule)):
         return  # a function of the user's is imported by who needs it, not by everybody who reads settings
     try:
-        rule_of(context)
+        rule_of(context, key)
     except ConfigError as error:
         yield str(error)
 
 
-def rule_of(context: ContextConfig) -> Rule | None:
-    """The context rule that the settings stand for. Raises ConfigError where there is none."""
+def rule_of(context: ContextConfig, key: str = "context") -> Rule | None:
+    """The context rule that the settings under `key` stand for. Raises ConfigError where there is none."""
     try:
         return load_rule(asdict(context))
     except ValueError as error:
-        raise ConfigError(f"context.{error}") from error
+        raise ConfigError(f"{key}.{error}") from error
 
 
 def _trainer(trainer: TrainerConfig) -> Iterator[str]:
@@ -242,6 +238,11 @@ def _trainer(trainer: TrainerConfig) -> Iterator[str]:
 
 
 def _run(config: TrainConfig) -> Iterator[str]:
+    if config.context.rule is not None and config.duplication.layout is Layout.keep_thinking:
+        yield (
+            f"context.rule={config.context.rule}: says itself what stands in the history, beside "
+            "duplication=keep_thinking; choose another duplication, or context=template"
+        )
     if config.objective.kind is ObjectiveKind.dpo and config.parallel.context_parallel:
         yield (
             "objective=dpo: compares whole answers, of which parallel.context_parallel=true gives each process a part; "

@@ -36,14 +36,22 @@ class DataKind(StrEnum):
     tutoring = "tutoring"  # generated, no download
     careless_tutoring = "careless_tutoring"  # of a tutor who forgets to carry
     tutoring_pairs = "tutoring_pairs"  # turns of such dialogues with a right answer and a careless one
+    parcels = "parcels"  # generated episodes with tool calls
     gsm8k_socratic = "gsm8k_socratic"
     records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
     mix = "mix"  # several of the others, in data.sources
 
 
 GENERATED = frozenset(
-    (DataKind.tutoring, DataKind.careless_tutoring, DataKind.tutoring_pairs)
+    (DataKind.tutoring, DataKind.careless_tutoring, DataKind.tutoring_pairs, DataKind.parcels)
 )  # without end: a number says how many
+
+
+class Words(StrEnum):
+    """The generated data sets that the tiny model's tokenizer can be made for."""
+
+    tutoring = "tutoring"
+    parcels = "parcels"
 
 
 class ControlTokens(StrEnum):
@@ -133,6 +141,7 @@ SPLIT = "train"
 class TinyConfig:
     """Sizes of the tiny Qwen3-architecture model, as `recipes.models.tiny.build_model` takes them."""
 
+    words: Words = MISSING  # that the tokenizer knows
     hidden_size: int = MISSING
     layers: int = MISSING
     heads: int = MISSING
@@ -299,6 +308,8 @@ class EvaluationConfig:
     matcher: str = "exact"  # when an answer is right: exact, number, contains, or a function's "package.module:name"
     max_new_tokens: int = 256  # a turn; a reply that is longer counts as wrong
     batch_size: int = 64  # conversations
+    # A ContextConfig: what the harness shows that the model is for, under which it is measured. null: as it is trained.
+    context: Any = None
 
 
 @dataclass
@@ -327,3 +338,8 @@ class TrainConfig:
     seed: int = 0  # of the weights and the order of conversations
     resume: str | None = None  # folder of an interrupted run to go on with; auto: the newest of this configuration
     output_dir: str | None = None  # the run folder; null: a new one in runs/
+
+    @property
+    def deployed_context(self) -> ContextConfig:
+        """What histories show where the model is used, and so where it is measured."""
+        return self.evaluation.context or self.context

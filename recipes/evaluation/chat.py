@@ -4,6 +4,9 @@ User turns come from the data. With own history the answers before a turn are th
 back with its thinking in `reasoning_content`, and a context rule, where there is one, and the chat template decide what
 later turns see of it. So a wrong answer early on harms the later turns that need it, as it would a real user. With
 teacher history they are the data's, and every turn is asked on the history that it was trained on.
+
+With an environment the model acts: its calls are carried out, the results go back, and it is asked again until it
+answers without a call, which the next user message of the data follows. How often it calls is up to it.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from flexmask.model.support import unbranched_layers, unwrapped
 from flexmask.text.calls import Prompts
 from flexmask.text.template import ChatTemplate, RejectedError
 from recipes.configuration.schema import History
+from recipes.evaluation.environments import MOST_CALLS, Environment, act, same_calls
 from recipes.evaluation.matchers import Matcher, exact
 from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
 
@@ -43,6 +47,7 @@ def chat(
     batch_size: int,
     history: str = History.own,
     matcher: Matcher = exact,
+    environment: Callable[[Conversation], Environment] | None = None,
     template_kwargs: dict[str, Any] | None = None,
     date: datetime.date | None = None,
     rules: Sequence[Rule | None] | None = None,
@@ -52,6 +57,7 @@ def chat(
 
     Turn k of up to `batch_size` conversations is one left-padded `generate` call, which stops at every token that ends
     a turn (`end_tokens`). An assistant message with `weight: 0` is shown as it stands and not asked for.
+    `environment` makes the one in which a conversation's calls are carried out; with teacher history none are.
     `template_kwargs` goes to the chat template (for instance `{"enable_thinking": False}`), `date` is what a template
     that writes the date shows (None: today). `rules` has the context rule of each conversation
     (`flexmask.conversations.contexts`; None: what the template shows). `advance` is called with how many turns are
@@ -59,9 +65,10 @@ def chat(
     after an error.
 
     Nothing in a conversation raises: a turn that cannot be asked is in `ChatResult.unasked`, with one warning for each
-    reason. With own history these are all turns of a conversation with a tool call, since tools do not run, and those
-    from a prompt on that fills the model's positions or that the template rejects; with teacher history only the turns
-    themselves. Where a matcher raises, the answer counts as wrong, with a warning.
+    reason. With own history these are all turns of a conversation with a tool call, where no environment runs tools,
+    and those from a prompt on that fills the model's positions or that the template rejects, or from calls on that do
+    not end; with teacher history only the turns themselves. Where a matcher raises, the answer counts as wrong, with a
+    warning.
 
     Raises ValueError for a history that is neither "own" nor "teacher", and a tokenizer without a chat template, or
     where no token is known to end a turn.
@@ -80,6 +87,7 @@ def chat(
             _guarded(matcher, errors),
             rule,
             Prompts(one, tokenizer, template_kwargs, date, control_tokens=None),
+            environment(one) if environment is not None and history == History.own else None,
         )
         for one, rule in zip(conversations, rules or [None] * len(conversations), strict=True)
     ]
@@ -133,16 +141,19 @@ class _Chat:
     matcher: Matcher
     rule: Rule | None
     prompts: Prompts
+    environment: Environment | None
     shown: tuple[dict[str, Any], ...] = ()
     asked: int = 0
     messages: list[dict[str, Any]] = field(default_factory=list)
     turns: list[ChatTurn] = field(default_factory=list)
     unasked: dict[int, str] = field(default_factory=dict)
     next: int = 0
+    calls: int = 0  # messages with calls since the last user message
 
     def __post_init__(self) -> None:
         self.to_ask = turns_to_ask(self.conversation)
-        if self.history == History.own and any(self._expected(index).get("tool_calls") for index in self.to_ask):
+        acts = any(self._expected(index).get("tool_calls") for index in self.to_ask)
+        if self.history == History.own and acts and self.environment is None:
             self._give_up(_CALLS_SOMEWHERE)
         else:
             self._show_until_asked()
@@ -153,8 +164,8 @@ class _Chat:
 
     @property
     def done(self) -> int:
-        """Turns that were asked, or will not be."""
-        return len(self.turns) + len(self.unasked)
+        """Turns of the data that were asked, or will not be."""
+        return sum(index < self.next for index in self.to_ask)
 
     def question(
         self, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, positions: int | None
@@ -179,7 +190,13 @@ class _Chat:
     def take(self, prompt: str, generated: str, ended: bool, tokenizer: PreTrainedTokenizerBase) -> None:
         """Note the reply to the last question."""
         reply, expected = parse_reply(prompt, generated, ended), self._expected(self.next)
-        right = self.matcher(reply.answer, expected["content"])
+        message: dict[str, Any] = {"role": "assistant", "content": reply.answer}
+        results: list[dict[str, Any]] = []
+        if self.environment is not None:
+            message, results = act(message, self.environment)
+        right = self.matcher(message["content"], expected["content"])
+        if self.environment is not None and not same_calls(message, expected):
+            right = False
         turn = ChatTurn(
             turn=self.to_ask[self.next],
             reply=reply,
@@ -190,11 +207,31 @@ class _Chat:
         )
         self.turns.append(turn)
         if self.history == History.own:
-            message = {"role": "assistant", "content": reply.answer}
             self.messages.append(message | {"reasoning_content": reply.thinking} if reply.thinking else message)
         else:
             self.messages.append(expected)
+        if results:
+            self._go_on_with(results)
+        else:
+            self._go_on_behind_answer()
+
+    def _go_on_with(self, results: list[dict[str, Any]]) -> None:
+        """Ask again behind results. Where the data has no more calls, its answer stays what is expected."""
+        self.messages += results
+        self.calls += 1
+        if self.calls == MOST_CALLS:
+            self._give_up(f"the model called tools {MOST_CALLS} times in a row")
+        else:
+            rest = range(self.next + 1, len(self.conversation.messages))
+            of_question = itertools.takewhile(lambda index: self._expected(index)["role"] != "user", rest)
+            self.next = next((index for index in of_question if index in self.to_ask), self.next)
+
+    def _go_on_behind_answer(self) -> None:
+        """Show the next question. In an environment it stands behind all that the data has of this one."""
         self.next += 1
+        self.calls = 0
+        while self.environment is not None and self.waiting and self._expected(self.next)["role"] != "user":
+            self.next += 1
         self._show_until_asked()
 
     def _history(self) -> Sequence[dict[str, Any]]:
@@ -212,7 +249,7 @@ class _Chat:
         while self.waiting:
             message = self._expected(self.next)
             if self.next in self.to_ask:
-                if not message.get("tool_calls"):
+                if self.environment is not None or not message.get("tool_calls"):
                     return
                 self.unasked[self.to_ask[self.next]] = _CALLS
             if message["role"] == "assistant":  # was asked for once, and what a harness cleared then stays so
@@ -232,7 +269,13 @@ class _Chat:
     def result(self) -> ChatResult:
         seen = [*self.shown, *self.messages[self.asked :]]
         messages = tuple({key: value for key, value in one.items() if key != "weight"} for one in seen)
-        return ChatResult(self.conversation.name, str(self.history), messages, tuple(self.turns), self.unasked)
+        succeeded = None
+        if self.environment is not None:
+            last = self.turns[-1].reply if self.turns and not self.unasked else None
+            succeeded = last is not None and last.finished and self.environment.succeeded(last.answer)
+        return ChatResult(
+            self.conversation.name, str(self.history), messages, tuple(self.turns), self.unasked, succeeded
+        )
 
 
 def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]:

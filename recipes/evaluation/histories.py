@@ -15,6 +15,7 @@ from recipes.configuration.rules import rule_of
 from recipes.configuration.schema import TEMPLATE, ContextConfig, DataConfig, EvaluationConfig, History
 from recipes.distributed import ranks
 from recipes.evaluation.chat import chat, turns_to_ask
+from recipes.evaluation.environments import OF_KIND
 from recipes.evaluation.matchers import load_matcher
 from recipes.evaluation.replies import ChatResult, figures
 from recipes.terminal.progress import progress
@@ -59,6 +60,7 @@ def evaluate_chats(
                 batch_size=evaluation.batch_size,
                 history=history,
                 matcher=matcher,
+                environment=OF_KIND.get(data.kind),
                 template_kwargs=data.template_kwargs,
                 date=datetime.date.fromisoformat(data.date),
                 advance=advance,

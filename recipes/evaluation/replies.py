@@ -109,13 +109,15 @@ class ChatTurn:
 @dataclass(frozen=True)
 class ChatResult:
     """A conversation as it was chatted with `history` "own" or "teacher"; `messages` is what the last turn was asked on
-    and the message behind it. `unasked` has the reason for each turn of the data that was not asked, by turn."""
+    and the message behind it. `unasked` has the reason for each turn of the data that was not asked, by turn.
+    `succeeded` is what its environment says; None without one."""
 
     name: str
     history: str
     messages: tuple[dict[str, Any], ...]
     turns: tuple[ChatTurn, ...]
     unasked: dict[int, str]
+    succeeded: bool | None = None
 
     @property
     def correct(self) -> bool | None:
@@ -128,6 +130,7 @@ def figures(results: Sequence[ChatResult]) -> dict[str, float | int | None]:
     """What chats say of a model; a share is None where there is nothing to take it of.
 
     answer_accuracy          replies that are right, of those that the matcher could compare
+    success_rate             chats whose environment says that the task was done (`recipes.evaluation.environments`)
     conversation_accuracy    conversations with every turn asked and right, of those with a comparable reply
     replies_ended            replies that ended their turn within the token limit
     thinking_valid, _empty, _missing, _truncated, _doubled    replies that think so (see `Thinking`); together 1
@@ -143,6 +146,7 @@ def figures(results: Sequence[ChatResult]) -> dict[str, float | int | None]:
     lengths = [turn.thinking_tokens for turn in turns if turn.thinking_tokens]
     return {
         "answer_accuracy": _share([turn.correct for turn in turns]),
+        "success_rate": _share([result.succeeded for result in results]),
         "conversation_accuracy": _share([result.correct for result in asked]),
         "replies_ended": _share([turn.reply.ended for turn in turns]),
         **{f"thinking_{state}": _share([turn.reply.state is state for turn in turns]) for state in Thinking},

@@ -38,7 +38,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     Raises ValueError, naming the key, when there is no tokenizer or no chat template.
     """
     if config.kind is ModelKind.tiny:
-        tokenizer = build_tokenizer()
+        tokenizer = build_tokenizer(config.tiny.words)
     else:
         ask_hub(config.name_or_path, "model", "model.name_or_path", "give a local folder: model.name_or_path=<folder>")
         with named_errors(config.name_or_path):
@@ -84,8 +84,7 @@ def load_model(config: TrainConfig, vocab_size: int, chains: bool = False) -> to
     """
     dtype = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision).dtype
     if config.model.kind is ModelKind.tiny:
-        sizes = dataclasses.asdict(config.model.tiny)
-        return build_model(config.seed, vocab_size=vocab_size, **sizes).to(dtype)
+        return _tiny(config.model, config.seed, vocab_size).to(dtype)
     name = config.model.name_or_path
     weightless = weightless_model(config.model, vocab_size)
     check_model(weightless, chains)
@@ -130,6 +129,12 @@ def load_trained(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedM
     return model.eval()
 
 
+def _tiny(config: ModelConfig, seed: int, vocab_size: int) -> PreTrainedModel:
+    sizes = dataclasses.asdict(config.tiny)
+    del sizes["words"]  # of the tokenizer
+    return build_model(seed, vocab_size=vocab_size, **sizes)
+
+
 def weightless_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
     """The model's modules without weights (on the meta device), with its generation config, for checks that need none.
     Dropout on attention is set to 0 with a warning.
@@ -138,7 +143,7 @@ def weightless_model(config: ModelConfig, vocab_size: int) -> PreTrainedModel:
     belong to a tokenizer of `vocab_size`, or could not be saved again.
     """
     if config.kind is ModelKind.tiny:
-        return build_model(0, vocab_size=vocab_size, **dataclasses.asdict(config.tiny))
+        return _tiny(config, 0, vocab_size)
     name = config.name_or_path
     with named_errors(name):
         shape = AutoConfig.from_pretrained(place(name), trust_remote_code=False)

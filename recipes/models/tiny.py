@@ -1,13 +1,15 @@
 """The embedded default model: a tokenizer and a Qwen3-architecture model, both built in-process.
 
-Nothing is downloaded. The tokenizer is a byte-level one whose vocabulary is the words of the tutoring dialogues
-(`recipes.sources.tutoring`): every word of theirs is one token, every digit is one token, and any other text is its
-bytes, so all text round-trips. Its chat template drops earlier thinking the way Qwen3's does.
+Nothing is downloaded. The tokenizer is a byte-level one whose vocabulary is the words of a generated data set, the
+tutoring dialogues (`recipes.sources.tutoring`) or the episodes of `recipes.sources.parcels`: every word of theirs is
+one token, every digit is one token, and any other text is its bytes, so all text round-trips. Its chat template drops
+earlier thinking the way Qwen3's does.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 
 import torch
@@ -15,13 +17,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
-from recipes.sources import tutoring
+from recipes.sources import parcels, tutoring
 
+TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
-# A piece is a word, a digit or another sign, each with the one space before it, or a run of newlines or of spaces.
+# A piece is a word, a digit or a run of other signs, each with the one space before it, or a run of newlines or spaces.
 # So " 42" is " 4" and "2": a number's first digit and its second are different tokens.
-_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]|\n+|[^\S\n]+"
+_PIECES = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\n+|[^\S\n]+"
 
 # The same behaviour as Qwen3's template, in our own words:
 # - `question` is the index of the last real user message (a tool's response is not one); thinking stands only
@@ -88,20 +91,23 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the tutoring dialogues; the same on every call and in every process.
+def build_tokenizer(words: str = "tutoring") -> PreTrainedTokenizerFast:
+    """The tokenizer of a generated data set; the same on every call and in every process.
+
+    words: "tutoring", or "parcels", with tokens for the tags around calls and results as well.
 
     `decode(encode(text)) == text` for any text. `<|im_end|>` is the end-of-sequence token, `<|endoftext|>` pads,
     `<think>` and `</think>` are added but not special (as in Qwen3), so they survive `skip_special_tokens`.
     `save_pretrained` writes the Hugging Face format, chat template included.
     """
-    pieces, vocabulary = _pieces(), _vocabulary()
+    pieces, vocabulary = _pieces(), _vocabulary(words)
     # With `ignore_merges` a piece that is in the vocabulary is one token; with no merges any other is its bytes.
     core = Tokenizer(models.BPE({piece: index for index, piece in enumerate(vocabulary)}, [], ignore_merges=True))
     core.pre_tokenizer = pieces
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (PAD, START, END)])
-    core.add_tokens([AddedToken(text, special=False, normalized=False) for text in (THINK_OPEN, THINK_CLOSE)])
+    tags = (THINK_OPEN, THINK_CLOSE, *(TOOL_TAGS if words == "parcels" else ()))
+    core.add_tokens([AddedToken(text, special=False, normalized=False) for text in tags])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=END,
@@ -124,20 +130,23 @@ def _pieces() -> pre_tokenizers.PreTokenizer:
 
 
 @functools.cache  # the runs of a sweep share a process
-def _vocabulary() -> tuple[str, ...]:
+def _vocabulary(words: str) -> tuple[str, ...]:
     """Every byte, and every word of the sample texts."""
     pieces, single = _pieces(), sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {piece for text in _sample_texts() for piece, _ in pieces.pre_tokenize_str(text)}
-    return (*single, *sorted(words - set(single)))
+    found = {piece for text in _sample_texts(words) for piece, _ in pieces.pre_tokenize_str(text)}
+    return (*single, *sorted(found - set(single)))
 
 
-def _sample_texts() -> Iterator[str]:
+def _sample_texts(words: str) -> Iterator[str]:
     """Text that holds every word a dialogue can have, plus the template's own words."""
     yield "system\n\nuser\n\nassistant\n"
-    for record in tutoring.generate(400, seed=0, split="train"):
+    source = parcels if words == "parcels" else tutoring
+    for record in source.generate(400, seed=0, split="train"):
         for message in record["messages"]:
             yield message["content"]
             yield message.get("reasoning_content", "")
+            yield from (json.dumps(call["function"]) for call in message.get("tool_calls", ()))
+    yield from getattr(source, "HARNESS", ())
 
 
 def build_model(

@@ -12,6 +12,7 @@ from recipes.configuration.schema import (
     AdapterConfig,
     AdapterKind,
     AttentionBackend,
+    ContextConfig,
     DataKind,
     ObjectiveKind,
     TrainConfig,
@@ -103,8 +104,9 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     if config.data.kind is DataKind.mix:
         lines += [f"            {name}: {count}" for name, count in data.sources.items()]
     if config.context.rule is not None:
-        said = ", ".join(f"{name}={value!r}" for name, value in config.context.arguments.items())
-        lines.append(f"            history as {config.context.rule}({said}) shows it")
+        lines.append(f"            history as {_rule(config.context)} shows it")
+    if config.deployed_context != config.context:
+        lines.append(f"            held-out losses and chats under {_rule(config.deployed_context)}")
     layout = config.duplication.layout
     computed = f"{rows.tokens_computed:,} tokens computed in layout {layout}, {rows.tokens_trained:,} trained"
     if rows.tokens_computed and rows.tokens_per_turn > rows.tokens_computed:
@@ -130,6 +132,12 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     lines.append(f"left out    {', '.join(said) or 'nothing'}")
     lines += [f"            {line}" for line in invalid_kinds(invalid)]
     return [*lines, f"steps       {_steps(config.trainer, rows)}"] if rows.items else lines
+
+
+def _rule(context: ContextConfig) -> str:
+    if context.rule is None:
+        return "the chat template alone"
+    return f"{context.rule}({', '.join(f'{name}={value!r}' for name, value in context.arguments.items())})"
 
 
 def left_out(data: LoadedData, rows: PreparedData, heldout: PreparedData) -> dict[str, str]:
@@ -245,6 +253,8 @@ def _chat_lines(result: dict) -> list[str]:
     lines = []
     for prefix, history in (("", "with its own history"), ("teacher_", "with the data's history")):
         if result.get(f"{prefix}answer_accuracy") is not None:
+            if (rate := result.get(f"{prefix}success_rate")) is not None:
+                lines.append(f"acting {history}: {rate:.1%} of episodes succeeded")
             lines.append(
                 f"chatting {history}: {result[f'{prefix}answer_accuracy']:.1%} of answers right, "
                 f"{result[f'{prefix}conversation_accuracy']:.1%} of conversations all right"

@@ -28,6 +28,7 @@ from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
 from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
 from recipes.sources.invalid import shown
+from recipes.sources.parcels import episodes
 from recipes.sources.parts import parts_of_entries
 from recipes.sources.tutoring import dialogues
 from recipes.sources.tutoring_pairs import careless, pairs
@@ -38,6 +39,7 @@ _GENERATORS = {
     DataKind.tutoring: dialogues,
     DataKind.careless_tutoring: careless,
     DataKind.tutoring_pairs: pairs,
+    DataKind.parcels: episodes,
 }
 # Fewer parts than this are read before other processes have started.
 _WORTH_PROCESSES = 8
@@ -148,7 +150,7 @@ def _loaded(data: DataConfig) -> LoadedData:
 
 
 def _generated(data: DataConfig) -> LoadedData:
-    """Tutoring dialogues: the generator keeps the splits apart itself, so both have the numbers asked for."""
+    """Generated data: the generator keeps the splits apart itself, so both have the numbers asked for."""
     count, heldout_count = data.train_conversations, data.heldout_conversations
     if heldout_count is None:
         (heldout_count,) = share([count])

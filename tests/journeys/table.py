@@ -65,6 +65,7 @@ TABLE = {
     'data.path=pairs.jsonl"': How(runs_in="test_preferences.py", why="on pairs"),
     "python -m recipes.on_policy": How(shows=("step   1   mean reward", "step  20   mean reward")),
     'make train ARGS="experiment=short"': How(args=TINY, leaves=RUN),
+    'make train ARGS="experiment=parcels"': How(args=TINY, leaves=RUN, shows=("of episodes succeeded",)),
     # context rules
     f'make train ARGS="{OWN_FILE} context=keep_last_tool_results context.arguments.keep=3"': How(
         args=TINY_MODEL, leaves=RUN, shows=("keep_last_tool_results(keep=3) shows it",)
@@ -148,6 +149,9 @@ TABLE = {
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
     'make sweep ARGS="duplication=one_pass trainer.learning_rate=1e-3,3e-3 seed=0,1"': How(
         args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| learning_rate | seed |",)
+    ),
+    "make sweep SWEEP=context": How(
+        args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| layout | rule | seed | episodes succeeded |",)
     ),
     "make sweep SWEEP=search": How(
         args=f"{TINY} hydra.sweeper.n_trials=2",

@@ -17,12 +17,14 @@ SMALL = [
     "evaluation.max_new_tokens=8", "evaluation.batch_size=2",
 ]  # fmt: skip
 TINY = ["model.tiny.layers=1", "model.tiny.hidden_size=32"]
+ARMS = ("parcels", "parcels_per_call", "parcels_uncut", "parcels_last_call")
 DENSE = ["model=hub", "model.name_or_path=models/dense"]
 # What a choice needs beside it, where the hub or a user's own is meant.
 BESIDE = {
     "model/tiny": TINY,
     "model/*": ["model.name_or_path=models/dense", "data=jsonl", "data.path=my.jsonl"],
     "data/tutoring": [*TINY, "data.train_conversations=8"],
+    "data/parcels": [*TINY, "model.tiny.words=parcels", "data.train_conversations=8"],
     "data/gsm8k_socratic": [*DENSE, "data.path=gsm8k.jsonl"],
     "data/mix": [*DENSE, "data.sources={mine: {path: my.jsonl}}"],
     "data/hub": [*DENSE, "data.path=my.jsonl", "data.hub_id=nobody/nothing"],
@@ -30,6 +32,7 @@ BESIDE = {
     "adapter/none": TINY,
     "adapter/*": [*DENSE, "data=jsonl", "data.path=my.jsonl"],
     "experiment/short": [*TINY, "data.train_conversations=8"],
+    **{f"experiment/{name}": [*TINY, "data.train_conversations=8"] for name in ARMS},
     "experiment/smollm2_gsm8k": ["model.name_or_path=models/dense", "data.path=gsm8k.jsonl"],
     "experiment/qwen3_30b_a3b_lora_mathchatsync": ["model.name_or_path=models/experts", "data.path=my.jsonl"],
     "experiment/gpt_oss_20b_lora_mathchatsync": ["model.name_or_path=models/gpt_oss", "data.path=my.jsonl"],
@@ -120,15 +123,32 @@ def test_a_sweep_ends_in_a_table_and_a_plot(swept):
     assert table.strip() in done.out
 
 
+# Breaks if an arm fails, is measured otherwise than the others, or does not run its tool.
+def test_the_table_of_context_rules_has_every_cell(swept):
+    folder = swept[0]
+    if folder.name != "context":
+        return
+    header, _, *lines = (folder / "comparison.md").read_text().splitlines()
+    columns = [column.strip() for column in header.strip("|").split("|")]
+    for wanted in ("episodes succeeded", "answers right", "held-out loss", "tokens computed", "training seconds"):
+        assert wanted in columns
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(cells) == 4 and all(len(some) == len(columns) for some in cells)
+    assert not any(cell in ("", "-") for some in cells for cell in some)
+    arms = {(some[columns.index("layout")], some[columns.index("rule")]) for some in cells}
+    rule = "recipes.sources.parcels:harness"
+    assert arms == {("one_pass", rule), ("per_turn", rule), ("last_turn", rule), ("one_pass", "None")}
+
+
 # Breaks if a run of one layout is not the same training as another's: the table would compare unlike things.
 def test_the_layouts_of_a_sweep_are_the_same_training(workshop, swept):
     folder = swept[0]
-    if folder.name != "layouts":
-        assert folder.name == "search" and (folder / "optimization_results.yaml").exists()
+    if folder.name == "search":
+        assert (folder / "optimization_results.yaml").exists()
         return
-    results = [json.loads(path.read_text()) for path in folder.glob("*_seed0/result.json")]
-    by_layout = {result["layout"]: result for result in results}
-    one_pass, per_turn = by_layout["one_pass"], by_layout["per_turn"]
+    one_pass, per_turn = (
+        json.loads(next(folder.glob(f"{job}_seed0/result.json")).read_text()) for job in ("0_one_pass", "*_per_turn")
+    )
     assert one_pass["loss_last"] == pytest.approx(per_turn["loss_last"], rel=1e-4)
     assert one_pass["tokens_computed"] < per_turn["tokens_computed"]
     assert one_pass["tokens_trained"] == per_turn["tokens_trained"]

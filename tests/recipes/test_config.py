@@ -172,7 +172,7 @@ def test_sources_of_a_mix():
             "experiment=shrt",
             "experiment=shrt: no such choice; did you mean short?",
         ),  # an optional group would be ignored without a word
-        ("sweep=nope", "sweep=nope: no such choice; There are layouts"),
+        ("sweep=nope", "sweep=nope: no such choice; There are context, layouts"),
         ("trainer=null_and_void", "trainer=null_and_void: no such choice"),
     ],
 )
@@ -230,6 +230,8 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         (["model.from_scratch=false"], "model.from_scratch=false"),
         (["model.tiny=null"], "model.tiny: has no value"),
         (["model.tiny.kv_heads=3"], "model.tiny.kv_heads=3: must divide model.tiny.heads=4"),
+        (["evaluation.context={roule: compact}"], "evaluation.context: Key 'roule' not in 'ContextConfig'"),
+        (["evaluation.context={rule: keep}"], "evaluation.context.rule=keep: no such rule; choose"),
         (["model.chat_template=none.jinja"], "model.chat_template=none.jinja: no such file"),
         (["data=jsonl"], "data.path: has no value"),
         (["data=gsm8k_socratic", "data.path=none.jsonl"], "data.path=none.jsonl: no such file"),
@@ -248,6 +250,14 @@ def test_a_rule_that_types_cannot_say(overrides, message):
 def test_an_empty_run_folder_is_refused():
     with pytest.raises(ConfigError, match="output_dir: is empty"):
         validate(replace(DEFAULT, output_dir=""))
+
+
+def test_a_model_is_measured_under_the_rule_that_it_was_trained_under_unless_told_otherwise():
+    assert compose(["context=parcels"]).deployed_context.rule == "recipes.sources.parcels:harness"
+    uncut = compose(["experiment=parcels_uncut"])
+    assert (uncut.context.rule, uncut.deployed_context.rule) == (None, "recipes.sources.parcels:harness")
+    given = compose(["evaluation.context={rule: keep_last_tool_results, arguments: {keep: 2}}"])
+    assert given.context.rule is None and given.deployed_context.arguments == {"keep": 2}
 
 
 def test_all_problems_are_told_at_once():

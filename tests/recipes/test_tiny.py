@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
+from flexmask.conversations.contexts import calls_of
+from flexmask.conversations.reading import read_conversation
 from recipes.models.tiny import build_model, build_tokenizer
+from recipes.sources import parcels
 from recipes.sources.tutoring import NAMES, THINGS, generate
 
 TOKENIZER = build_tokenizer()
@@ -166,3 +169,21 @@ def test_sizes_can_be_overridden():
     config = build_model(0, vocab_size=300, **sizes).config
     assert (config.hidden_size, config.num_hidden_layers, config.head_dim) == (48, 2, 8)
     assert (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size) == (6, 3, 64)
+
+
+# Broken when a word of episodes, harness or chat template is in no sample: it would fall apart into bytes.
+def test_every_word_of_an_episode_and_its_harness_is_one_token():
+    tokenizer = build_tokenizer("parcels")
+    for i, record in enumerate(parcels.generate(50, 21, "heldout")):
+        for call in calls_of(read_conversation(record, f"{i}"), parcels.harness).calls:
+            text = tokenizer.apply_chat_template(list(call.conversation.messages), tokenize=False)
+            tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode(text))
+            assert not [one for one in tokens if len(one) == 1 and one.isascii() and one.isalpha()]
+    tags = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+    assert all(len(tokenizer.encode(tag)) == 1 and len(TOKENIZER.encode(tag)) > 1 for tag in tags)
+
+
+# Broken by words of another data set in the vocabulary: the default model would begin with other weights.
+def test_the_tokenizer_of_the_dialogues_is_what_it_was():
+    assert build_tokenizer("tutoring").get_vocab() == TOKENIZER.get_vocab()
+    assert len(TOKENIZER) == 407

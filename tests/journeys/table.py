@@ -57,7 +57,11 @@ TABLE = {
     'make train ARGS="duplication=per_turn seed=1"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn seed=1 wandb=off"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn trainer.steps=300 seed=1"': How(args=TINY, leaves=RUN),
-    'make train ARGS="data=careless_tutoring"': How(args=TINY, leaves=RUN),
+    'make train ARGS="data=careless_tutoring data.train_conversations=2100 trainer.steps=700"': How(
+        args=TINY, leaves=RUN
+    ),
+    'make evaluate ARGS="runs/<folder> data.kind=tutoring data.train_conversations=10 '
+    'data.heldout_conversations=100"': How(runs_in="test_preferences.py", why="behind the run that it is for"),
     'make train ARGS="experiment=tutoring_preferences model.name_or_path=runs/<folder>/model"': How(
         runs_in="test_preferences.py", why="behind the run whose model it takes"
     ),

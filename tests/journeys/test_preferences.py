@@ -97,7 +97,7 @@ def test_the_same_in_two_processes(preferring):
         np.testing.assert_allclose(one[name].numpy(), two[name].numpy(), atol=1e-4)
 
 
-# The two commands of docs/preferences.md, made small.
+# The commands of docs/preferences.md, made small.
 def test_the_experiment_of_the_page(workshop):
     tiny = "trainer.steps=2 trainer.warmup_steps=0 evaluation.max_new_tokens=8 data.heldout_conversations=2"
     small = f"{tiny} model.tiny.layers=1 data.train_conversations=8 trainer.save_every=0 output_dir=runs/careless"
@@ -107,3 +107,5 @@ def test_the_experiment_of_the_page(workshop):
         f'trainer.epochs=null {tiny} data.train_conversations=8 wandb=off"'
     )
     assert result_of(workshop, done)["heldout_preference_accuracy"] is not None
+    words = f"{done.last_line} data.kind=tutoring data.train_conversations=10 data.heldout_conversations=2"
+    assert "answer_accuracy" in workshop.run(f'make evaluate ARGS="{words}"').last_line

@@ -205,7 +205,7 @@ FAULTS = [
     Fault(
         "a result without content leaves the history unstated",
         "conversations/formats/atif.py",
-        'self.lost = f"a result of step {number} has no content"',
+        'self.lost = f"a result of step {number} has no content; give it"',
         "pass",
         "flexmask/conversations/test_traces.py",
     ),

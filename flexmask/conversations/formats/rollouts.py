@@ -69,7 +69,9 @@ def call_of(left: dict[str, Any], where: str) -> dict[str, Any]:
     first = next((i for i, one in enumerate(mask) if one), 0)
     if not first:
         said = "is 0 everywhere, so nothing is trained" if not any(mask) else "begins with 1, behind nothing"
-        raise ValueError(f"{where}: the mask {said}; give 1 at what the model gave, behind its prompt, or remove it")
+        raise ValueError(
+            f"{where}: the mask {said}; give 1 at what the model gave, behind its prompt, or remove the rollout"
+        )
     return {"prompt": ids[:first], "completion": ids[first:], "completion_mask": mask[first:]}
 
 

@@ -141,7 +141,10 @@ def _paths(nodes: Sequence[Mapping[str, Any]], where: str) -> list[list[int]]:
     for i, node in enumerate(nodes):
         parent = node.get("parent")
         if parent is not None and not (isinstance(parent, int) and 0 <= parent < i):
-            raise ValueError(f"{where}: node {i} has the parent {shown(parent)}, which is no node before it")
+            raise ValueError(
+                f"{where}: node {i} has the parent {shown(parent)}, which is no node before it; give the "
+                "number of one, or none at the root"
+            )
         paths.append([*([] if parent is None else paths[parent]), i])
     return paths
 

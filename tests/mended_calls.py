@@ -133,6 +133,7 @@ CASES = [
     ({"messages": ASKED, "chosen": PAIR["chosen"], "rejected": PAIR["rejected"]}, "or call the latter 'prompt'", PAIR),
     (GROUP | {"messages": ASKED}, "both 'completions' and 'messages'; keep one", GROUP),
     (GROUP | {"completions": ["a"]}, "'completions' is 1 answers beside 2 rewards; give a list of as many", GROUP),
+    (GROUP | PAIR | {"rejected": None}, "both 'chosen' and 'completions'; keep one", GROUP | {"chosen": None}),
     (PAIR | {"rejected": ""}, "'rejected' is empty; remove the record", None),
     ({"chosen": "a", "rejected": "b"}, "no 'prompt', and 'chosen' is no list of messages; give both", PAIR),
     ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "the answers begin with nothing in common; give it",

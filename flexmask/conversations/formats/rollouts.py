@@ -45,7 +45,7 @@ def as_calls(record: Mapping[str, Any], name: str, notes: list[str]) -> dict[str
             "can be had from it; give prompt_ids, response_ids and response_mask of the agent loop's output"
         )
     call = call_of(left, name)
-    if beside := [left.pop(key) for key in _BESIDE if key in left]:
+    if beside := [left.pop(key) for key in _BESIDE if not is_empty(left.get(key))]:
         notes.append(SAID_BY_IDS)
         messages = [one for some in beside if isinstance(some, list) for one in some]
         if "completion_mask" not in call and any(_is_result(one) for one in messages):

@@ -64,7 +64,7 @@ def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> 
         name,
         tuple(call for number, one in enumerate(read) for call in calls_of_turns(one, candidate=number)),
         rewards=rewards,
-        format=f"{read[0].format.replace('completion', ' and '.join(keys))}",
+        format=read[0].format.replace("completion", " and ".join(keys)),
         unread=tuple(dict.fromkeys(key for one in read for key in one.unread)),
         notes=tuple(dict.fromkeys(note for one in read for note in one.notes)),
     )

@@ -72,10 +72,12 @@ class _Trajectory:
     """One trajectory under way. history: what the next call is shown; lost: why that is not stated, if it is not;
     unanswered: whether it has a call without its result."""
 
-    def __init__(self, given: Any, name: str, agent: str, unread: dict[str, Any], notes: list[str]) -> None:
+    def __init__(
+        self, given: Mapping[str, Any], name: str, agent: str, unread: dict[str, Any], notes: list[str]
+    ) -> None:
         self.name, self.agent, self.unread, self.notes = name, agent, unread, notes
-        self.given = as_object(given, name)
-        version = self.given.get("schema_version")
+        self.given = given
+        version = given.get("schema_version")
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
             raise ValueError(
                 f"{name}: 'schema_version' is {shown(version)}; trajectories of ATIF-v1.0 to v1.8 are read"
@@ -249,6 +251,6 @@ class _Trajectory:
             )
         self.notes.append(_ELSEWHERE)
 
-    def _name_others(self, given: dict[str, Any], known: frozenset[str], place: str) -> None:
+    def _name_others(self, given: Mapping[str, Any], known: frozenset[str], place: str) -> None:
         """Keys that nothing reads are named."""
         self.unread |= {f"{place}{key}": value for key, value in given.items() if key not in known}

@@ -339,7 +339,7 @@ FAULTS = [
     Fault(
         "a result without content leaves the history unstated",
         "conversations/formats/atif.py",
-        'self.lost = f"a result of step {number} has no content"',
+        'self.lost = f"a result of step {number} has no content; give it"',
         "pass",
         "flexmask/conversations/test_traces.py",
     ),
@@ -377,6 +377,13 @@ FAULTS = [
         "if all(isinstance(one, Sequence) and one for one in ids):",
         "if False:",
         "flexmask/conversations/test_traces.py",
+    ),
+    Fault(
+        "a kind of record is not known by keys that a table filled in",
+        "conversations/values.py",
+        "all(key in record for key in keys) and any(record[key] is not None for key in keys)",
+        "all(key in record for key in keys)",
+        "flexmask/conversations/test_nulls.py",
     ),
     Fault(
         "ids beside tools' results need a mask",

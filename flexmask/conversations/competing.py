@@ -18,7 +18,7 @@ from typing import Any
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.model_calls import Call, Calls, read_rewards
 from flexmask.conversations.reading import LISTS, read_conversation
-from flexmask.conversations.values import is_empty, parse_json, shown
+from flexmask.conversations.values import are_given, is_empty, parse_json, shown
 
 PAIR = ("chosen", "rejected")
 GROUP = ("completions", "rewards")
@@ -27,7 +27,7 @@ _OF_PAIR = (1.0, 0.0)
 
 def competes(record: Mapping[str, Any]) -> bool:
     """Whether a record has answers that compete."""
-    return all(key in record for key in PAIR) or all(key in record for key in GROUP)
+    return bool(_kinds(record))
 
 
 def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> Calls:
@@ -35,8 +35,8 @@ def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> 
 
     Raises ValueError naming the record, the answer, the value found and what to do.
     """
-    keys = PAIR if PAIR[0] in record else GROUP
-    if all(key in record for key in (*PAIR, *GROUP)):
+    keys, *others = _kinds(record)
+    if others:
         raise ValueError(f"{name}: both 'chosen' and 'completions'; keep one")
     if held := [key for key in LISTS if record.get(key)]:
         raise ValueError(f"{name}: both {keys[0]!r} and {held[0]!r}; keep one, or call the latter 'prompt'")
@@ -64,10 +64,15 @@ def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> 
         name,
         tuple(call for number, one in enumerate(read) for call in calls_of_turns(one, candidate=number)),
         rewards=rewards,
-        format=f"{read[0].format.replace('completion', ' and '.join(keys))}",
+        format=read[0].format.replace("completion", " and ".join(keys)),
         unread=tuple(dict.fromkeys(key for one in read for key in one.unread)),
         notes=tuple(dict.fromkeys(note for one in read for note in one.notes)),
     )
+
+
+def _kinds(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The keys of the answers, of each kind that the record has."""
+    return [keys for keys in (PAIR, GROUP) if are_given(record, keys)]
 
 
 def calls_of_turns(conversation: Conversation, candidate: int) -> list[Call]:

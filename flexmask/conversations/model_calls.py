@@ -129,7 +129,10 @@ def _rewards(record: Mapping[str, Any], calls: Sequence[Call], name: str) -> tup
         raise ValueError(f"{name}: calls have a 'candidate', and the record no 'rewards'; give a number for each")
     rewards = read_rewards(given, name)
     if last >= len(rewards):
-        raise ValueError(f"{name}: a call has the candidate {last}, and there are {len(rewards)} rewards, from 0")
+        raise ValueError(
+            f"{name}: a call has the candidate {last}, and there are {len(rewards)} rewards, from 0; give one for each "
+            "candidate"
+        )
     if missing := [i for i in range(len(rewards)) if all(call.candidate != i for call in calls)]:
         raise ValueError(f"{name}: no call has the candidate {missing[0]}, which has a reward; give it to its calls")
     return rewards
@@ -205,7 +208,7 @@ def _call(
 def _pieces(completion: Any, where: str) -> list[Mapping[str, Any]]:
     """The messages of a completion: one, or the items that one was divided into."""
     pieces = completion if isinstance(completion, list) else [completion]
-    if not pieces or not all(isinstance(one, Mapping) for one in pieces):
+    if not all(isinstance(one, Mapping) for one in pieces):
         raise ValueError(f"{where}: 'completion' is {shown(completion)}; give an assistant message, or token ids")
     if len(pieces) > 1:
         return pieces

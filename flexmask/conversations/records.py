@@ -41,9 +41,10 @@ def read_record(
 def _read(record: Any, name: str, thinking_tags: Any, episode_key: Any) -> Conversation | Calls:
     if not isinstance(record, Mapping):
         return read_conversation(record, name, thinking_tags=thinking_tags)
-    if CALLS not in record and competes(record):
+    has_calls = record.get(CALLS) is not None
+    if not has_calls and competes(record):
         return read_competing(record, name, thinking_tags)
     reader = next((one for one in CALL_RECORDS if one.fits(record)), None)
-    if reader is not None or CALLS in record:
+    if reader is not None or has_calls:
         return read_calls(record, name, reader, thinking_tags, episode_key)
     return read_conversation(record, name, thinking_tags=thinking_tags)

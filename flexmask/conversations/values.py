@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-# Brackets inside brackets. Deeper ones end in RecursionError somewhere on the way to text.
 # How token ids are given, for errors (`flexmask.conversations.model_calls`).
 AS_CALLS = '{"calls": [{"prompt": [<ids>], "completion": [<ids>]}]}'
+# Brackets inside brackets. Deeper ones end in RecursionError somewhere on the way to text.
 MOST_NESTED = 100
 _MOST_BITS = 10_000  # Python (3.11) writes no more than 4,300 digits
 
@@ -54,6 +54,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def is_empty(value: Any) -> bool:
     """Whether a value is null, "", [] or {}: a key that has it says no more than one that is not there."""
     return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)
+
+
+def are_given(record: Mapping[Any, Any], keys: Collection[str]) -> bool:
+    """Whether a record has all of these keys, and not null under each: a table fills that in for other records'."""
+    return all(key in record for key in keys) and any(record[key] is not None for key in keys)
 
 
 def difference(one: Any, other: Any, place: str = "") -> str | None:

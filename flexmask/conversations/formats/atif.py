@@ -46,6 +46,8 @@ _REPLACED = (
     "behind a step that replaced the context, calls are given what that step observed, as a user message, and nothing "
     "from before it, system texts included, as ATIF says"
 )
+# Each reason for which a history is not stated says what would state it.
+_NOTHING_BEFORE = "no step stands before it; give what it was shown in steps before it"
 _ELSEWHERE = "sub-agents and continuations in other files are records of their own, if those files are given"
 _EFFORT = "'reasoning_effort' that is a number is not given to the chat template"
 
@@ -70,10 +72,12 @@ class _Trajectory:
     """One trajectory under way. history: what the next call is shown; lost: why that is not stated, if it is not;
     unanswered: whether it has a call without its result."""
 
-    def __init__(self, given: Any, name: str, agent: str, unread: dict[str, Any], notes: list[str]) -> None:
+    def __init__(
+        self, given: Mapping[str, Any], name: str, agent: str, unread: dict[str, Any], notes: list[str]
+    ) -> None:
         self.name, self.agent, self.unread, self.notes = name, agent, unread, notes
-        self.given = as_object(given, name)
-        version = self.given.get("schema_version")
+        self.given = given
+        version = given.get("schema_version")
         if not isinstance(version, str) or not _VERSION.fullmatch(version):
             raise ValueError(
                 f"{name}: 'schema_version' is {shown(version)}; trajectories of ATIF-v1.0 to v1.8 are read"
@@ -90,13 +94,15 @@ class _Trajectory:
         """The calls of the model, with those of the sub-agents behind them."""
         steps = as_list(self.given.get("steps"), f"{self.name}: 'steps'")
         if not steps:
-            raise ValueError(f"{self.name}: 'steps' is {shown(self.given.get('steps'))}, no step; remove the record")
+            raise ValueError(
+                f"{self.name}: 'steps' is {shown(self.given.get('steps'))}, no step; remove the trajectory"
+            )
         for number, given in enumerate(steps, start=1):
             step = as_object(given, f"{self.name}: step {number}")
             if step.get("step_id", number) != number:
                 raise ValueError(
-                    f"{self.name}: step {number} has the step_id {shown(step['step_id'])}; ids count from 1 in order, "
-                    "so steps are missing, or in another order"
+                    f"{self.name}: step {number} has the step_id {shown(step['step_id'])}, so steps are missing, or in "
+                    "another order; give all steps in order, counted from 1"
                 )
             self._name_others(step, _STEP, "steps.")
             call = self._step(step, number, f"{self.name}: step {number}")
@@ -126,7 +132,7 @@ class _Trajectory:
             self._observe(step, number, where)
             return None
         if source != "agent":
-            raise ValueError(f"{where}: 'source' is {shown(source)}; it is system, user or agent")
+            raise ValueError(f"{where}: 'source' is {shown(source)}; give system, user or agent")
         answer = {"role": "assistant", "content": text, "reasoning_content": step.get("reasoning_content")}
         if not is_empty(step.get("tool_calls")):
             calls = as_list(step["tool_calls"], f"{where}: 'tool_calls'")
@@ -149,13 +155,14 @@ class _Trajectory:
             return {"prompt": prompt_ids, "completion": completion_ids or answer, **named}
         if self.lost is not None or not self.history:
             raise ValueError(
-                f"{where}: what the model was given is not stated: {self.lost or 'no step stands before it'}; give "
-                "prompt_token_ids and completion_token_ids in its metrics, or is_copied_context steps that restate it"
+                f"{where}: what the model was given is not stated: {self.lost or _NOTHING_BEFORE}, or prompt_token_ids "
+                "and completion_token_ids in the metrics of this step"
             )
         if self.history[-1]["role"] == "assistant":
             raise ValueError(
-                f"{where}: the agent's message before it is followed by nothing that the model could answer; make one "
-                "step of the two if they were one answer, or give token ids in its metrics"
+                f"{where}: the agent's message before it is followed by nothing that the model could answer; give the "
+                "observation of that step, make one step of the two if they were one answer, or give token ids in its "
+                "metrics"
             )
         if self.unanswered:
             self.notes.append(_UNANSWERED)
@@ -202,10 +209,10 @@ class _Trajectory:
             if identity is not None and identity not in called:
                 raise ValueError(
                     f"{where}: a result is of the call {brief(identity)}, and the step has none of that id, but "
-                    f"{brief(called)}"
+                    f"{brief(called)}; give one of these, or leave source_call_id out"
                 )
             if text is None:
-                self.lost = f"a result of step {number} has no content"
+                self.lost = f"a result of step {number} has no content; give it"
             elif identity is None:
                 self.notes.append(_AS_USER)
                 self.history.append({"role": "user", "content": text})
@@ -219,12 +226,18 @@ class _Trajectory:
         texts = [text for _, text in self._results(step, where) if text]
         self.history, self.lost, self.unanswered = [], None, False
         if boundary != "replace":
-            self.lost = f"step {number} changed the context in a way that is not read ({brief(management)})"
+            self.lost = (
+                f"step {number} changed the context in a way that is not read ({brief(management)}); give what it left "
+                "in is_copied_context steps behind it"
+            )
         elif texts:
             self.notes.append(_REPLACED)
             self.history = [{"role": "user", "content": text} for text in texts]
         else:
-            self.lost = f"step {number} replaced the context, and no content of its observation says by what"
+            self.lost = (
+                f"step {number} replaced the context, and no content of its observation says by what; give it there, "
+                "or in is_copied_context steps behind it"
+            )
 
     def _refer(self, given: Any, where: str) -> None:
         ref = as_object(given, f"{where}: a reference to a sub-agent")
@@ -238,6 +251,6 @@ class _Trajectory:
             )
         self.notes.append(_ELSEWHERE)
 
-    def _name_others(self, given: dict[str, Any], known: frozenset[str], place: str) -> None:
+    def _name_others(self, given: Mapping[str, Any], known: frozenset[str], place: str) -> None:
         """Keys that nothing reads are named."""
         self.unread |= {f"{place}{key}": value for key, value in given.items() if key not in known}

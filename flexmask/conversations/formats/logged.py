@@ -23,7 +23,7 @@ from flexmask.conversations.beside import (
     UNSUPPORTED_KEYS,
 )
 from flexmask.conversations.formats.rollouts import SAID_BY_IDS
-from flexmask.conversations.values import brief, is_empty, parse_json, shown
+from flexmask.conversations.values import are_given, brief, is_empty, parse_json, shown
 
 NAME = "logged requests"
 _PAIRS = (("request", "response"), ("request_body", "response_body"))
@@ -46,15 +46,15 @@ _ANSWERED = frozenset(
 
 def fits(record: Mapping[str, Any]) -> bool:
     """Whether a record is a request with its response, side by side or in one."""
-    return any(first in record and second in record for first, second in _PAIRS) or (
-        "choices" in record and any(key in record for key in ("messages", "prompt"))
+    return any(are_given(record, pair) for pair in _PAIRS) or (
+        record.get("choices") is not None and any(key in record for key in ("messages", "prompt"))
     )
 
 
 def as_calls(record: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
     """The record with its calls in `calls`, one a choice. Raises ValueError beginning with `name`."""
     left = dict(record)
-    pair = next((pair for pair in _PAIRS if all(key in left for key in pair)), None)
+    pair = next((pair for pair in _PAIRS if are_given(left, pair)), None)
     request: dict[str, Any]
     response: dict[str, Any]
     if pair is None:

@@ -45,7 +45,7 @@ def as_calls(record: Mapping[str, Any], name: str, notes: list[str]) -> dict[str
             "can be had from it; give prompt_ids, response_ids and response_mask of the agent loop's output"
         )
     call = call_of(left, name)
-    if beside := [left.pop(key) for key in _BESIDE if key in left]:
+    if beside := [left.pop(key) for key in _BESIDE if not is_empty(left.get(key))]:
         notes.append(SAID_BY_IDS)
         messages = [one for some in beside if isinstance(some, list) for one in some]
         if "completion_mask" not in call and any(_is_result(one) for one in messages):
@@ -69,7 +69,9 @@ def call_of(left: dict[str, Any], where: str) -> dict[str, Any]:
     first = next((i for i, one in enumerate(mask) if one), 0)
     if not first:
         said = "is 0 everywhere, so nothing is trained" if not any(mask) else "begins with 1, behind nothing"
-        raise ValueError(f"{where}: the mask {said}; give 1 at what the model gave, behind its prompt, or remove it")
+        raise ValueError(
+            f"{where}: the mask {said}; give 1 at what the model gave, behind its prompt, or remove the rollout"
+        )
     return {"prompt": ids[:first], "completion": ids[first:], "completion_mask": mask[first:]}
 
 

@@ -46,20 +46,22 @@ def fits(record: Mapping[str, Any]) -> bool:
 def as_calls(record: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
     """The record with its calls in `calls`. Raises ValueError beginning with `name`."""
     left = dict(record)
-    if isinstance(steps := left.get("trajectory"), list) and "nodes" not in left and "traces" not in left:
+    traces = left.get("traces")
+    if isinstance(steps := left.get("trajectory"), list) and left.get("nodes") is None and traces is None:
         del left["trajectory"]
         for key in ("prompt", "completion"):  # the whole of it, which the steps say
             left.pop(key, None)
         left["calls"] = [_of_step(one, left, f"{name}: step {i}") for i, one in enumerate(steps)]
         return left
-    traces = left.get("traces", [record])
     unread: dict[str, Any] = {}
     calls = [
-        call for i, one in enumerate(traces) for call in _of_trace(one, f"{name}: trace {i}", i, unread, notes)
-    ]  # fmt: skip
+        call
+        for i, one in enumerate([record] if traces is None else traces)
+        for call in _of_trace(one, f"{name}: trace {i}", i, unread, notes)
+    ]
     if not calls:
         raise ValueError(f"{name}: no trace has an answer of a model that is trained; remove the record")
-    known = _EPISODE if "traces" in left else _TRACE
+    known = _TRACE if traces is None else _EPISODE
     return {key: value for key, value in left.items() if not _is_known(key, known)} | unread | {"calls": calls}
 
 
@@ -141,7 +143,10 @@ def _paths(nodes: Sequence[Mapping[str, Any]], where: str) -> list[list[int]]:
     for i, node in enumerate(nodes):
         parent = node.get("parent")
         if parent is not None and not (isinstance(parent, int) and 0 <= parent < i):
-            raise ValueError(f"{where}: node {i} has the parent {shown(parent)}, which is no node before it")
+            raise ValueError(
+                f"{where}: node {i} has the parent {shown(parent)}, which is no node before it; give the "
+                "number of one, or none at the root"
+            )
         paths.append([*([] if parent is None else paths[parent]), i])
     return paths
 

@@ -7,6 +7,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 
+import mended_calls
 import pytest
 from records import FLAT, LUND, LUND_TEXT, OSLO, PARAMETERS, SCHEMA, assistant, system, turns, user
 
@@ -42,11 +43,6 @@ def made(*messages, **keys):
     return partial(Conversation, "c", messages, **keys)
 
 
-def of_call(**call):
-    """A record of one call."""
-    return {"calls": [call]}
-
-
 def nested(depth):
     value = "x"
     for _ in range(depth):
@@ -64,8 +60,6 @@ def own(returned):
     return lambda: calls_of(made(user(), assistant(), user(), assistant())(), lambda messages: returned(messages))
 
 
-IDS, ASKED, ANSWERED = of_call(prompt=[1], completion=[2]), [user()], {"role": "assistant", "content": "a"}
-ONE_CALL = of_call(prompt=ASKED, completion=ANSWERED)
 TEXT, THOUGHT = {"type": "text", "text": "a"}, {"type": "thinking", "thinking": "t"}
 USE = {"type": "tool_use", "name": "f", "input": {}}
 CALL, OUTPUT = {"type": "function_call", "name": "f"}, {"type": "function_call_output", "output": "7"}
@@ -86,8 +80,9 @@ def solution(text):
     return chat(assistant(f"<|begin_of_thought|>t<|end_of_thought|><|begin_of_solution|>{text}"))
 
 
-# (a record at fault, what the error says, the record as the error advises)
+# (a record at fault, what the error says, the record as the error advises; None where it advises to remove the record)
 CASES = [
+    *mended_calls.CASES,
     # ---- the record ----
     ([user()], "is a JSON object, not", GOOD),
     (chat(assistant(), conversations=[user()]), "found both 'messages' and 'conversations'; keep one", GOOD),
@@ -285,23 +280,6 @@ CASES = [
      calling([{"name": "f", "arguments": {"a": "1" + "0" * 5000}}])),
     (calling([{"name": "f", "arguments": {"a": b"x"}}]), "a value that JSON has not; write it as text",
      calling([{"name": "f", "arguments": {"a": "x"}}])),
-    # ---- calls of a model ----
-    ({"input_ids": [1, 2]}, r'or \{"calls": \[\{"prompt": \[<ids>\], "completion"', IDS),
-    ({"calls": {}}, "'calls' is {} .* not a list of calls with 'prompt' and 'completion'", IDS),
-    ({"calls": [1]}, "call 0 is 1 .* not an object with 'prompt' and 'completion'", IDS),
-    ({**IDS, "messages": ASKED}, "both 'calls' and 'messages'; keep one", IDS),
-    (of_call(completion=[2]), r"no 'prompt' \(found \['completion'\]\)", IDS),
-    (of_call(prompt=[1], messages=ASKED, completion=[2]), "both 'prompt' and 'messages'; keep one", IDS),
-    (of_call(prompt=[], completion=ANSWERED), "'prompt' is empty; remove the call", ONE_CALL),
-    (of_call(prompt=[1], completion=[2], train="no"), "'train' is 'no' .*; write true or false",
-     of_call(prompt=[1], completion=[2], train=False)),
-    (of_call(prompt=[1.5], completion=[2]), "'prompt' holds 1.5 .* which are integers of at least 0", IDS),
-    (of_call(prompt=[1], completion=ANSWERED), "whose tokens would be a guess; give its token ids too", IDS),
-    (of_call(prompt=[1], completion=[2], tools=[FLAT]), "'tools' beside token ids, which say all .*; remove it", IDS),
-    (of_call(prompt="q", completion=ANSWERED), "'prompt' is 'q' .*; give a list of messages, or token ids", ONE_CALL),
-    (of_call(prompt=ASKED, completion="a"), "'completion' is 'a' .*; give an assistant message, or token", ONE_CALL),
-    (of_call(prompt=ASKED, completion=user()), "has the role 'user'; give an assistant message", ONE_CALL),
-    (of_call(prompt=[user(), ANSWERED], completion=ANSWERED), "ends with an assistant message.* answer as", ONE_CALL),
     # ---- context rules ----
     (under("compact"), "context has 'compact' .*; give {'rule': ..., 'arguments': {...}}", under(SEES_LAST)),
     (under({"rules": "last_observations"}), "context has the key 'rules'; give {'rule': ..., ", under(SEES_LAST)),

@@ -89,6 +89,7 @@ def test_figures():
     )
     assert found == {
         "answer_accuracy": 5 / 7,
+        "success_rate": None,
         "conversation_accuracy": 1 / 4,
         "replies_ended": 7 / 8,
         "thinking_missing": 2 / 8,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from flexmask.model.support import prepare_model
     from flexmask.text.rendering import Pass, Role, render_passes
     from flexmask.training.arguments import OnePassConfig
-    from flexmask.training.data import OnePassCollator, prepare_conversation
+    from flexmask.training.collator import OnePassCollator
+    from flexmask.training.data import prepare_conversation
     from flexmask.training.trainer import OnePassTrainer
     from flexmask.tree.layouts import LaidOut, Row, keep_thinking, lay_out, one_pass, per_turn
     from flexmask.tree.packing import Pack, pack
@@ -78,7 +79,8 @@ _HOMES = {
     "tree.packing": ["Pack", "pack"],
     "text.rendering": ["Pass", "Role", "render_passes"],
     "training.trainer": ["OnePassTrainer"],
-    "training.data": ["OnePassCollator", "prepare_conversation"],
+    "training.collator": ["OnePassCollator"],
+    "training.data": ["prepare_conversation"],
     "tree.layouts": ["LaidOut", "Row", "keep_thinking", "lay_out", "one_pass", "per_turn"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

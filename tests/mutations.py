@@ -125,7 +125,7 @@ FAULTS = [
     ),
     Fault(
         "objectives: a record stays in one process",
-        "training/data.py",
+        "training/collator.py",
         "i if self.objective is None else _group_of(row)",
         "i",
         "flexmask/test_ranks.py",
@@ -139,7 +139,7 @@ FAULTS = [
     ),
     Fault(
         "objectives: fine-tuning refuses answers that compete",
-        "training/data.py",
+        "training/collator.py",
         "elif any(row.passes.competes for row in rows):",
         "elif False:",
         "flexmask/test_objectives.py",
@@ -1312,14 +1312,14 @@ FAULTS = [
     ),
     Fault(
         "a step's loss is divided by the weights of all processes",
-        "training/data.py",
-        "target_weight=float(sum(row.loss_weights.sum(dtype=np.float64) for row in rows))",
-        "target_weight=float(sum(one.loss_weights.sum() for one in own))",
+        "training/collator.py",
+        "float(sum(row.loss_weights.sum(dtype=np.float64) for row in rows))",
+        "float(sum(one.loss_weights.sum() for one in own))",
         "flexmask/test_ranks.py",
     ),
     Fault(
         "processes have as many packs each",
-        "training/data.py",
+        "training/collator.py",
         "* (max(map(len, groups)) - len(own))",
         "* 0",
         "flexmask/test_ranks.py",

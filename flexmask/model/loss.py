@@ -199,16 +199,9 @@ class _ChunkedLoss(torch.autograd.Function):
         with head.with_parameters(aliases):
             chunks = _chunks(len(states), states, head)
             if of_losses is not None:
-                with torch.no_grad():
-                    found = [
-                        F.cross_entropy(head(states[start:end]), targets[start:end], reduction="none")
-                        for start, end in chunks
-                    ]
-                each = torch.cat(found).detach().requires_grad_()
-                with torch.enable_grad():
-                    value = of_losses(each)
-                (weights,) = torch.autograd.grad(value, each)
-                chunks = chunks if any(need) else []
+                total, weights, each = _linear(of_losses, states, head, targets, chunks)
+                if not any(need):
+                    return total, each
             for start, end in chunks:
                 with torch.set_grad_enabled(any(need)):
                     chunk = states[start:end].detach().requires_grad_(need[0])
@@ -224,18 +217,35 @@ class _ChunkedLoss(torch.autograd.Function):
                         assert of_states is not None  # logits are made from the states
                         grad_states[start:end] = of_states
                     grads = [_sum(grad, more) for grad, more in zip(grads, of_chunk, strict=True)]
-        if of_losses is not None:
-            totals, losses = [value.detach()], [each.detach()]
-        each = torch.cat(losses)
+        if of_losses is None:
+            total, each = sum(totals[1:], totals[0]), torch.cat(losses)
         ctx.save_for_backward(grad_states, *grads)
         ctx.mark_non_differentiable(each)
-        return sum(totals[1:], totals[0]), each
+        return total, each
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_states, *grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
         return grad_states, None, None, None, None, None, *grads
+
+
+def _linear(
+    of_losses: Callable[[Tensor], Tensor],
+    states: Tensor,
+    head: Head,
+    targets: Tensor,
+    chunks: Sequence[tuple[int, int]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(total, weights [N], losses [N]): what `of_losses` makes of all losses, and the weights with which a sum of them
+    has the same gradient."""
+    with torch.no_grad():
+        found = [F.cross_entropy(head(states[i:j]), targets[i:j], reduction="none") for i, j in chunks]
+    losses = torch.cat(found).requires_grad_()
+    with torch.enable_grad():
+        total = of_losses(losses)
+    (weights,) = torch.autograd.grad(total, losses)
+    return total.detach(), weights, losses.detach()
 
 
 def _chunks(length: int, states: Tensor, head: Callable) -> list[tuple[int, int]]:

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig, LengthGroupedSampler
 
-from flexmask.training.data import OnePassCollator, Rows
+from flexmask.training.collator import OnePassCollator
+from flexmask.training.data import Rows
 from flexmask.tree.layouts import Row
 
 

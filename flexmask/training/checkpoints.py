@@ -15,7 +15,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from flexmask.model.support import unwrapped
-from flexmask.training.data import OnePassCollator
+from flexmask.training.collator import OnePassCollator
 from flexmask.training.run_totals import IntervalFigures, RunTotals
 from flexmask.training.sharding import allow_on_cpu, shard, told_apart, whole_state
 

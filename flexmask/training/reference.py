@@ -21,7 +21,7 @@ from flexmask.objectives.log_probs import log_probs_here
 from flexmask.objectives.preference import Preference
 from flexmask.training.batches import conversations_at_once
 from flexmask.training.checkpoints import CheckpointingTrainer
-from flexmask.training.data import OnePassCollator
+from flexmask.training.collator import OnePassCollator
 from flexmask.training.trainer_inputs import datasets_of
 from flexmask.tree.layouts import Row
 from flexmask.tree.packing import Pack

@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 from flexmask.attention.masks import build_block_mask
 from flexmask.model.loss import TokenLosses, loss_by_role
 from flexmask.objectives.preference import Preference
-from flexmask.training.data import BatchFigures
+from flexmask.training.collator import BatchFigures
 from flexmask.tree.packing import Pack
 
 _COUNTED = ("tokens_computed", "tokens_trained", "packs")

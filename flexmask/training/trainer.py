@@ -39,7 +39,8 @@ from flexmask.model.support import (
 from flexmask.objectives.preference import Preference
 from flexmask.training.arguments import OnePassConfig
 from flexmask.training.batches import ByLength, train_batches
-from flexmask.training.data import OnePassCollator, Preparation, Rows, prepare_dataset
+from flexmask.training.collator import OnePassCollator
+from flexmask.training.data import Preparation, Rows, prepare_dataset
 from flexmask.training.layers import compile_layers
 from flexmask.training.nonfinite import not_finite
 from flexmask.training.reference import ReferencingTrainer, of_passes, with_log_probs

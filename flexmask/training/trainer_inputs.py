@@ -19,7 +19,8 @@ from flexmask.errors import UnsupportedModelError
 from flexmask.model.support import check_model, check_positions, unbranched_layers
 from flexmask.objectives.preference import Preference
 from flexmask.training.arguments import OnePassConfig
-from flexmask.training.data import OnePassCollator, check_objective, is_rows
+from flexmask.training.collator import OnePassCollator, check_objective
+from flexmask.training.data import is_rows
 
 # Arguments of other trainers, or of the Trainer for other losses, and what to do instead.
 _REFUSED = {

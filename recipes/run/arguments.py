@@ -19,7 +19,7 @@ from flexmask import OnePassCollator, Row
 from flexmask.attention.kernels import check_backend
 from flexmask.model.head import HALF
 from flexmask.objectives.preference import Preference
-from flexmask.training.data import check_objective
+from flexmask.training.collator import check_objective
 from recipes.configuration.schema import (
     MixedPrecision,
     ObjectiveKind,

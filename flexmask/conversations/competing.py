@@ -23,6 +23,7 @@ from flexmask.conversations.values import are_given, is_empty, parse_json, shown
 PAIR = ("chosen", "rejected")
 GROUP = ("completions", "rewards")
 _OF_PAIR = (1.0, 0.0)
+_SAME = "answers that compete and are the same, from which nothing is learned"
 
 
 def competes(record: Mapping[str, Any]) -> bool:
@@ -60,13 +61,14 @@ def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> 
         )
         for key, answer in answers.items()
     ]
+    note = [_SAME] if any(one.messages == read[0].messages for one in read[1:]) else []
     return Calls(
         name,
         tuple(call for number, one in enumerate(read) for call in calls_of_turns(one, candidate=number)),
         rewards=rewards,
         format=read[0].format.replace("completion", " and ".join(keys)),
         unread=tuple(dict.fromkeys(key for one in read for key in one.unread)),
-        notes=tuple(dict.fromkeys(note for one in read for note in one.notes)),
+        notes=tuple(dict.fromkeys([*note, *(text for one in read for text in one.notes)])),
     )
 
 

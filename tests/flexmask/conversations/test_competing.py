@@ -111,6 +111,13 @@ def test_turns_are_selected_of_each_answer():
     assert row.passes.turn.tolist() == [1, 2]
 
 
+# Breaks if a pair without a difference is trained without a word.
+def test_answers_that_are_the_same_are_named():
+    (note,) = read_record(SHAPES["prompt"] | {"rejected": [BETTER]}, "r").notes
+    assert "are the same, from which nothing is learned" in note
+    assert read_record(SHAPES["prompt"], "r").notes == ()
+
+
 def test_what_nothing_reads_is_named_once():
     record = SHAPES["prompt"] | {"foo": 1, "source": "x"}
     assert read_record(record, "r").unread == ("foo",)

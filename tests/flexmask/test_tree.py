@@ -131,6 +131,17 @@ def test_keep_thinking_is_a_chain_with_all_thinking_and_the_same_targets(seed):
     assert set(row.loss_weights.tolist()) == {0, 1}  # each turn is trained in its own pass and not as context
 
 
+# Breaks if thinking that stays in the history is trained again in each pack that it stands in.
+def test_keep_thinking_over_several_packs_trains_each_turn_once():
+    passes = render_passes(random_conversation(1, turns=4), chatml_tokenizer())
+    longest = max(map(len, keep_thinking(passes)))
+    rows = lay_out(passes, "keep_thinking", longest).rows
+    apart = [row for p in keep_thinking(passes) for row in one_pass([p])]
+    trained = sum(float(p.loss_weights.sum()) for p in passes)
+    assert sum(float(row.loss_weights.sum()) for row in rows) == trained
+    assert sum(float(row.loss_weights.sum()) for row in apart) == trained
+
+
 def test_keep_thinking_says_which_answer_it_cannot_find():
     passes = [make_pass("q", "t", "a"), make_pass("qbQ", "T", "A", 1)]
     with pytest.raises(ValueError, match=r"hand: .*answer of assistant turn 0 .* prompt of turn 1"):

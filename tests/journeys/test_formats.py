@@ -132,7 +132,7 @@ def test_a_folder_of_logs(here):
     apart = here.train(*SETTINGS, *settings[:1], "data.episode_key=null")
     assert "8 conversations, 8 trained turns" in apart.out
     shown = here.run(f'make inspect ARGS="{" ".join([*SETTINGS, *settings[:1]])} b.jsonl:2"')
-    assert "a.jsonl:2" in shown.out and "turns 0, 1" in shown.out, shown
+    assert "a.jsonl:2" in shown.out and "calls 0-1" in shown.out, shown
 
 
 # Breaks if a kind of trace is read by the library only, or a word of what it leaves open is lost on the way to a user.

@@ -20,9 +20,16 @@ WORDS = (
 )
 
 
-@functools.cache
 def chatml_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with merges over words and newlines, and the ChatML template that drops earlier thinking."""
+    """Byte-level BPE with merges over words and newlines, and the ChatML template that drops earlier thinking. All
+    tests share it."""
+    tokenizer = _chatml_tokenizer()
+    assert tokenizer.chat_template == CHAT_TEMPLATE, "a test has changed the tokenizer that all share; copy it first"
+    return tokenizer
+
+
+@functools.cache
+def _chatml_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

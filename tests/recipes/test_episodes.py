@@ -1,5 +1,6 @@
 """Calls of one episode that are logged line by line: one record, wherever the lines stand, and the same training."""
 
+import copy
 import json
 import pickle
 
@@ -14,7 +15,7 @@ from recipes.configuration.schema import DataConfig, DataKind, OnInvalid
 from recipes.sources import load, parts
 from recipes.sources.load import load_data
 
-TOKENIZER = chatml_tokenizer()
+TOKENIZER = copy.deepcopy(chatml_tokenizer())
 TOKENIZER.chat_template = CALLING_TEMPLATE
 WORDS = {"a": "one", "b": "two", "c": "three", "d": "four", "e": "five", "f": "six"}
 EPISODES = {name: traces.logged_episode(name, word) for name, word in WORDS.items()}

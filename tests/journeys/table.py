@@ -194,6 +194,15 @@ TABLE = {
     'make bench ARGS="sections=[plans] threads=1"': How(
         args=BENCH, leaves=("runs/bench/*/*",), shows=("a call costs as much as",)
     ),
+    **{
+        f'make bench ARGS="sections=[calls] pack_length=131072{threads} grid.repeats=2"': How(
+            replace={"[calls] pack_length=131072": "[packing] pack_length=1024"},
+            args=BENCH,
+            leaves=("runs/bench/*/*",),
+            why="it takes 15 minutes; tests/recipes/test_benchmark.py runs that section with short calls",
+        )
+        for threads in ("", " threads=1")
+    },
     "python tests/gpu_kernels.py": How(
         replace={"kernels.py": "kernels.py --help"}, shows=("--fit",), why="it needs a CUDA build of torch"
     ),

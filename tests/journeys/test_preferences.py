@@ -13,6 +13,12 @@ SETTINGS = [
     "data.path=pairs.jsonl", "data.heldout_conversations=3", "evaluation.max_new_tokens=8", "wandb=off",
     "trainer.epochs=null", "trainer.conversations_per_step=4",
 ]  # fmt: skip
+# As the page has them; what is behind them here makes them small.
+EXPERIMENT = 'make train ARGS="experiment=tutoring_preferences model.name_or_path=runs/<folder>/model"'
+OWN_PAIRS = 'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune objective=dpo data=jsonl data.path=pairs.jsonl"'  # noqa: E501
+EVALUATE = (
+    'make evaluate ARGS="runs/<folder> data.kind=tutoring data.train_conversations=10 data.heldout_conversations=100"'  # noqa: E501
+)
 LEARNING = ["trainer.steps=12", "trainer.learning_rate=5e-3", "objective.beta=0.5"]
 
 
@@ -33,6 +39,11 @@ def preferring(workshop):
     return workshop, workshop.train(*SETTINGS, *LEARNING, "trainer.evaluate_every=6")
 
 
+def small_as(command, folder, words):
+    """A command of the page, on a run folder, with settings behind it."""
+    return command.replace("runs/<folder>", folder).removesuffix('"') + f' {words}"'
+
+
 def weights_of(workshop, *folders):
     return (load_file(workshop.folder / folder / "model" / "model.safetensors") for folder in folders)
 
@@ -48,6 +59,7 @@ def test_a_model_learns_to_prefer(preferring):
     assert result["loss_first"] == pytest.approx(np.log(2), abs=1e-4), "the model is not its own reference at first"
     assert result["loss_last"] < 0.3 and result["heldout_preference_accuracy"] == 1
     assert result["heldout_preference_margin"] > 0.5
+    assert all(word in done.command for word in OWN_PAIRS[len('make train ARGS="') : -1].split() if "Qwen" not in word)
     assert "21 pairs" in str(done) and "preferred 1.000" in str(done) and "preference accuracy 1.000" in str(done)
     assert "score_chosen" in str(done)  # which nothing reads
     first, *_, last = (json.loads(line) for line in (workshop.folder / done.last_line / "metrics.jsonl").open())
@@ -103,9 +115,8 @@ def test_the_experiment_of_the_page(workshop):
     small = f"{tiny} model.tiny.layers=1 data.train_conversations=8 trainer.save_every=0 output_dir=runs/careless"
     workshop.run(f'make train ARGS="data=careless_tutoring {small} wandb=off"')
     done = workshop.run(
-        'make train ARGS="experiment=tutoring_preferences model.name_or_path=runs/careless/model '
-        f'trainer.epochs=null {tiny} data.train_conversations=8 wandb=off"'
+        small_as(EXPERIMENT, "runs/careless", f"trainer.epochs=null {tiny} data.train_conversations=8 wandb=off")
     )
     assert result_of(workshop, done)["heldout_preference_accuracy"] is not None
-    words = f"{done.last_line} data.kind=tutoring data.train_conversations=10 data.heldout_conversations=2"
-    assert "answer_accuracy" in workshop.run(f'make evaluate ARGS="{words}"').last_line
+    again = small_as(EVALUATE, done.last_line, "data.heldout_conversations=2")
+    assert "answer_accuracy" in workshop.run(again).last_line

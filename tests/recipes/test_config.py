@@ -42,6 +42,7 @@ def needed(file: Path, tmp_path: Path) -> list[str]:
     some_model = ["model=hub", "model.name_or_path=some/model"]
     return {
         "model/hub": some_model[1:],
+        "experiment/tutoring_preferences": some_model[1:],
         "adapter/lora": some_model,
         "adapter/qlora": some_model,
         "data/jsonl": [f"data.path={local}"],

@@ -119,8 +119,8 @@ FAULTS = [
     Fault(
         "objectives: chunks have the gradient of the objective",
         "model/loss.py",
-        "(weights,) = torch.autograd.grad(value, each)",
-        "torch.autograd.grad(value, each)",
+        "return total.detach(), weights, losses.detach()",
+        "return total.detach(), torch.ones_like(weights), losses.detach()",
         "equivalence/test_objectives.py",
     ),
     Fault(

@@ -29,8 +29,8 @@ def test_a_command_runs_as_a_file(name, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    # The loop takes no settings, so it runs.
-    said = ("step  40",) if name == "loop.py" else ("usage:", "powered by Hydra")
+    # The loops take no settings, so they run.
+    said = {"loop.py": ("step  40",), "on_policy.py": ("step  20",)}.get(name, ("usage:", "powered by Hydra"))
     assert any(words in done.stdout for words in said)
     assert not list(tmp_path.iterdir())  # it has only told what it is
 

@@ -111,7 +111,7 @@ def sampled(
         name = f"{messages[-1]['content']}, sample {candidate}"
         calls.append(Call(name, None, tuple(prompt), tuple(ids[:end]), candidate=candidate))
         rewards.append(reward(messages, tokenizer.decode(ids[:end], skip_special_tokens=True)))
-    return Calls(messages[-1]["content"], tuple(calls), tuple(rewards))
+    return Calls(messages[-1]["content"], tuple(calls), rewards=tuple(rewards))
 
 
 if __name__ == "__main__":

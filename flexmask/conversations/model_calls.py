@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from flexmask.conversations.beside import TEMPLATE_KEYS, TOOL_KEYS, describes
@@ -69,6 +69,7 @@ class Calls:
 
     name: str
     calls: tuple[Call, ...]
+    _: KW_ONLY
     episode: str | None = field(default=None, compare=False)
     rewards: tuple[float, ...] = ()
     format: str = field(default=FORMAT, compare=False)
@@ -102,9 +103,9 @@ def read_calls(
     return Calls(
         name,
         calls,
-        episode,
-        _rewards(record, calls, name) if reader is None else (),
-        FORMAT if reader is None else reader.NAME,
+        episode=episode,
+        rewards=_rewards(record, calls, name) if reader is None else (),
+        format=FORMAT if reader is None else reader.NAME,
         unread=tuple(dict.fromkeys([*unread, *(key for _, some, _ in read for key in some)])),
         notes=tuple(dict.fromkeys([*notes, *note, *(text for _, _, some in read for text in some)])),
     )

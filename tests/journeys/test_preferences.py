@@ -69,8 +69,9 @@ def test_a_model_learns_to_prefer(preferring):
 
 def test_inspect_shows_both_answers(preferring):
     workshop, _ = preferring
-    done = workshop.run(f'make inspect ARGS="pairs.jsonl:1 {" ".join([*SETTINGS, *LEARNING])}"')
-    assert "I do not know" in str(done) and "training is refused" not in str(done)
+    done = workshop.run(f'make inspect ARGS="pairs.jsonl:1 --full {" ".join([*SETTINGS, *LEARNING])}"')
+    assert "training is refused" not in str(done)
+    assert all(words in str(done) for words in ("chosen, mes", "rejected, mes", "will not look."))
 
 
 # Breaks if fine-tuning trains the answers that are worse, without a word.

@@ -155,7 +155,7 @@ TABLE = {
         args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| learning_rate | seed |",)
     ),
     "make sweep SWEEP=context": How(
-        args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| layout | rule | seed | episodes succeeded |",)
+        args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| rule |", "| episodes succeeded |")
     ),
     "make sweep SWEEP=search": How(
         args=f"{TINY} hydra.sweeper.n_trials=2",

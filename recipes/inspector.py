@@ -86,7 +86,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
             of_data.append(f"note        {note}")
         _tried(refused, load_matcher, config.evaluation.matcher)
         _tried(refused, training_arguments, in_one_process(config), Path("unused"), True)
-        _tried(refused, check_answers, config, rows.items, heldout.items)
+        _tried(refused, check_answers, config, rows, heldout)
         _tried(refused, check_heldout, config.trainer, len(heldout.items))
     invalid = rows.invalid | heldout.invalid
     left_out = data.dropped | invalid

@@ -220,7 +220,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
         )
     model = load_model(config, len(tokenizer), chains=not rows.branching)
     heldout = prepare_heldout(data.heldout, tokenizer, config.data, config.duplication, model, config.deployed_context)
-    check_answers(config, rows.items, heldout.items)
+    check_answers(config, rows, heldout)
     check_heldout(config.trainer, len(heldout.items), searching())
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)

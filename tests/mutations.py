@@ -182,9 +182,9 @@ FAULTS = [
     ),
     Fault(
         "a turn without weight is a call that is not trained",
-        "conversations/contexts.py",
-        'weight=float(message.get("weight", 1))',
-        "weight=1.0",
+        "conversations/model_calls.py",
+        'weight=weight * float(answer.get("weight", 1))',
+        "weight=weight",
         "flexmask/test_contexts.py",
     ),
     Fault(
@@ -614,8 +614,8 @@ FAULTS = [
     Fault(
         "what stands in the prompt of a call is context",
         "conversations/model_calls.py",
-        'one | {"weight": 0} if one["role"] == "assistant" else one',
-        "one",
+        'dict(one) | {"weight": 0} if one["role"] == "assistant" else dict(one)',
+        "dict(one)",
         "flexmask/test_calls_of_a_model.py",
     ),
     Fault(

@@ -12,7 +12,6 @@ conversations: what they begin with in common is the prompt. Each turn becomes a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation
@@ -80,14 +79,11 @@ def _kinds(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def calls_of_turns(conversation: Conversation, candidate: int) -> list[Call]:
     """A call for each turn of a conversation that is trained, behind all that stands before it."""
     calls, messages = [], conversation.messages
-    for end, message in enumerate(messages, start=1):
+    for at, message in enumerate(messages):
         if message["role"] != "assistant" or not message.get("weight", 1):
             continue
-        context = tuple(one | {"weight": 0} if one["role"] == "assistant" else one for one in messages[: end - 1])
-        answer = {key: value for key, value in message.items() if key != "weight"}
-        shown_then = replace(conversation, messages=(*context, answer))
-        name, weight = f"{conversation.name}, message {end - 1}", float(message.get("weight", 1))
-        calls.append(Call(name, replace(shown_then, name=name), weight=weight, candidate=candidate))
+        name = f"{conversation.name}, message {at}"
+        calls.append(Call.behind(messages[:at], message, name, conversation, candidate=candidate))
     return calls
 
 

@@ -22,7 +22,7 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -265,11 +265,7 @@ def calls_of(conversation: Conversation, rule: Rule, **able: Any) -> Calls:
         before = conversation.messages[:index]
         shown = shown_by(rule, before, where, shown, **able)
         changed = changed or shown != before
-        answer = {key: value for key, value in message.items() if key != "weight"}
-        seen = Conversation(
-            where, (*_as_context(shown), answer), conversation.tools, conversation.template_kwargs, conversation.thinks
-        )
-        calls.append(Call(where, seen, weight=float(message.get("weight", 1))))
+        calls.append(Call.behind(shown, message, where, conversation))
     if not changed:
         warnings.warn(f"the context rule {name_of(rule)} changes nothing", stacklevel=2)
     return Calls(
@@ -279,8 +275,3 @@ def calls_of(conversation: Conversation, rule: Rule, **able: Any) -> Calls:
         unread=conversation.unread,
         notes=conversation.notes,
     )
-
-
-def _as_context(messages: Iterable[Message]) -> Iterable[Message]:
-    """Without loss."""
-    return (one | {"weight": 0} if one["role"] == "assistant" else one for one in messages)

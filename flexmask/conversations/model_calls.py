@@ -17,7 +17,7 @@ Logs of requests, trajectories and rollouts become such records first (`CALL_REC
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -59,6 +59,27 @@ class Call:
     weight: float = 1.0
     completion_mask: tuple[bool, ...] | None = None
     candidate: int = 0
+
+    @classmethod
+    def behind(
+        cls,
+        shown: Iterable[Mapping[str, Any]],
+        answer: Mapping[str, Any],
+        name: str,
+        like: Conversation,
+        *,
+        weight: float = 1.0,
+        **other: Any,
+    ) -> Call:
+        """The call that gave `answer`, a message, where the messages `shown` were its prompt.
+
+        like: the conversation whose tools and arguments of the template it has. weight: by which that of the message is
+        multiplied. other: fields of the call.
+        """
+        context = (dict(one) | {"weight": 0} if one["role"] == "assistant" else dict(one) for one in shown)
+        said = {key: value for key, value in answer.items() if key != "weight"}
+        conversation = Conversation(name, (*context, said), like.tools, like.template_kwargs, like.thinks)
+        return cls(name, conversation, weight=weight * float(answer.get("weight", 1)), **other)
 
 
 @dataclass(frozen=True)
@@ -198,11 +219,16 @@ def _call(
             f"{where}: 'prompt' ends with an assistant message, which 'completion' would go on with; give the whole "
             "answer as 'completion'"
         )
-    context = tuple(one | {"weight": 0} if one["role"] == "assistant" else one for one in before)
-    messages = (*context, {key: value for key, value in last.items() if key != "weight"})
-    conversation = Conversation(where, messages, read.tools, read.template_kwargs, read.thinks)
-    weight *= last.get("weight", 1)
-    call = Call(where, conversation, None, completion_ids, weight, mask, candidate)
+    call = Call.behind(
+        before,
+        last,
+        where,
+        read,
+        weight=weight,
+        completion_ids=completion_ids,
+        completion_mask=mask,
+        candidate=candidate,
+    )
     return call, read.unread, read.notes
 
 

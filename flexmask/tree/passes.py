@@ -49,18 +49,22 @@ class PassTable:
     def of(cls, passes: Sequence[Pass], last: Sequence[int]) -> PassTable:
         """The table of passes whose last tokens stand at `last`."""
         weights = [p.loss_weights[p.prompt_length :] for p in passes]
-        return cls(
+        return cls.of_a_row(
             turn=np.array([p.turn for p in passes], dtype=np.int32),
             last=np.array(last, dtype=np.int32),
             prompt_length=np.array([p.prompt_length for p in passes], dtype=np.int32),
             candidate=np.array([p.candidate for p in passes], dtype=np.int32),
             reward=np.array([p.reward for p in passes], dtype=np.float32),
-            group=np.zeros(len(passes), dtype=np.int32),
             weight=np.array([one.sum(dtype=np.float64) for one in weights]),
-            reference=np.full(len(passes), np.nan),
-            log_prob=np.full(len(passes), np.nan),
             weights=np.concatenate([np.empty(0, np.float32), *weights]).astype(np.float32),
         )
+
+    @classmethod
+    def of_a_row(cls, **columns: np.ndarray) -> PassTable:
+        """The table of a row by itself: of one record, and no model has been asked. columns: all others."""
+        count = len(columns["turn"])
+        unknown = {name: np.full(count, np.nan) for name in ("reference", "log_prob")}
+        return cls(group=np.zeros(count, dtype=np.int32), **unknown, **columns)
 
     @property
     def is_here(self) -> np.ndarray:

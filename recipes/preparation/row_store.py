@@ -26,10 +26,7 @@ _PASS_ARRAYS = {
     "prompt_length": pyarrow.int32(),
     "candidate": pyarrow.int32(),
     "reward": pyarrow.float32(),
-    "group": pyarrow.int32(),
     "weight": pyarrow.float64(),
-    "reference": pyarrow.float64(),
-    "log_prob": pyarrow.float64(),
     "weights": pyarrow.float32(),
 }
 # How much of the arrays each row of a conversation has.
@@ -39,12 +36,17 @@ SCHEMA = pyarrow.schema(
     {name: pyarrow.list_(dtype) for name, dtype in (_ROW_ARRAYS | _PASS_ARRAYS).items()}
     | {name: pyarrow.list_(pyarrow.int32()) for name in (*_BORDERS, "row_turns", "ends")}
     | {name: pyarrow.int64() for name in COUNTS}
-    | {"branches": pyarrow.bool_(), "warnings": pyarrow.list_(pyarrow.string()), "name": pyarrow.string()}
+    | {
+        "branches": pyarrow.bool_(),
+        "competes": pyarrow.bool_(),
+        "warnings": pyarrow.list_(pyarrow.string()),
+        "name": pyarrow.string(),
+    }
     # Why it has no rows (null: it is valid), and whether because of a turn that is longer than a pack.
     | {"invalid": pyarrow.string(), "too_long": pyarrow.bool_()}
 )
 
-FIGURES = (*COUNTS, "branches", "row_tokens", "row_turns")  # numbers of a conversation that add up
+FIGURES = (*COUNTS, "branches", "competes", "row_tokens", "row_turns")  # numbers of a conversation that add up
 
 
 class PreparedRows(Sequence):
@@ -78,6 +80,7 @@ def to_record(name: str, laid_out: LaidOut, warnings: Sequence[str]) -> dict[str
         "dropped_turns": len(laid_out.dropped_turns),
         "retokenized_texts": laid_out.retokenized_texts,
         "branches": not all(row.is_chain for row in rows),
+        "competes": any(row.passes.competes for row in rows),
         "ends": list(laid_out.ends),
         "tokens_trained": sum(int((row.loss_weights > 0).sum()) for row in rows),
         "tokens_per_turn": sum(int(pass_lengths(row).sum()) for row in rows),
@@ -116,7 +119,7 @@ def _from_record(record: dict[str, Any]) -> tuple[Row, ...]:
         rows.append(
             Row(
                 name=record["name"].as_py(),
-                passes=PassTable(
+                passes=PassTable.of_a_row(
                     **{key: arrays[key][generated if key == "weights" else passes].copy() for key in _PASS_ARRAYS}
                 ),
                 input_ids=arrays["input_ids"][tokens].astype(np.int64),

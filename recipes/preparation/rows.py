@@ -65,6 +65,7 @@ class PreparedData:
     dropped_turns: int  # longer than a pack, with too_long=drop
     without_rows: int  # conversations none of whose turns is trained
     retokenized_texts: int  # as `flexmask.text.tokenization.TextTokenizer` counts them
+    competing: int  # conversations whose answers compete
     branching: int  # conversations with a row that branches; the others are chains, in which nothing is duplicated
     invalid: dict[str, str]  # with on_invalid=drop: conversations that cannot be rendered, by name, and why
 
@@ -136,6 +137,7 @@ def prepare(
         ends=tuple(sorted({end for one in found for end in one.ends})),
         without_rows=int((~trained).sum()) - int(is_invalid[positions].sum()),
         branching=of_figure.pop("branches"),
+        competing=of_figure.pop("competes"),
         invalid={one.names[i]: reason for one in found for i, reason in one.invalid.items()},
         **of_figure,
     )

@@ -1,6 +1,5 @@
 """The settings of a run as transformers' Trainer takes them."""
 
-import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils.logging import disable_progress_bar
 
-from flexmask import OnePassCollator, Row
+from flexmask import OnePassCollator
 from flexmask.attention.kernels import check_backend
 from flexmask.model.head import HALF
 from flexmask.objectives.preference import Preference
@@ -30,6 +29,7 @@ from recipes.configuration.schema import (
 )
 from recipes.distributed.ranks import PATIENCE, launched
 from recipes.models.precision import resolve_precision
+from recipes.preparation.rows import PreparedData
 from recipes.run.folder import CHECKPOINTS
 
 
@@ -145,10 +145,13 @@ def objective_of(config: TrainConfig) -> Preference | None:
     return Preference(str(config.objective.loss), config.objective.beta)
 
 
-def check_answers(config: TrainConfig, *data: Sequence[Sequence[Row]]) -> None:
+def check_answers(config: TrainConfig, *data: PreparedData) -> None:
     """Raise ValueError for rows of a record whose answers the objective cannot train."""
-    for rows in itertools.chain(*data):
-        check_objective(rows, objective_of(config))
+    objective = objective_of(config)
+    for prepared in data:
+        if objective is not None or prepared.competing:  # else there is nothing to look for
+            for rows in prepared.items:
+                check_objective(rows, objective)
 
 
 def in_one_process(config: TrainConfig) -> TrainConfig:

@@ -113,19 +113,18 @@ def read_calls(
         raise ValueError(f"{name}: both {CALLS!r} and {held[0]!r}; keep one")
     alone = reader in (logged, rollouts) and len(given) == 1  # the record is the call
     read = [_call(one, name if alone else f"{name}: call {i}", shared, thinking_tags) for i, one in enumerate(given)]
-    unread = [
-        key
-        for key in canonical
-        if key not in (CALLS, "rewards", *_SHARED, *_WEIGHTS) and not (describes(key) or is_empty(canonical[key]))
-    ]
+    known = (CALLS, *_SHARED, *_WEIGHTS, *(("rewards",) if reader is None else ()))
+    unread = [key for key in canonical if key not in known and not (describes(key) or is_empty(canonical[key]))]
     weight = _weight({key: canonical[key] for key in _WEIGHTS if canonical.get(key) is not None}, name)
-    episode, note = episode_of(record, name, episode_key, is_logged=reader is logged)
     calls = tuple(call if weight == 1 else replace(call, weight=call.weight * weight) for call, _, _ in read)
+    rewards = _rewards(record, calls, name) if reader is None else ()
+    # Candidates are numbered within a record, so one whose calls compete is joined with no other.
+    episode, note = (None, []) if rewards else episode_of(record, name, episode_key, is_logged=reader is logged)
     return Calls(
         name,
         calls,
         episode=episode,
-        rewards=_rewards(record, calls, name) if reader is None else (),
+        rewards=rewards,
         format=FORMAT if reader is None else reader.NAME,
         unread=tuple(dict.fromkeys([*unread, *(key for _, some, _ in read for key in some)])),
         notes=tuple(dict.fromkeys([*notes, *note, *(text for _, _, some in read for text in some)])),

@@ -118,6 +118,21 @@ def test_answers_that_are_the_same_are_named():
     assert read_record(SHAPES["prompt"], "r").notes == ()
 
 
+# Breaks if records of an episode whose calls compete become one, in which candidates of different records are the same.
+def test_calls_that_compete_are_a_record_of_their_own():
+    calls = [{"prompt": [1, 2], "completion": [3 + i], "candidate": i} for i in range(2)]
+    record = {"calls": calls, "rewards": [1, 0], "group": "a"}
+    assert read_record(record, "r", episode_key="group").episode is None
+    alone = {"calls": calls[:1], "group": "a"}
+    assert read_record(alone, "r", episode_key="group").episode == "group=a"
+
+
+# Breaks if rewards of a log, which are not read, vanish without a word.
+def test_rewards_of_logs_are_named():
+    rollout = {"prompt_ids": [1, 2], "completion_ids": [3, 4], "rewards": [1.0]}
+    assert "rewards" in read_record(rollout, "r").unread
+
+
 def test_what_nothing_reads_is_named_once():
     record = SHAPES["prompt"] | {"foo": 1, "source": "x"}
     assert read_record(record, "r").unread == ("foo",)

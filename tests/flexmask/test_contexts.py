@@ -248,6 +248,27 @@ def test_weights_and_turns_select_the_same_under_a_rule():
 
 
 # What a template leaves out of every call is refused as for a conversation; what one call shows is enough.
+# The template shows the last user message alone, so the second call leaves out what the first one shows.
+def test_what_one_call_shows_is_not_left_out_of_the_record():
+    last_alone = (
+        "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}{% elif m.role == 'assistant' %}"
+        "{{ m.content }}<|im_end|>{% elif loop.last or messages[loop.index].role == 'assistant' and "
+        "loop.index == messages | length - 1 %}<|im_start|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    asked = [[{"role": "user", "content": text}] for text in ("first", "second")]
+    answers = [{"role": "assistant", "content": text} for text in ("one", "two")]
+    calls = [
+        {"prompt": asked[0], "completion": answers[0]},
+        {"prompt": [*asked[0], answers[0], *asked[1]], "completion": answers[1]},
+    ]
+    tokenizer = template_tokenizer(last_alone)
+    first, second = render_calls(read_record({"calls": calls}, "r"), tokenizer).passes
+    assert "first" in tokenizer.decode(first.input_ids) and "first" not in tokenizer.decode(second.input_ids)
+    with pytest.raises(ValueError, match="shows the text of user messages to no turn that is trained"):
+        render_calls(read_record({"calls": calls[1:]}, "r"), tokenizer)
+
+
 def test_what_the_template_leaves_out_of_all_calls_is_refused():
     template = (
         "{% for m in messages %}{% if m.role != 'tool' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -316,6 +337,13 @@ def test_a_template_that_never_shows_it_is_refused():
 
 
 # Breaks if a rule is given what is not in front of the turn, or another call's history than the last one's.
+@pytest.mark.parametrize(("threshold", "content"), [(10, "found"), (9, CLEARED)])
+def test_results_are_cleared_only_beyond_the_threshold(threshold, content):
+    messages = [{"role": "user", "content": "q"}, {"role": "tool", "content": "found"}]
+    shown = RULES["clear_tool_results"](messages, shown=(), count=lambda some: 10, threshold=threshold, keep=0)
+    assert shown[-1]["content"] == content
+
+
 def test_a_rule_is_given_what_it_asks_for():
     asked = []
 

@@ -7,6 +7,7 @@ from records import FLAT, assistant, call, tool, user
 
 from flexmask import read_record
 from flexmask.conversations.episodes import check_key
+from flexmask.conversations.model_calls import joined
 
 read = partial(read_record, name="c")
 
@@ -144,9 +145,15 @@ CASES = [
     (logged() | {"session_id": [1]}, r"'session_id' is \[1\] .*; the id of an episode is text or a whole number",
      logged() | {"session_id": 1}),
     (keyed(3), "episode_key=3: must be auto, a key, a list of keys, or null", keyed(["run", "session_id"])),
+    (lambda: joined([read(competing(0, 1, rewards=[1, 0])), read(of_call(prompt=[1], completion=[2]))]),
+     "calls that compete are a record by themselves; join it with no other",
+     lambda: joined([read(of_call(prompt=[1], completion=[2]))])),
+
     # ---- logged requests ----
     (logged() | {"response": 3}, "'response' is 3 .*, not an object; remove the record", None),
     (logged({"messages": ASKED, "input": "q"}), "the request has both 'messages' and 'input' .*; give one", logged()),
+    *((logged({"input": "q", key: "x"}), rf"what the server has kept \('{key}'\), .*; give all .* as 'input', without",
+       logged({"input": ASKED})) for key in ("previous_response_id", "conversation")),
     (logged({"model": "m"}), r"the request has no 'messages' \(its keys: \['model'\]\); give one list", logged()),
     (logged(response={"choices": [{"text": "a"}]}), "a choice is {'text': 'a'} .*, without a message; remove", None),
     (logged(response={"error": "busy"}), "holds no answer, but the error 'busy' .*; remove the record", None),

@@ -66,7 +66,7 @@ SUB_AGENT = {
     "schema_version": "ATIF-v1.8", "trajectory_id": "helper", "agent": {"name": "helper", "version": "1"},
     "steps": [{"step_id": 1, "source": "user", "message": "so 3"}, {"step_id": 2, "source": "agent", "message": "3"}],
 }  # fmt: skip
-# Every kind of trajectory that is read, for the models of the package `atif` too (tests/network/test_atif.py).
+# Every kind of trajectory that is read, for the models of the package `atif` too (tests/network/test_traces.py).
 TRAJECTORIES = {
     "plain": atif(),
     "compaction": atif(*more(SUMMARY, LATER)),

@@ -160,7 +160,10 @@ def _rewards(record: Mapping[str, Any], calls: Sequence[Call], name: str) -> tup
 
 
 def joined(records: Sequence[Calls]) -> Calls:
-    """The calls of several records, in their order, as one; what is said of reading is that of the first."""
+    """The calls of several records, in their order, as one; what is said of reading is that of the first. Raises
+    ValueError where calls compete."""
+    if found := [one.name for one in records if one.rewards]:
+        raise ValueError(f"{found[0]}: calls that compete are a record by themselves; join it with no other")
     return replace(records[0], calls=tuple(call for one in records for call in one.calls))
 
 

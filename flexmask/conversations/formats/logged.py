@@ -38,6 +38,9 @@ _SAMPLING = frozenset(
     "add_generation_prompt include truncation text previous_response_id background prompt_cache_key "
     "safety_identifier verbosity".split()
 )
+# Of a request: what the server put in front of it, which the request does not say.
+_KEPT_BY_SERVER = ("previous_response_id", "conversation")
+_OF_REASONING = ("effort", "summary", "generate_summary")  # the last two: what of it is told
 _ANSWERED = frozenset(
     "id object created created_at model usage system_fingerprint service_tier prompt_logprobs kv_transfer_params "
     "status metadata role type stop_sequence".split()
@@ -87,8 +90,11 @@ def _calls(
     if prompts[0] == "input" and isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     shared = {key: request.pop(key) for key in _SHOWN if not is_empty(request.get(key))}
-    if isinstance(effort := request.pop("reasoning", None), Mapping) and not is_empty(effort.get("effort")):
-        shared["reasoning_effort"] = effort["effort"]  # the Responses API's place for it
+    if isinstance(reasoning := request.pop("reasoning", None), Mapping):
+        if not is_empty(reasoning.get("effort")):
+            shared["reasoning_effort"] = reasoning["effort"]  # the Responses API's place for it
+        left |= {f"request.reasoning.{key}": value for key, value in reasoning.items() if key not in _OF_REASONING}
+    kept = [key for key in _KEPT_BY_SERVER if not is_empty(request.get(key))]
     if isinstance(shared.get("thinking"), Mapping):
         del shared["thinking"]  # how many tokens it may take, in the API of Anthropic
     prompt_ids = response.pop("prompt_token_ids", None)
@@ -101,6 +107,11 @@ def _calls(
         if all(isinstance(one, Sequence) and one for one in ids):
             notes.append(SAID_BY_IDS)
             calls.append({"prompt": ids[0], "completion": ids[1]})
+        elif kept:
+            raise ValueError(
+                f"{name}: the request goes on from what the server has kept ({kept[0]!r}), which is not in it; give "
+                f"all that the model was given as {prompts[0]!r}, without {kept[0]!r}"
+            )
         else:
             calls.append({"prompt": prompt, **shared, "completion": choice["message"]})
     return calls

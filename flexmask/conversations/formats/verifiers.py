@@ -23,6 +23,7 @@ NAME = "verifiers traces"
 _UNTRAINED = (
     "traces of agents that are not trained ('trainable': false), and compactions nobody went on from, are left out"
 )
+_MASKED = "answers of which no token is the model's, as their mask says, are left out"
 _FAILED = "traces that did not end well ('ok': false) are trained as others are"
 _EPISODE = frozenset("id env task group run ok is_timeout errors traces".split())
 _TRACE = frozenset(
@@ -112,6 +113,8 @@ def _of_trace(
         if not is_empty(nodes[i].get("token_ids")):
             if (call := _of_ids(path, at)) is not None:
                 yield call | named
+            else:
+                notes.append(_MASKED)
         else:
             messages = [dict(node["message"]) for node in path]
             if any(message.pop("provider_state", None) for message in messages):

@@ -415,6 +415,21 @@ def test_unknown_keys_of_a_trajectory_are_named():
 # ---- all of them ----
 
 
+# Breaks if an answer that is sampled and has no token of the model vanishes without a word.
+def test_a_node_without_a_token_of_the_model_is_named():
+    asked = traces.node("user", "q", [1, 2], [False, False], None)
+    masked = traces.node("assistant", "a", [3], [False], 0) | {"sampled": True}
+    other = traces.node("assistant", "b", [4], [True], 0) | {"sampled": True}
+    read = read_record({"traces": [{"nodes": [asked, masked, other]}]}, "x")
+    assert len(read.calls) == 1 and any("no token is the model's" in note for note in read.notes)
+
+
+def test_what_a_request_says_of_reasoning_and_nothing_reads_is_named():
+    request = {"messages": [traces.QUESTION], "reasoning": {"effort": "high", "summary": "auto", "style": "x"}}
+    record = {"request": request, "response": {"choices": [{"message": traces.ANSWER}]}}
+    assert read_record(record, "x").unread == ("request.reasoning.style",)
+
+
 @pytest.mark.parametrize(
     "record",
     [*traces.TRAJECTORIES.values(), traces.VERL, traces.TRL, traces.PRIME_RL, traces.episode_of_verifiers(),

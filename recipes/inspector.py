@@ -215,9 +215,7 @@ def _names_of_calls(
     """The calls of a record, or of a conversation under the context rule; None where the template alone shows it."""
     rule = rule_of(config.context)
     if rule is not None and isinstance(chosen, Conversation):
-        settings = settings_of(config.data, config.duplication)
-        prompts = {key: settings[key] for key in ("template_kwargs", "date", "control_tokens")}
-        chosen = calls_under(rule, chosen, tokenizer, **prompts)
+        chosen = calls_under(rule, chosen, tokenizer, **settings_of(config.data, config.duplication))
     if isinstance(chosen, Conversation):
         return None
     return [call.name.removeprefix(f"{chosen.name}: ") for call in chosen.calls]

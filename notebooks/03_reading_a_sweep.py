@@ -59,7 +59,7 @@ assert done.returncode == 0, done.stderr[-2000:]
 # %%
 from IPython.display import Markdown
 
-from recipes.compare import markdown_table, read_runs
+from recipes.compare import COLORS, markdown_table, read_runs
 
 sweep = read_runs(folder)
 Markdown(markdown_table(sweep))
@@ -78,11 +78,12 @@ curves = {" ".join(name): runs[0]["curve"] for name, runs in sweep.variants.item
 exact = dict(curves["one_pass"])
 figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4), layout="constrained")
 for name, curve in curves.items():
-    left.plot(*zip(*curve, strict=True), label=name)
+    left.plot(*zip(*curve, strict=True), label=name, color=COLORS[name])
     if name != "one_pass":
-        right.plot(*zip(*((step, abs(loss / exact[step] - 1)) for step, loss in curve), strict=True), label=name)
+        away = [max(abs(loss / exact[step] - 1), 1e-8) for step, loss in curve]
+        right.plot(list(exact), away, label=name, color=COLORS[name])
 left.set(xlabel="step", ylabel="training loss")
-right.set(xlabel="step", ylabel="relative difference from one_pass", yscale="log")
+right.set(xlabel="step", ylabel="relative difference from one_pass (none: 1e-8)", yscale="log")
 left.legend(), right.legend()
 plt.show()
 for step in (1, 5, 20):

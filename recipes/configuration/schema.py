@@ -37,13 +37,22 @@ class DataKind(StrEnum):
     careless_tutoring = "careless_tutoring"  # of a tutor who forgets to carry
     tutoring_pairs = "tutoring_pairs"  # turns of such dialogues with a right answer and a careless one
     parcels = "parcels"  # generated episodes with tool calls
+    programs = "programs"  # generated sessions in which a small program is changed
+    documents = "documents"  # generated sessions in which a document is edited
     gsm8k_socratic = "gsm8k_socratic"
     records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
     mix = "mix"  # several of the others, in data.sources
 
 
 GENERATED = frozenset(
-    (DataKind.tutoring, DataKind.careless_tutoring, DataKind.tutoring_pairs, DataKind.parcels)
+    (
+        DataKind.tutoring,
+        DataKind.careless_tutoring,
+        DataKind.tutoring_pairs,
+        DataKind.parcels,
+        DataKind.programs,
+        DataKind.documents,
+    )
 )  # without end: a number says how many
 
 
@@ -52,6 +61,8 @@ class Words(StrEnum):
 
     tutoring = "tutoring"
     parcels = "parcels"
+    programs = "programs"
+    documents = "documents"
 
 
 class ControlTokens(StrEnum):

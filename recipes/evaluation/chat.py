@@ -15,7 +15,7 @@ import datetime
 import itertools
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ from flexmask.text.calls import Prompts
 from flexmask.text.template import ChatTemplate, RejectedError
 from recipes.configuration.schema import History
 from recipes.evaluation.environments import MOST_CALLS, Environment, act, same_calls
-from recipes.evaluation.matchers import Matcher, exact
+from recipes.evaluation.matchers import Matcher, load_matcher
 from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
 
 _CALLS = "a turn calls a tool, and tools do not run here"
@@ -46,7 +46,7 @@ def chat(
     max_new_tokens: int,
     batch_size: int,
     history: str = History.own,
-    matcher: Matcher = exact,
+    matcher: Matcher | None = None,
     environment: Callable[[Conversation], Environment] | None = None,
     template_kwargs: dict[str, Any] | None = None,
     date: datetime.date | None = None,
@@ -84,7 +84,7 @@ def chat(
             one,
             ChatTemplate(tokenizer, one, template_kwargs, date=date),
             History(history),
-            _guarded(matcher, errors),
+            _guarded(matcher or load_matcher("exact"), errors),
             rule,
             Prompts(one, tokenizer, template_kwargs, date, control_tokens=None),
             environment(one) if environment is not None and history == History.own else None,
@@ -194,7 +194,7 @@ class _Chat:
         results: list[dict[str, Any]] = []
         if self.environment is not None:
             message, results = act(message, self.environment)
-        right = self.matcher(message["content"], expected["content"])
+        right = self.matcher(message["content"], expected["content"], self.messages)
         if self.environment is not None and not same_calls(message, expected):
             right = False
         turn = ChatTurn(
@@ -290,9 +290,9 @@ def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]
 def _guarded(matcher: Matcher, errors: Counter[str]) -> Matcher:
     """The matcher, which counts as False where it raises: it may be a user's, and the training before it is done."""
 
-    def match(answer: str, expected: str) -> bool | None:
+    def match(answer: str, expected: str, messages: Sequence[Mapping[str, Any]]) -> bool | None:
         try:
-            return matcher(answer, expected)
+            return matcher(answer, expected, messages)
         except Exception as error:
             errors[f"{type(error).__name__}: {error}"] += 1
             return False

@@ -21,7 +21,7 @@ from flexmask.conversations.notes import said_of_reading
 from recipes.configuration.schema import GENERATED, DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.distributed import ranks
 from recipes.distributed.processes import available_processors, mapping
-from recipes.sources import Entry, Part
+from recipes.sources import Entry, Part, documents, programs
 from recipes.sources.conversation_store import Reading, ReadPart, StoredConversations, keep_part
 from recipes.sources.files import read_path
 from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
@@ -40,6 +40,8 @@ _GENERATORS = {
     DataKind.careless_tutoring: careless,
     DataKind.tutoring_pairs: pairs,
     DataKind.parcels: episodes,
+    DataKind.programs: programs.sessions,
+    DataKind.documents: documents.sessions,
 }
 # Fewer parts than this are read before other processes have started.
 _WORTH_PROCESSES = 8

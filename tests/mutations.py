@@ -176,8 +176,8 @@ FAULTS = [
     Fault(
         "a rule is given what it showed before",
         "conversations/contexts.py",
-        '{"shown": shown, **able}',
-        '{"shown": (), **able}',
+        '{"shown": shown, **abilities}',
+        '{"shown": (), **abilities}',
         "flexmask/test_contexts.py",
     ),
     Fault(

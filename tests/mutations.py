@@ -70,7 +70,7 @@ FAULTS = [
     Fault(
         "objectives: a divided pair counts once",
         "objectives/preference.py",
-        "(losses - losses.detach() * ~counts).sum()",
+        "(losses - losses.detach() * ~counted).sum()",
         "losses.sum()",
         "equivalence/test_objectives.py",
     ),
@@ -84,8 +84,8 @@ FAULTS = [
     Fault(
         "objectives: means are over the tokens of a candidate",
         "objectives/preference.py",
-        '    "sigmoid_norm": (_SIGMOID, True),',
-        '    "sigmoid_norm": (_SIGMOID, False),',
+        '    "sigmoid_norm": (_sigmoid, True),',
+        '    "sigmoid_norm": (_sigmoid, False),',
         "equivalence/test_objectives.py",
     ),
     Fault(
@@ -176,8 +176,8 @@ FAULTS = [
     Fault(
         "a rule is given what it showed before",
         "conversations/contexts.py",
-        '{"shown": shown, **able}',
-        '{"shown": (), **able}',
+        '{"shown": shown, **abilities}',
+        '{"shown": (), **abilities}',
         "flexmask/test_contexts.py",
     ),
     Fault(

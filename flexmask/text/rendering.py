@@ -57,7 +57,7 @@ class Pass:
     """
 
     name: str
-    turn: int  # counts assistant turns from 0
+    turn: int  # of the assistant turns of a conversation, or of the calls of a record, counted from 0
     prompt_length: int
     input_ids: np.ndarray
     roles: np.ndarray

@@ -14,7 +14,7 @@ from flexmask.objectives.preference import KINDS, Preference
 from flexmask.tree.passes import terms_of
 
 BLOCK, VOCAB = 16, 40
-TOLERANCES = (1e-10, 1e-10)  # of the loss, of gradients; what the issue of exactness asks for, in float64
+TOLERANCES = (1e-10, 1e-10)  # of the loss, of gradients; what docs/preferences.md says, in float64
 
 
 def pair(seed):
@@ -69,12 +69,8 @@ def packs_of(records, pack_length):
     names = {passes[0].name: passes for passes in records}
     found = []
     for one in pack(rows, pack_length):
-        tables = [row for row in rows if row.name in one.rows]
-        of = [names[row.name][turn] for row in tables for turn in row.passes.turn] if len(one.rows) > 1 else None
-        if of is None:
-            (name,) = set(one.rows)
-            of = [names[name][turn] for turn in one.passes.turn]
-        found.append((one, of))
+        entries = zip(one.passes.group, one.passes.turn, strict=True)
+        found.append((one, [names[one.rows[group]][turn] for group, turn in entries]))
     return found
 
 
@@ -181,8 +177,8 @@ def test_policy_gradients_of_groups(average, family, seed):
         block_size=BLOCK,
     )
     assert 0 < result.figures["clipped"] < len(olds), "nothing or all was clipped: the test shows nothing"
-    by_hand_ = lambda: policy_by_hand(model, old, reference, records, expected, 0.1, 0.3, 0.05, average)  # noqa: E731
-    assert_same(model, result.total, by_hand_)
+    others = (old, reference, records, expected, 0.1, 0.3, 0.05, average)
+    assert_same(model, result.total, lambda: policy_by_hand(model, *others))
 
 
 # Breaks if samples of the model itself are taken for those of another: then the gradient is not that of REINFORCE.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from factories import WORDS, chatml_tokenizer, random_conversation, tiny_qwen3
-from reference import gradients, per_turn_loss, worst_gradient_difference
+from reference import distinct_prefixes, gradients, per_turn_loss, worst_gradient_difference
 
 from flexmask import (
     Calls,
@@ -60,10 +60,6 @@ def with_ids(record, seed):
         of_answer = {"completion": one.input_ids[one.prompt_length :].tolist()}
         made.append(call if rng.random() < 0.7 else call | ids | of_answer)
     return {"calls": made}
-
-
-def distinct_prefixes(passes):
-    return len({tuple(one.input_ids[: i + 1].tolist()) for one in passes for i in range(len(one))})
 
 
 # Breaks if a call is trained behind another history than its own, a token is computed twice, or a weight is lost.

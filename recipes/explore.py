@@ -71,13 +71,15 @@ def explore(config: TrainConfig, wanted: Sequence[str], path: Path | None = None
         pack_length=config.duplication.pack_length,
         block_size=config.attention.block_size,
     )
+    if no_model:
+        print(f"! {no_model}")
     vocabulary = Vocabulary(tokenizer)
     shown, left_out = [], {}
     for one in chosen:
         laid_out, notes = _in_all_layouts(one, tokenizer, config)
         if isinstance(reason := laid_out["one_pass"], str):
             if config.data.on_invalid is not OnInvalid.drop:
-                raise ValueError(f"{reason}\nRepair it, or name other conversations")
+                raise ValueError(reason)
             left_out[one.name] = reason
             continue
         calls = names_of_calls(one, tokenizer, config.data, config.duplication, config.context)
@@ -120,8 +122,7 @@ def _model(config: TrainConfig, vocab_size: int) -> tuple[PreTrainedModel | None
     try:
         return weightless_model(config.model, vocab_size), ""
     except ValueError as error:
-        warnings.warn(f"nothing is said of the model, nor predicted: {error}", stacklevel=2)
-        return None, f"nothing is known of the model: {error}"
+        return None, f"Nothing is known of the model, so no speed-up is predicted: {in_settings(str(error))}"
 
 
 def _layers(model: PreTrainedModel) -> str:
@@ -145,7 +146,7 @@ def _layers(model: PreTrainedModel) -> str:
 def _prediction(costs: Costs) -> str:
     """By what formula the speed-up is predicted."""
     if costs.pair is None:
-        return "No speed-up is predicted, because nothing is known of the model."
+        return "No speed-up is predicted."
     return (
         "Predicted, not measured: how many times as long packed per-turn training (rows laid end to end in packs of "
         f"{costs.pack_length:,} tokens) takes, with time = tokens computed + {costs.pair:.3g} x pairs in blocks of "

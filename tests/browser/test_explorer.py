@@ -447,9 +447,9 @@ def test_hostile_text_is_text(page, shown):
     assert page.locator("#flexmask-explorer img, #flexmask-explorer script").count() == 0
     said = page.locator("#text").inner_text()
     assert "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>" in said
-    assert "&lt;b&gt;" in said and "\u27e8U+200B\u27e9\u27e8U+202E\u27e9\u2192\t\u2407 end".replace(
-        "\t", ""
-    ) in said.replace("\t", "")
+    assert "&lt;b&gt;" in said and "\u27e8U+200B\u27e9\u27e8U+202E\u27e9\u2192\t\u2407 end" in said.replace(
+        "\u25ab", ""
+    )
     assert "\u202e" not in said
     row = shown.row(1)
     assert (row.loss_weights == 0.5).any()

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask import Calls, Conversation, LaidOut, Role, prepare_conversation
-from flexmask.model.cost import pair_cost
+from flexmask.model.cost import head_cost, pair_cost
 from flexmask.tree.layouts import LAYOUTS
 from flexmask.tree.segments import ROLE_LABELS
 from recipes.configuration.compose import compose
@@ -68,6 +68,7 @@ def explore(config: TrainConfig, wanted: Sequence[str], path: Path | None = None
     model, no_model = _model(config, len(tokenizer))
     costs = Costs(
         pair=None if model is None else pair_cost(model),
+        head=None if model is None else head_cost(model),
         pack_length=config.duplication.pack_length,
         block_size=config.attention.block_size,
     )
@@ -148,10 +149,11 @@ def _prediction(costs: Costs) -> str:
     if costs.pair is None:
         return "No speed-up is predicted."
     return (
-        "Predicted, not measured: how many times as long packed per-turn training (rows laid end to end in packs of "
-        f"{costs.pack_length:,} tokens) takes, with time = tokens computed + {costs.pair:.3g} x pairs in blocks of "
-        f"{costs.block_size}. A token costs 6 operations for each weight outside the embeddings, a pair 12 for each "
-        "dimension of each head in all layers; windows of layers, the embeddings and the loss are not counted."
+        "Predicted by operations, not measured: how many times those of a layout packed per-turn training computes, "
+        f"which are T + {costs.pair:.2g} P + {costs.head:.2g} L, of T tokens computed, P visible pairs, and L trained "
+        "tokens for their logits (flexmask/model/cost.py); windows of layers are not looked at. A kernel computes "
+        f"whole blocks: the pairs in blocks of {costs.block_size}, with rows laid end to end in packs of at most "
+        f"{costs.pack_length:,} tokens."
     )
 
 

@@ -49,10 +49,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a layout's cost is reckoned with. pair: what a pair of query and key costs, in tokens
-    (`flexmask.model.cost.pair_cost`); None where the model is not known."""
+    """What a layout's cost is reckoned with. pair, head: what a pair of query and key, and the logits of a trained
+    token, cost in tokens (`flexmask.model.cost`); None where the model is not known."""
 
     pair: float | None
+    head: float | None
     pack_length: int
     block_size: int
 
@@ -68,7 +69,7 @@ def conversation_data(
     one_pass = laid_out["one_pass"]
     assert isinstance(one_pass, LaidOut)
     per_turn = laid_out["per_turn"]
-    against = None if isinstance(per_turn, str) else _computed(per_turn, costs)
+    against = None if isinstance(per_turn, str) else _computed(per_turn, costs)["cost"]
     layouts = []
     for name in LAYOUTS:
         found = laid_out[name]
@@ -78,7 +79,7 @@ def conversation_data(
         rows = [_row_data(row, one_pass.rows if name != "one_pass" else (), vocabulary, costs) for row in found.rows]
         computed = _computed(found, costs)
         cost = computed.pop("cost")
-        faster = against["cost"] / cost if against and cost else None
+        faster = against / cost if against and cost else None
         layouts.append(
             {"name": name, "rows": rows, "dropped": found.dropped_turns, "faster": faster}
             | {"distinct": found.tokens_distinct, **computed}
@@ -87,18 +88,20 @@ def conversation_data(
 
 
 def _computed(laid_out: LaidOut, costs: Costs) -> dict[str, Any]:
-    """What a layout computes, its rows packed end to end; `cost` in tokens."""
+    """What a layout computes; blocks with its rows packed end to end; `cost` in tokens, None where it is not known."""
     blocks = 0
     for one in pack(laid_out.rows, max([costs.pack_length, *map(len, laid_out.rows)])):
         mask = build_block_mask(one.visible_until, costs.block_size)
         blocks += int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum())
-    tokens, in_blocks = sum(map(len, laid_out.rows)), blocks * costs.block_size**2
+    tokens, pairs = sum(map(len, laid_out.rows)), sum(row.visible_pairs for row in laid_out.rows)
+    trained = sum(int((row.loss_weights > 0).sum()) for row in laid_out.rows)
+    known = costs.pair is not None and costs.head is not None
     return {
         "tokens": tokens,
-        "trained": sum(int((row.loss_weights > 0).sum()) for row in laid_out.rows),
-        "pairs": sum(row.visible_pairs for row in laid_out.rows),
-        "in_blocks": in_blocks,
-        "cost": None if costs.pair is None else tokens + costs.pair * in_blocks,
+        "trained": trained,
+        "pairs": pairs,
+        "in_blocks": blocks * costs.block_size**2,
+        "cost": tokens + costs.pair * pairs + costs.head * trained if known else None,
     }
 
 

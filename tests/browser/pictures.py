@@ -47,7 +47,7 @@ def main(path: Path) -> None:
             browser = launched(playwright)
             page = browser.new_page(viewport={"width": 1180, "height": 1400}, device_scale_factor=1.25)
             page.goto(page_path.as_uri())
-            # In the second turn's thinking, which sees the plain copy of the first answer and not the thinking before it.
+            # In the second turn's thinking: it sees the plain copy of the first answer and not the thinking before.
             page.evaluate("choose(row.generations()[0] + 13)")
             page.wait_for_timeout(300)
             tree = page.locator("#tree").bounding_box()

@@ -9,7 +9,7 @@ import pytest
 from factories import random_conversation
 
 from flexmask import pack, prepare_conversation
-from flexmask.model.cost import pair_cost
+from flexmask.model.cost import head_cost, pair_cost
 from flexmask.tree.layouts import LAYOUTS
 from recipes import explore
 from recipes.benchmarking.parts.packing import block_pairs
@@ -106,7 +106,7 @@ def test_the_columns_are_the_rows(pack_length):
             except ValueError as error:
                 laid_out[layout] = str(error)
         vocabulary = Vocabulary(tokenizer)
-        data = conversation_data(laid_out, vocabulary, Costs(0.001, pack_length or 4096, 16), None)
+        data = conversation_data(laid_out, vocabulary, Costs(0.001, 0.1, pack_length or 4096, 16), None)
         columns = vocabulary.columns()
         assert len(set(zip(columns["id"], columns["text"], strict=True))) == len(columns["id"])
         trees = data["layouts"][0]["rows"]
@@ -130,20 +130,22 @@ def test_the_columns_are_the_rows(pack_length):
                 assert sum(said["blocks"]["counts"]) == len(said["blocks"]["lines"]) ** 2
 
 
-# Breaks if rows are packed otherwise than in training, or what is not trained the same is set against another layout.
+# Breaks if rows are packed otherwise than in training, or a layout is set against another than per_turn.
 def test_what_is_computed_and_predicted(run, file, tmp_path):
     run("attention.block_size=16", "duplication.pack_length=100")
     config = compose(["data=jsonl", "data.path=my.jsonl", "trainer.epochs=1", "duplication.pack_length=100"])
     tokenizer = load_tokenizer(config.model)
     conversation = load_data(config.data).train[0]
-    pair = pair_cost(weightless_model(config.model, len(tokenizer)))
+    model = weightless_model(config.model, len(tokenizer))
     settings = settings_of(config.data, config.duplication)
     cost = {}
     for shown in data_of(tmp_path / "runs/explorer/my.jsonl_1.html")["conversations"][0]["layouts"]:
         rows = prepare_conversation(conversation, tokenizer, **settings | {"layout": shown["name"]}).rows
         assert shown["tokens"] == sum(map(len, rows)) and shown["pairs"] == sum(row.visible_pairs for row in rows)
         assert shown["in_blocks"] == sum(block_pairs(one, 16) for one in pack(rows, 100))
-        cost[shown["name"]] = shown["tokens"] + pair * shown["in_blocks"], shown["faster"]
+        trained = sum(int((row.loss_weights > 0).sum()) for row in rows)
+        ours = shown["tokens"] + pair_cost(model) * shown["pairs"] + head_cost(model) * trained
+        cost[shown["name"]] = ours, shown["faster"]
     for ours, faster in cost.values():
         assert faster == pytest.approx(cost["per_turn"][0] / ours)
     assert cost["one_pass"][1] > 1

@@ -245,5 +245,6 @@ at("zoom-token").addEventListener("click", () => {
   else mask.center(chosen, lit.key ?? chosen, 48);
 });
 
+at("no-light").hidden = CAN_LIGHT;
 showConversation(0);
 requestAnimationFrame(() => performance.mark("explorer: drawn"));

@@ -7,6 +7,8 @@ const LONG = 64; // from which on the browser may leave a block unpainted while 
 const LONGEST_CHUNK = 1024; // where no line ends before
 const LINE = 26; // px, as explorer.css has it
 
+const CAN_LIGHT = "highlights" in CSS;
+
 class TextView {
   constructor(scroller, roles) {
     this.scroller = scroller;
@@ -105,6 +107,7 @@ class TextView {
 
   // Light stretches of tokens in a style of explorer.css.
   light(style, stretches) {
+    if (!CAN_LIGHT) return;
     if (!stretches.length) CSS.highlights.delete(style);
     else CSS.highlights.set(style, new Highlight(...stretches.flatMap(([start, end]) => this.ranges(start, end))));
     const lit = CSS.highlights.get(style);
@@ -112,6 +115,7 @@ class TextView {
   }
 
   clear() {
+    if (!CAN_LIGHT) return;
     for (const style of ["seers", "seen", "parent", "key", "chosen"]) CSS.highlights.delete(style);
   }
 

@@ -149,10 +149,10 @@ def _prediction(costs: Costs) -> str:
     if costs.pair is None:
         return "No speed-up is predicted."
     return (
-        "Predicted by operations, not measured: how many times those of a layout packed per-turn training computes, "
-        f"which are T + {costs.pair:.2g} P + {costs.head:.2g} L, of T tokens computed, P visible pairs, and L trained "
-        "tokens for their logits (flexmask/model/cost.py); windows of layers are not looked at. A kernel computes "
-        f"whole blocks: the pairs in blocks of {costs.block_size}, with rows laid end to end in packs of at most "
+        "Predicted, not measured: the operations of packed per-turn training over those of a layout, in each "
+        f"T + {costs.pair:.2g} P + {costs.head:.2g} L, of T tokens computed, P visible pairs, and L trained tokens for "
+        "their logits (flexmask/model/cost.py). Windows of layers are not looked at. A kernel computes whole blocks: "
+        f"the pairs in blocks of {costs.block_size}, with rows laid end to end in packs of at most "
         f"{costs.pack_length:,} tokens."
     )
 

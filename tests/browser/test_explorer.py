@@ -1,142 +1,26 @@
-"""The explorer's page in a browser: what lights up is what the library's own mask says, by pointer, keys and touch."""
+"""What lights up on the explorer's page is what the library's own mask says, by pointer, keys and touch."""
 
-import json
 import random
-import statistics
 
 import numpy as np
 import pytest
 import torch
-from factories import random_conversation
+from browser.explored import IN_SIGHT, PLACE, assert_lit, lit, lit_text, shown_in, until, visible
 from playwright.sync_api import expect
 
-from flexmask import build_block_mask, dense_mask, prepare_conversation
+from flexmask import build_block_mask, dense_mask
 from flexmask.text.tokenization import token_texts
 from flexmask.tree.layouts import LAYOUTS
-from recipes.configuration.compose import compose
-from recipes.explore import explore
-from recipes.models.load import load_tokenizer
-from recipes.preparation.rows import settings_of
-from recipes.sources.load import choose, load_data
-
-HOSTILE = (
-    "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
-    " <!--<script> &lt;b&gt; caf\u00e9 \U0001f389 \u200b\u202e\t\x07 end"
-)
-# Tokens that the page has lit in a style, with the text under the light.
-LIT = """(style) => [...(CSS.highlights.get(style) ?? [])].flatMap((range) => {
-    const run = text.runOf.get(range.startContainer);
-    const tokens = [];
-    for (let i = run.start; i < run.end; i++)
-        if (text.offset[i] >= range.startOffset && text.endOffset(run, i) <= range.endOffset) tokens.push(i);
-    return [[tokens, run.node.data.slice(range.startOffset, range.endOffset)]];
-})"""
-PLACE = """(token) => {
-    text.reveal(token);
-    const [box] = text.rects(token);
-    return [box.left + box.width / 2, box.top + box.height / 2];
-}"""
-
-
-IN_SIGHT = """(token) => {
-    const [[box], { top, bottom }] = [text.rects(token), text.scroller.getBoundingClientRect()];
-    return box.top >= top && box.bottom <= bottom;
-}"""
-
-
-class Shown:
-    """A page, and the rows that it shows as the library makes them."""
-
-    def __init__(self, path, config, names):
-        self.path, self.names = path, names
-        tokenizer, data = load_tokenizer(config.model), load_data(config.data)
-        explore(config, names, path)
-        settings = settings_of(config.data, config.duplication, config.context)
-        self.tokenizer, self.laid_out = tokenizer, []
-        for name in names:
-            one = choose(data, name)
-            of_layouts = {}
-            for layout in LAYOUTS:
-                try:
-                    of_layouts[layout] = prepare_conversation(one, tokenizer, **settings | {"layout": layout})
-                except ValueError:
-                    assert layout == "keep_thinking"
-            self.laid_out.append(of_layouts)
-
-    def row(self, conversation=0, layout="one_pass", number=0):
-        return self.laid_out[conversation][layout].rows[number]
-
-
-def visible(row):
-    """Bool [S, S]: the library's mask of a row, query by key."""
-    return dense_mask(torch.from_numpy(row.visible_until)[None])[0, 0].numpy()
-
-
-def calls(seed):
-    """A record of calls whose history changes: the third is shown a summary in place of the beginning."""
-    rng = random.Random(seed)
-    say = lambda role, words: {"role": role, "content": " ".join(rng.choices("add the two then one".split(), k=words))}  # noqa: E731
-    answers = [say("assistant", 4) | {"reasoning_content": "one two"} for _ in range(3)]
-    first, second, summary = say("user", 9), say("user", 5), say("user", 7)
-    plain = {key: answers[0][key] for key in ("role", "content")}
-    prompts = [[first], [first, plain, second], [summary, second]]
-    return {
-        "calls": [
-            {"prompt": prompt, "completion": answer, "weight": weight, "name": f"step {number}"}
-            for number, (prompt, answer, weight) in enumerate(zip(prompts, answers, (1, 0.5, 1), strict=True))
-        ]
-    }
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """Three conversations, of which the last cannot be held in one row, and a record of calls."""
-    folder = tmp_path_factory.mktemp("explorer")
-    hostile = {
-        "messages": [
-            {"role": "user", "content": HOSTILE},
-            {"role": "assistant", "reasoning_content": f"so {HOSTILE}", "content": HOSTILE},
-            {"role": "user", "content": "then?"},
-            {"role": "assistant", "reasoning_content": "one", "content": "two", "weight": 0.5},
-        ]
-    }
-    records = [
-        {"messages": list(random_conversation(3, turns=4).messages)},
-        hostile,
-        calls(0),
-        {"messages": list(random_conversation(5, turns=9).messages)},
-    ]
-    file = folder / "my.jsonl"
-    file.write_text("".join(json.dumps(one) + "\n" for one in records))
-    overrides = ["data=jsonl", f"data.path={file}", "trainer.epochs=1", "attention.block_size=16"]
-    split = compose([*overrides, "duplication.pack_length=700"])
-    found = Shown(folder / "page.html", split, [f"my.jsonl:{n}" for n in (1, 2, 3, 4)])
-    assert len(found.laid_out[3]["one_pass"].rows) > 1 and found.row(3).passes.turn.size > 1
-    return found
+    return shown_in(tmp_path_factory.mktemp("explorer"))
 
 
 @pytest.fixture
 def page(shown, open_page):
     return open_page(shown.path, width=1300, height=1000)
-
-
-def lit(page, style):
-    return [token for tokens, _ in page.evaluate(LIT, style) for token in tokens]
-
-
-def lit_text(page, style):
-    return "".join(some for _, some in page.evaluate(LIT, style))
-
-
-def assert_lit(page, row, token):
-    """Breaks if the page's rule is not the library's: in one comparison, in an end of a stretch, or in a token's
-    place in the text."""
-    mask = visible(row)
-    assert lit(page, "seen") == np.flatnonzero(mask[token]).tolist()
-    assert lit(page, "seers") == [q for q in np.flatnonzero(mask[:, token]).tolist() if q != token]
-    assert lit(page, "chosen") == [token]
-    before = int(row.previous[token])
-    assert lit(page, "parent") == ([before] if before >= 0 else [])
 
 
 def choose_row(page, conversation, layout, number):
@@ -196,8 +80,10 @@ def test_what_is_told_of_a_token(page, shown):
         assert told["index in the row"] == f"{token} of {len(row)}"
         assert told["position"] == str(row.position_ids[token])
         assert told["sees"].startswith(f"{row.position_ids[token] + 1}: ")
-        assert told["in the passes of"].partition(" ")[2] == _ranges(sorted(on))
-        assert told["generated by"] == (f"turn {_ranges(sorted(made))}" if made else "no pass: context")
+        assert told["in the passes of"] == f"turn{'s'[: len(on) > 1]} {_ranges(sorted(on))}"
+        assert told["generated by"] == (
+            f"turn{'s'[: len(made) > 1]} {_ranges(sorted(made))}" if made else "no pass: context"
+        )
         assert told["weight"] == ("loss weight 1" if row.loss_weights[token] else "loss weight 0: not trained")
         assert told["token id, piece"].split()[0] == str(row.input_ids[token])
 
@@ -358,7 +244,7 @@ def test_zoom_and_pan_by_wheel_drag_buttons_keys_and_fingers(page):
     x, y = cell_place(page, 30, 10)
     page.mouse.move(x, y)
     page.mouse.wheel(0, -240)
-    page.wait_for_function("(whole) => mask.span < whole", arg=whole)
+    until(page, "(whole) => mask.span < whole", whole)
     closer, *_ = view()
     box = overlay.bounding_box()
     # What is under the pointer stays there.
@@ -393,7 +279,7 @@ def test_zoom_and_pan_by_wheel_drag_buttons_keys_and_fingers(page):
     for apart in (40, 60, 90, 120):
         touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": fingers(apart)})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.wait_for_function("(whole) => mask.span < whole / 2", arg=whole)
+    until(page, "(whole) => mask.span < whole / 2", whole)
 
 
 def test_tapping_lights_a_token(shown, open_page):
@@ -404,7 +290,7 @@ def test_tapping_lights_a_token(shown, open_page):
     x, y = page.evaluate(PLACE, 50)
     touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.wait_for_function("chosen === 50")
+    until(page, "chosen === 50")
     assert_lit(page, shown.row(), 50)
 
 
@@ -439,114 +325,3 @@ def test_the_tree_leads_into_the_text(page, shown):
     label = page.evaluate("document.activeElement.getAttribute('aria-label')")
     start = int(label.split()[1].rstrip(","))
     assert_lit(page, row, int(row.node_start[start]))
-
-
-def test_hostile_text_is_text(page, shown):
-    page.get_by_label("conversation", exact=True).select_option(index=1)
-    assert page.evaluate("window.hit") is None
-    assert page.locator("#flexmask-explorer img, #flexmask-explorer script").count() == 0
-    said = page.locator("#text").inner_text()
-    assert "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>" in said
-    assert "&lt;b&gt;" in said and "\u27e8U+200B\u27e9\u27e8U+202E\u27e9\u2192\t\u2407 end" in said.replace(
-        "\u25ab", ""
-    )
-    assert "\u202e" not in said
-    row = shown.row(1)
-    assert (row.loss_weights == 0.5).any()
-    half = int(np.flatnonzero(row.loss_weights == 0.5)[0])
-    page.mouse.click(*page.evaluate(PLACE, half))
-    assert page.locator("#token-weight").inner_text() == "loss weight 0.5"
-    for token in range(len(row)):  # also a part of a character has its place
-        page.evaluate("(token) => choose(token)", token)
-    part = next(
-        i
-        for i, one in enumerate(token_texts(shown.tokenizer, row.input_ids.tolist(), row.previous.tolist()))
-        if not one
-    )
-    page.evaluate("(token) => choose(token)", part)
-    assert "part of a character" in page.locator("#token-about").inner_text()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_at_phone_width_nothing_but_tables_scrolls_sideways(shown, open_page, scheme):
-    page = open_page(shown.path, width=375, height=812, scheme=scheme)
-    for conversation in range(len(shown.names)):
-        page.get_by_label("conversation", exact=True).select_option(index=conversation)
-        page.evaluate("choose(40)")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 375
-
-
-# Breaks if a control or picture has no name that a screen reader can say.
-def test_everything_has_a_name(page):
-    page.evaluate("choose(40)")
-    session = page.context.new_cdp_session(page)
-    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
-    named = {"button", "combobox", "radio", "image", "img", "region", "toolbar", "group", "columnheader"}
-    found = [(one["role"]["value"], one.get("name", {}).get("value", "")) for one in nodes if not one["ignored"]]
-    assert {"button", "combobox", "radio"} <= {role for role, _ in found}
-    assert [role for role, name in found if role in named and not name.strip()] == []
-    assert any(role == "status" for role, _ in found)
-
-
-LONG, MOST = 32768, 49152
-MEASURE = """async () => {
-    const box = document.getElementById('text').getBoundingClientRect();
-    const times = [];
-    const painted = () => new Promise((done) => requestAnimationFrame(() => {
-        const { port1, port2 } = new MessageChannel();
-        port1.onmessage = done;
-        port2.postMessage(0);
-    }));
-    for (let place = 0; place < 8; place++) {
-        text.scroller.scrollTop = (text.scroller.scrollHeight / 8) * place;
-        await painted(); await painted();
-        for (let i = 0; i < 20; i++) {
-            const [x, y] = [box.left + 40 + ((i * 37) % 240), box.top + 20 + ((i * 53) % (box.height - 40))];
-            const before = lit.token;
-            const from = performance.now();
-            document.elementFromPoint(x, y).dispatchEvent(
-                new PointerEvent('pointermove', { bubbles: true, clientX: x, clientY: y, pointerType: 'mouse' }));
-            await painted();
-            if (lit.token !== before) times.push(performance.now() - from);
-        }
-    }
-    return times;
-}"""
-
-
-def test_a_row_of_32768_tokens_is_painted_in_2_seconds_and_lit_in_50_ms(tmp_path, open_page, record_property):
-    rng = random.Random(0)
-    say = lambda n: " ".join(rng.choices("add the sum of 12 34 then carry one \n".split(" "), k=n))  # noqa: E731
-    messages = []
-    for _ in range(16):
-        messages += [
-            {"role": "user", "content": say(200)},
-            {"role": "assistant", "content": say(200), "reasoning_content": say(600)},
-        ]
-    file = tmp_path / "long.jsonl"
-    file.write_text(json.dumps({"messages": messages}))
-    config = compose(["data=jsonl", f"data.path={file}", "trainer.epochs=1", "duplication.pack_length=131072"])
-    long = Shown(tmp_path / "page.html", config, ["0"])
-    assert LONG <= len(long.row()) <= MOST
-    page = open_page(long.path, width=1300, height=1000)
-    page.wait_for_function("performance.getEntriesByName('explorer: drawn').length")
-    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
-    painted = max(
-        page.evaluate("(name) => performance.getEntriesByName(name)[0].startTime", name)
-        for name in ("first-contentful-paint", "explorer: drawn")
-    )
-    times = page.evaluate(MEASURE)
-    assert len(times) > 80
-    figures = {
-        "tokens": len(long.row()),
-        "megabytes": round(long.path.stat().st_size / 1e6, 2),
-        "first paint, ms": round(painted),
-        "hover, median ms": round(statistics.median(times), 1),
-        "hover, 95% below ms": round(sorted(times)[int(0.95 * len(times))], 1),
-    }
-    print(figures)
-    for name, value in figures.items():
-        record_property(name, value)
-    assert painted < 2000, figures
-    assert statistics.median(times) < 50, figures
-    assert_lit(page, long.row(), page.evaluate("(choose(20000), 20000)"))

@@ -5,10 +5,10 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const ROLES = data.roles;
 const ABOUT = {
-  one_pass: "all turns as one tree in one row",
-  per_turn: "one row a turn: the exact baseline",
-  keep_thinking: "thinking stays in the history: not the same training",
-  last_turn: "the last turn only: not the same training",
+  one_pass: (unit) => `all ${unit}s as one tree in one row`,
+  per_turn: (unit) => `one row a ${unit}: the exact baseline`,
+  keep_thinking: () => "thinking stays in the history: not the same training",
+  last_turn: (unit) => `the last ${unit} only: not the same training`,
 };
 
 const text = new TextView(at("text"), ROLES);
@@ -80,7 +80,7 @@ function showComparison() {
   at("comparison").tBodies[0].replaceChildren(
     ...conversation.layouts.map((one) => {
       const name = one.refused ? one.name : make("button", { type: "button", class: "link", "data-layout": one.name, onclick: () => showLayout(one.name) }, one.name);
-      const head = make("th", { scope: "row" }, name, make("span", { class: "faint" }, ABOUT[one.name]));
+      const head = make("th", { scope: "row" }, name, make("span", { class: "faint" }, ABOUT[one.name](conversation.calls ? "call" : "turn")));
       const rest = one.refused ? [make("td", { colspan: 6, class: "warn" }, `cannot be formed: ${one.refused}`)] : cells(one).map((cell) => make("td", { class: "number" }, cell));
       return make("tr", { "data-layout": one.name }, head, ...rest);
     }),
@@ -140,9 +140,9 @@ function tell(token, path, seers) {
   const { on, generated } = row.passes(token);
   const turns = row.known.passes.turn;
   const name = (passes) => {
-    if (!passes.length) return "";
     const numbers = passes.map((p) => turns[p]).sort((a, b) => a - b);
-    return row.names && numbers.length <= 2 ? numbers.map((t) => `${t} (${row.names[t]})`).join(", ") : ranges(numbers);
+    if (row.names && numbers.length <= 2) return numbers.map((t) => row.names[t]).join(", ");
+    return `${row.unit}${numbers.length > 1 ? "s" : ""} ${ranges(numbers)}`;
   };
   const before = row.previous[token];
   const index = row.tokens[token];
@@ -156,8 +156,8 @@ function tell(token, path, seers) {
     "token-position": counted(row.position[token]),
     "token-weight": weightInWords(token),
     "token-parent": before < 0 ? "nothing: it begins the row's tree" : `${counted(before)} ${quoted(before)}`,
-    "token-generated": generated.length ? `${row.unit} ${name(generated)}` : "no pass: context",
-    "token-passes": `${row.unit}${on.length > 1 ? "s" : ""} ${name(on)}`,
+    "token-generated": generated.length ? name(generated) : "no pass: context",
+    "token-passes": name(on),
     "token-sees": `${counted(sizeOf(path))}: ${intervals(path)}`,
     "token-seers": seers.length ? `${counted(sizeOf(seers))}: ${intervals(seers)}` : "no other",
     "token-id": `${id[index]}  ${piece[index]}`,

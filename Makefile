@@ -27,7 +27,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lock train evaluate merge replay bench inspect licences sweep picture notebook test journeys browser-test network-test support mutations gpu-test check clean
+.PHONY: help install lock train evaluate merge replay bench inspect explore licences sweep picture notebook test journeys browser-test network-test support mutations gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench: $(STAMP) ## one pass against its baselines: time, memory, work (DEVICE=cp
 
 inspect: $(STAMP) ## show what a run would train: one conversation, the data's totals, every warning
 	@$(BIN)/python -m recipes.inspector $(ARGS)
+
+explore: $(STAMP) ## write a page that shows what each token of a conversation sees; the last line is its path
+	@$(BIN)/python -m recipes.explore $(ARGS)
 
 licences: $(STAMP) ## the licences of what is installed; fails where a package names none
 	@$(BIN)/python -m recipes.licences $(ARGS)

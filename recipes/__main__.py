@@ -10,6 +10,7 @@ COMMANDS = {  # the module of each
     "train": "recipes.train",
     "evaluate": "recipes.evaluate",
     "inspect": "recipes.inspector",
+    "explore": "recipes.explore",
     "merge": "recipes.merge",
     "replay": "recipes.replay",
     "compare": "recipes.compare",

@@ -16,7 +16,6 @@ import argparse
 import os
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,21 +25,19 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask import Calls, Conversation, LaidOut, align_end_of_turn, prepare_conversation
+from flexmask import LaidOut, align_end_of_turn, prepare_conversation
 from flexmask.model.support import check_context, check_model
-from flexmask.text.calls import calls_under
 from flexmask.tree.segments import pass_lengths
 from recipes.configuration.compose import compose
-from recipes.configuration.overrides import checked_overrides
-from recipes.configuration.rules import rule_of
+from recipes.configuration.overrides import checked_overrides, names_and_overrides
 from recipes.configuration.schema import Layout, TrainConfig
 from recipes.evaluation.matchers import load_matcher
-from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
+from recipes.models.load import adapter_for, branching_note, layers_of, load_tokenizer, weightless_model
 from recipes.models.memory import in_gigabytes, memory
-from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
+from recipes.preparation.rows import PreparedData, names_of_calls, prepare, prepare_heldout, settings_of
 from recipes.run.arguments import check_answers, check_heldout, collator_of, in_one_process, training_arguments
 from recipes.run.summary import data_lines
-from recipes.sources.load import LoadedData, load_data
+from recipes.sources.load import choose, load_data
 from recipes.terminal.command import command, in_settings
 from recipes.terminal.rows import against_least, numbers, print_segments, table_of_calls
 
@@ -58,10 +55,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--full", action="store_true", help="print all of the conversation's text")
     chosen = parser.parse_intermixed_args(arguments)
-    named = [word for word in chosen.words if "=" not in word]
+    named, overrides = names_and_overrides(chosen.words)
     if len(named) > 1:
         parser.error(f"one conversation at a time, not {' and '.join(named)}")
-    overrides = [word for word in chosen.words if "=" in word]
     # A terminal has colours and a width of its own; elsewhere lines are as long as they need to be.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
     inspect(compose(checked_overrides(overrides)), named[0] if named else "0", chosen.full, console)
@@ -74,7 +70,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
         warnings.simplefilter("always")
         tokenizer = load_tokenizer(config.model)
         data = load_data(config.data)
-        chosen = _choose(data, conversation)
+        chosen = choose(data, conversation)
         rows = prepare(data.train, tokenizer, config.data, config.duplication, config.context)
         model = _tried(refused, weightless_model, config.model, len(tokenizer))
         heldout = prepare_heldout(
@@ -107,7 +103,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
             laid_out = prepare_conversation(
                 chosen, tokenizer, **settings_of(config.data, config.duplication, config.context)
             )
-            names = _names_of_calls(chosen, config, tokenizer)
+            names = names_of_calls(chosen, tokenizer, config.data, config.duplication, config.context)
         title = chosen.name + (", held out" if chosen in data.heldout else "")
         _print_conversation(title, laid_out, names, tokenizer, full, console)
     console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
@@ -124,27 +120,12 @@ def _tried(refused: list[str], function: Callable[..., T], *arguments: Any) -> T
         return None
 
 
-def _choose(data: LoadedData, wanted: str) -> Conversation | Calls:
-    if wanted.isdecimal() and int(wanted) < len(data.train):
-        return data.train[int(wanted)]
-    for some in (data.train, data.heldout):
-        for index, names in enumerate(some.names_of_records()):
-            if wanted in names:
-                return some[index]
-    if wanted in data.dropped:
-        raise ValueError(f"conversation {wanted!r}: invalid, left out: {data.dropped[wanted]}")
-    raise ValueError(
-        f"conversation {wanted!r}: there is none of this name or index; names are like {data.train[0].name!r}, "
-        f"indices go from 0 to {len(data.train) - 1:,}"
-    )
-
-
 def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: bool, refused: list[str]) -> list[str]:
     """What the model is, and whether a run would take it; the reasons why not join `refused`."""
     lines, before = [], len(refused)
     if model is not None:
         name, size = type(model).__name__, model.num_parameters()
-        lines.append(f"{name}, {size:,} parameters; layers by its config: {_layers(model)}")
+        lines.append(f"{name}, {size:,} parameters; layers by its config: {layers_of(model)}")
         branching = branching_note(model)
         _tried(refused, check_model, model, chains)
         if config.parallel.context_parallel:
@@ -168,15 +149,6 @@ def _memory_line(config: TrainConfig, model: PreTrainedModel) -> str:
         f"memory by formula, of one process with packs of {config.duplication.pack_length:,} tokens: "
         f"{in_gigabytes(found.total)} ({told})"
     )
-
-
-def _layers(model: PreTrainedModel) -> str:
-    """How many layers of which attention, and its reach, as the config has it."""
-    text = model.config.get_text_config()
-    kinds = [f"{n} x {kind}" for kind, n in Counter(getattr(text, "layer_types", None) or ()).items()]
-    reach = {key: getattr(text, key, None) for key in ("sliding_window", "attention_chunk_size")}
-    sizes = [f"{key} {size:,}" for key, size in reach.items() if size]
-    return ", ".join([*(kinds or [str(getattr(text, "num_hidden_layers", "unknown"))]), *sizes])
 
 
 def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) -> list[str]:
@@ -207,18 +179,6 @@ def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) 
                 f"share: {against_least(prepared.tokens_computed, prepared.tokens_distinct)}"
             )
     return lines
-
-
-def _names_of_calls(
-    chosen: Conversation | Calls, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
-) -> list[str] | None:
-    """The calls of a record, or of a conversation under the context rule; None where the template alone shows it."""
-    rule = rule_of(config.context)
-    if rule is not None and isinstance(chosen, Conversation):
-        chosen = calls_under(rule, chosen, tokenizer, **settings_of(config.data, config.duplication))
-    if isinstance(chosen, Conversation):
-        return None
-    return [call.name.removeprefix(f"{chosen.name}: ") for call in chosen.calls]
 
 
 def _print_conversation(

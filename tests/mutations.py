@@ -1465,6 +1465,56 @@ FAULTS = [
         '(0, cache().glob("partial-*"))',
         "recipes/test_storage.py",
     ),
+    # ---- the explorer's page ----
+    Fault(
+        "the explorer: a token is decoded behind the one that it continues",
+        "text/tokenization.py",
+        "states[before] if before >= 0 else",
+        "states[-1] if states else",
+        "flexmask/test_tokenization.py",
+    ),
+    Fault(
+        "the explorer: only its own page is replaced",
+        "recipes/explore.py",
+        "MARK.encode() not in path.read_bytes()",
+        "False",
+        "recipes/test_explore.py",
+    ),
+    Fault(
+        "the explorer: what it sees ends with the token itself",
+        "recipes/pages/assets/explorer_row.js",
+        "let end = token + 1;\n    for",
+        "let end = this.end[this.node[token]];\n    for",
+        "browser/test_explorer.py",
+    ),
+    Fault(
+        "the explorer: who sees a token is its subtree",
+        "recipes/pages/assets/explorer_row.js",
+        "[[token + 1, this.until[token]]]",
+        "[[token + 1, this.length]]",
+        "browser/test_explorer.py",
+    ),
+    Fault(
+        "the explorer: columns are drawn down to the end of their subtree",
+        "recipes/pages/assets/explorer_mask.js",
+        "context.lineTo(this.x(end), this.y(until));",
+        "context.lineTo(this.x(end), this.y(this.row.length));",
+        "browser/test_explorer.py",
+    ),
+    Fault(
+        "the explorer: a click in the mask chooses its query",
+        "recipes/pages/assets/explorer_mask.js",
+        "this.on.choose(cell.query, cell.key);",
+        "this.on.choose(cell.key, cell.query);",
+        "browser/test_explorer.py",
+    ),
+    Fault(
+        "the explorer: full blocks are told from partial ones",
+        "recipes/pages/explorer.py",
+        "(FULL, mask.full_kv_num_blocks,",
+        "(PARTIAL, mask.full_kv_num_blocks,",
+        "browser/test_explorer.py",
+    ),
 ]
 
 
@@ -1479,7 +1529,9 @@ def noticed(fault: Fault) -> bool:
         file.write_text(with_fault(fault, file.read_text(encoding="utf-8")), encoding="utf-8")
         tests = [str(Path(folder) / "tests" / name) for name in fault.tests.split()]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", f"--rootdir={folder}", *tests],
+            [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", f"--rootdir={folder}"]
+            + (["-m", "browser"] if fault.tests.startswith("browser/") else [])
+            + tests,
             cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": folder},
             capture_output=True,

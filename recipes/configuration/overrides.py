@@ -49,6 +49,11 @@ def checked_overrides(words: Sequence[str]) -> list[str]:
     return result
 
 
+def names_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of a command that takes both: the words that name a conversation, and those that set a key."""
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+
+
 def override(key: str, value: object) -> str:
     """The word that sets a key to this text, in quotes where Hydra would read signs in it as its own."""
     text = str(value)

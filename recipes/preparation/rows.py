@@ -22,6 +22,8 @@ import flexmask
 from flexmask import Calls, Conversation, prepare_conversation
 from flexmask.conversations.contexts import source_of
 from flexmask.model.support import unbranched_layers
+from flexmask.text.calls import calls_under
+from recipes.configuration.rules import rule_of
 from recipes.configuration.schema import (
     TEMPLATE,
     ContextConfig,
@@ -87,6 +89,22 @@ def settings_of(data: DataConfig, duplication: DuplicationConfig, context: Conte
         context=asdict(context),
         date=datetime.date.fromisoformat(data.date),
     )
+
+
+def names_of_calls(
+    chosen: Conversation | Calls,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    duplication: DuplicationConfig,
+    context: ContextConfig = TEMPLATE,
+) -> list[str] | None:
+    """The calls of a record, or of a conversation under the context rule; None where the template alone shows it."""
+    rule = rule_of(context)
+    if rule is not None and isinstance(chosen, Conversation):
+        chosen = calls_under(rule, chosen, tokenizer, **settings_of(data, duplication))
+    if isinstance(chosen, Conversation):
+        return None
+    return [call.name.removeprefix(f"{chosen.name}: ") for call in chosen.calls]
 
 
 def prepare(

@@ -108,6 +108,16 @@ TABLE = {
     "make inspect": How(
         args="data.train_conversations=20", shows=("tutoring/train[0]", "plain copy", "trained answer")
     ),
+    "make explore": How(
+        args="data.train_conversations=20",
+        shows=("tutoring/train[0]: ", "1 of the data's 120 conversations"),
+        leaves=("runs/explorer/tutoring_train_0.html",),
+    ),
+    'make explore ARGS="3 my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
+        replace={"Qwen/Qwen3-0.6B": "models/dense"},
+        shows=("my.jsonl:12: ", "2 of the data's 12 conversations"),
+        leaves=("runs/explorer/my.jsonl_*_and_1_more.html",),
+    ),
     'make train ARGS="experiment=qwen3_0_6b_mathchatsync"': How(
         args=f"{LOCAL_MODEL} data.path=my.jsonl {FINETUNE} evaluation.max_new_tokens=8", leaves=RUN
     ),
@@ -231,6 +241,7 @@ TABLE = {
     "make picture": How(leaves=("docs/images/block_mask.png", "docs/images/state_branches.png")),
     "make notebook": How(leaves=("runs/notebooks/*.ipynb",)),
     "make check": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
+    "make browser-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make network-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make journeys": How(runs_in=".ci/run", why="these tests themselves"),
     "make mutations": How(args="exclusive", shows=("1 of 1 faults noticed",)),

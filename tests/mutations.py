@@ -40,6 +40,13 @@ class Fault(NamedTuple):
 FAULTS = [
     # ---- objectives ----
     Fault(
+        "objectives: a rollout that is divided over packs counts once",
+        "objectives/policy.py",
+        "((tokens > 0) & counts).sum()",
+        "(tokens > 0).sum()",
+        "equivalence/test_objectives.py",
+    ),
+    Fault(
         "objectives: a pass trains what it generates",
         "tree/passes.py",
         "(position_ids[: last + 1] >= prompt_length)",

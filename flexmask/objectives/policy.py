@@ -45,7 +45,8 @@ def policy_loss(
         by a reference. None: the model is the one that sampled, and there is no reference. clip_high: None is clip_low.
     average: "tokens", where `total` is a sum over tokens, to be divided by the number of those that a step trains
         (`count`); or "rollouts", where it is a sum over rollouts of the means over their tokens, to be divided by their
-        number. Loss weights multiply terms in either.
+        number (`count`; those of a record that is divided over packs are counted in one of them). Loss weights multiply
+        terms in either.
 
     `figures` has the sums `clipped`, of terms whose gradient is cut off, `kl_sum`, and `count`.
     Raises ValueError for values of another shape, and kl without a reference.
@@ -90,7 +91,8 @@ def _weights(terms: TermTensors, table: PassTable, average: str) -> tuple[Tensor
     candidates = Candidates.of(table)
     tokens = candidates.sums(torch.from_numpy(table.weight).to(terms.weight))
     of_pass = torch.from_numpy(candidates.of_pass).to(terms.of)
-    return terms.weight / tokens[of_pass[terms.of]], (tokens > 0).sum()
+    counts = torch.from_numpy(candidates.counts).to(terms.of.device)
+    return terms.weight / tokens[of_pass[terms.of]], ((tokens > 0) & counts).sum()
 
 
 @torch.no_grad()

@@ -246,8 +246,8 @@ def shown_by(rule: Rule, messages: Messages, where: str, shown: Messages = (), *
         raise ValueError(f"{where}: what it shows begins with an assistant message; put what asks for it in front")
     if found[-1]["role"] == "assistant" and messages[-1]["role"] != "assistant":
         raise ValueError(
-            f"{where}: what it shows ends with an assistant message, which the turn would go on with; leave what stands "
-            "behind that, or put what asks for the turn there"
+            f"{where}: what it shows ends with an assistant message, which the turn would go on with; leave what "
+            "stands behind that, or put what asks for the turn there"
         )
     return tuple(found)
 
@@ -259,8 +259,8 @@ def calls_of(conversation: Conversation, rule: Rule, **able: Any) -> Calls:
     The calls are numbered as the turns, and a turn of weight 0 is a call that is not trained. able: `count` and
     `require_thinking`, for a rule that asks for them (`flexmask.text.calls.Prompts`).
 
-    Warns where the rule changes nothing. Raises ValueError as `shown_by` does, naming the conversation and the turn, and
-    for a rule that changes messages in place.
+    Warns where the rule changes nothing. Raises ValueError as `shown_by` does, naming the conversation and the turn,
+    and for a rule that changes messages in place.
     """
     calls: list[Call] = []
     changed = False

@@ -41,6 +41,7 @@ _SAMPLING = frozenset(
 # Of a request: what the server put in front of it, which the request does not say.
 _KEPT_BY_SERVER = ("previous_response_id", "conversation")
 _OF_REASONING = ("effort", "summary", "generate_summary")  # the last two: what of it is told
+_OF_CHOICE = frozenset("index message finish_reason stop_reason matched_stop token_ids".split())
 _ANSWERED = frozenset(
     "id object created created_at model usage system_fingerprint service_tier prompt_logprobs kv_transfer_params "
     "status metadata role type stop_sequence".split()
@@ -98,7 +99,7 @@ def _calls(
     if isinstance(shared.get("thinking"), Mapping):
         del shared["thinking"]  # how many tokens it may take, in the API of Anthropic
     prompt_ids = response.pop("prompt_token_ids", None)
-    choices = _choices(response, name)
+    choices = _choices(response, left, name)
     for part, other, known in (("request", request, _SAMPLING), ("response", response, _ANSWERED)):
         left |= {f"{part}.{key}": value for key, value in other.items() if key not in known | DESCRIBING_KEYS}
     calls = []
@@ -117,8 +118,9 @@ def _calls(
     return calls
 
 
-def _choices(response: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """What was answered, each as `{"message": a message or its pieces, "token_ids"?}`; taken out of the response."""
+def _choices(response: dict[str, Any], left: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """What was answered, each as `{"message": a message or its pieces, "token_ids"?}`; taken out of the response. What
+    else a choice says joins `left`."""
     ended = {key: response.pop(key) for key in ("stop_reason", "finish_reason") if key in response}
     if isinstance(choices := response.pop("choices", None), Sequence) and choices:
         found = []
@@ -127,6 +129,7 @@ def _choices(response: dict[str, Any], name: str) -> list[dict[str, Any]]:
             if not isinstance(message, Mapping):
                 raise ValueError(f"{name}: a choice is {shown(choice)}, without a message; remove the record")
             reason = {key: choice[key] for key in ("finish_reason",) if key in choice}
+            left |= {f"response.choices.{key}": value for key, value in choice.items() if key not in _OF_CHOICE}
             found.append({"message": {**message, **reason}, "token_ids": choice.get("token_ids")})
         return found
     if isinstance(output := response.pop("output", None), list) and output:

@@ -40,6 +40,27 @@ class Fault(NamedTuple):
 FAULTS = [
     # ---- objectives ----
     Fault(
+        "objectives: a rollout that is divided over packs counts once",
+        "objectives/policy.py",
+        "((tokens > 0) & counts).sum()",
+        "(tokens > 0).sum()",
+        "equivalence/test_objectives.py",
+    ),
+    Fault(
+        "ATIF: what the agent wrote in a step that replaced the context is trained",
+        "conversations/formats/atif.py",
+        '            return call\n        if step.get("is_copied_context")',
+        '            return None\n        if step.get("is_copied_context")',
+        "flexmask/conversations/test_traces.py",
+    ),
+    Fault(
+        "a context rule that changes messages in place is refused",
+        "conversations/contexts.py",
+        "as_given = copy.deepcopy(conversation.messages)",
+        "as_given = conversation.messages",
+        "flexmask/test_contexts.py",
+    ),
+    Fault(
         "objectives: a pass trains what it generates",
         "tree/passes.py",
         "(position_ids[: last + 1] >= prompt_length)",

@@ -18,6 +18,7 @@ so a rule need not know what it shares.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import sys
@@ -245,6 +246,11 @@ def shown_by(rule: Rule, messages: Messages, where: str, shown: Messages = (), *
             check_message(one, f"{where}: message {number} of what it shows")
     if found[0]["role"] == "assistant":
         raise ValueError(f"{where}: what it shows begins with an assistant message; put what asks for it in front")
+    if found[-1]["role"] == "assistant" and messages[-1]["role"] != "assistant":
+        raise ValueError(
+            f"{where}: what it shows ends with an assistant message, which the turn would go on with; leave what "
+            "stands behind that, or put what asks for the turn there"
+        )
     return tuple(found)
 
 
@@ -255,17 +261,24 @@ def calls_of(conversation: Conversation, rule: Rule, **abilities: Any) -> Calls:
     The calls are numbered as the turns, and a turn of weight 0 is a call that is not trained. abilities: `count` and
     `require_thinking`, for a rule that asks for them; `flexmask.text.calls.calls_under` gives them.
 
-    Warns where the rule changes nothing. Raises ValueError as `shown_by` does, naming the conversation and the turn.
+    Warns where the rule changes nothing. Raises ValueError as `shown_by` does, naming the conversation and the turn,
+    and for a rule that changes messages in place.
     """
     calls: list[Call] = []
     changed = False
     shown: tuple[Message, ...] = ()
+    as_given = copy.deepcopy(conversation.messages)
     for index, message in enumerate(conversation.messages):
         if message["role"] != "assistant":
             continue
         where = f"{conversation.name}: call {len(calls)} (message {index})"
         before = conversation.messages[:index]
         shown = shown_by(rule, before, where, shown, **abilities)
+        if wrong := [i for i in range(index) if before[i] != as_given[i]]:
+            raise ValueError(
+                f"{where}: {name_of(rule)}: has changed message {wrong[0]} in place, which later turns are shown too; "
+                "leave it as it is, and return another: message | {'content': ...}"
+            )
         changed = changed or shown != before
         calls.append(Call.behind(shown, message, where, conversation))
     if not changed:

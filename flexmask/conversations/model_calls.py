@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
-from flexmask.conversations.beside import TEMPLATE_KEYS, TOOL_KEYS, describes
+from flexmask.conversations.beside import SYSTEM_KEYS, TEMPLATE_KEYS, TOOL_KEYS, UNSUPPORTED_KEYS, describes
 from flexmask.conversations.conversation import Conversation, check_weight
 from flexmask.conversations.episodes import episode_of
 from flexmask.conversations.formats import atif, logged, rollouts, verifiers
@@ -33,7 +33,9 @@ CALLS = "calls"
 FORMAT = "calls of a model"
 CALL_RECORDS = (atif, verifiers, logged, rollouts)  # formats that are made records with `calls`
 # Of a record beside its calls, and of every call without its own.
-_SHARED = (*TOOL_KEYS, "chat_template_kwargs", *TEMPLATE_KEYS)
+_SHARED = (
+    *SYSTEM_KEYS, *TOOL_KEYS, "chat_template_kwargs", *TEMPLATE_KEYS, "reasoning", "thinking", *UNSUPPORTED_KEYS
+)  # fmt: skip
 _WEIGHTS = ("weight", "train")
 _QUESTION = {"role": "user", "content": "-"}  # keeps prompt and answer apart while they are read
 _ANSWER = {"role": "assistant", "content": "-"}  # in place of one that is token ids, on which no prompt depends

@@ -46,8 +46,8 @@ def policy_loss(
     reference_log_probs: the same by the reference of the KL term, whose factor is `kl`; None without one (kl=0).
     clip_low, clip_high: how far the ratio r may move below and above 1; clip_high=None is clip_low.
     average: "tokens", where `total` is a sum over tokens, to be divided by the number of those that a step trains; or
-        "rollouts", where it is a sum over rollouts of the means over their tokens, to be divided by their number. Loss
-        weights multiply terms in either.
+        "rollouts", where it is a sum over rollouts of the means over their tokens, to be divided by their number (those
+        of a record that is divided over packs are counted in one of them). Loss weights multiply terms in either.
 
     `figures` has the sums `clipped`, of terms whose gradient is cut off, `kl_sum`, and `count`, of what `average` is
     over: the weights of all tokens, or the rollouts.
@@ -93,7 +93,8 @@ def _weights(terms: TermTensors, table: PassTable, average: str) -> tuple[Tensor
     candidates = Candidates.of(table)
     tokens = candidates.sums(torch.from_numpy(table.weight).to(terms.weight))
     of_pass = torch.from_numpy(candidates.of_pass).to(terms.of)
-    return terms.weight / tokens[of_pass[terms.of]], (tokens > 0).sum()
+    counts = torch.from_numpy(candidates.counted).to(terms.of.device)
+    return terms.weight / tokens[of_pass[terms.of]], ((tokens > 0) & counts).sum()
 
 
 @torch.no_grad()

@@ -59,7 +59,13 @@ def render_calls(
             weights = one.loss_weights * call.weight
             passes.append(
                 replace(
-                    one, name=calls.name, turn=number, loss_weights=weights, candidate=call.candidate, reward=reward
+                    one,
+                    name=calls.name,
+                    turn=number,
+                    loss_weights=weights,
+                    where=call.name,
+                    candidate=call.candidate,
+                    reward=reward,
                 )
             )
     renderer.check_shown()

@@ -359,9 +359,16 @@ def _prepare_one(
         try:
             laid_out = prepare_conversation(conversation, tokenizer, **settings)
         except ValueError as error:
-            return invalid_record(conversation.name, str(error), _is_too_long(conversation, tokenizer, settings))
+            reason = f"{error}{_with_it(conversation)}"
+            return invalid_record(conversation.name, reason, _is_too_long(conversation, tokenizer, settings))
     texts = sorted({str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)})
     return to_record(conversation.name, laid_out, texts)
+
+
+def _with_it(conversation: Conversation | Calls) -> str:
+    """What stands or falls with the call that a reason is about."""
+    count = len(conversation.calls) if isinstance(conversation, Calls) else 1
+    return f"; the {count:,} calls of its record are prepared together or not at all" if count > 1 else ""
 
 
 def _is_too_long(

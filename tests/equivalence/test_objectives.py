@@ -181,6 +181,34 @@ def test_policy_gradients_of_groups(average, family, seed):
     assert_same(model, result.total, lambda: policy_by_hand(model, *others))
 
 
+# Breaks if a group that is divided over packs is counted in each of them, so that a step divides by too many rollouts,
+# or if the mean over the tokens of a rollout knows those of one pack alone.
+@pytest.mark.parametrize("average", ["tokens", "rollouts"])
+@pytest.mark.parametrize("seed", range(3))
+def test_policy_gradients_of_a_group_that_is_divided_over_packs(average, seed):
+    model, _ = models("qwen3", seed)
+    record = random_candidates(60 + seed, 4, (0.0, 1.0, 1.0, 0.25))
+    packs = [one for one, _ in packs_of([record], max(map(len, record)))]
+    assert len(packs) > 1
+    prepare_model(model)
+    results = [
+        policy_loss(model, one, group_advantages(one.passes), average=average, block_size=BLOCK) for one in packs
+    ]
+    count = sum(result.figures["count"].item() for result in results)
+    weight = sum(p.loss_weights.sum(dtype="float64") for p in record)
+    assert count == pytest.approx(4 if average == "rollouts" else weight)
+    rewards = {p.candidate: p.reward for p in record}
+    values = torch.tensor(list(rewards.values()), dtype=torch.float64)
+    scaled = dict(zip(rewards, ((values - values.mean()) / (values.std() + 1e-4)).tolist(), strict=True))
+    of_passes = [[scaled[p.candidate] for p in record]]
+    by_hand_ = lambda: policy_by_hand(model, model, model, [record], of_passes, 0.2, 0.2, 0.0, average)  # noqa: E731
+    total = sum(result.total for result in results)
+    my_gradients, expected = gradients(model, total), by_hand_()
+    # Advantages add up to 0, and so does the loss where every rollout counts alike: nothing to compare with.
+    assert total.item() == pytest.approx(expected.item(), rel=TOLERANCES[0], abs=1e-12)
+    assert worst_gradient_difference(gradients(model, expected), my_gradients) <= TOLERANCES[1]
+
+
 # Breaks if samples of the model itself are taken for those of another: then the gradient is not that of REINFORCE.
 def test_fresh_samples_need_no_old_log_probabilities():
     model, _ = models("qwen3", 0)

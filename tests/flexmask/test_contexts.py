@@ -377,6 +377,12 @@ def test_tokens_are_counted_as_they_are_shown():
         (lambda messages: [{"role": "user"}], "message 0 of what it shows: 'content' is missing"),
         (lambda messages: [{"role": "assistant", "content": "a"}], "begins with an assistant message"),
         (lambda messages: messages[9], "IndexError"),
+        (lambda messages: [*messages, {"role": "assistant", "content": "a"}], "ends with an assistant message"),
+        # Else the data is no more what it was, and the run says that the rule has changed nothing.
+        (
+            lambda messages: messages[0].update(content="b") or messages,
+            "has changed message 0 in place.* leave it as it is",
+        ),
     ],
 )
 def test_a_rule_of_a_users_own_that_goes_wrong_is_named(returned, message):

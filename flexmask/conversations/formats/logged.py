@@ -42,6 +42,8 @@ _SAMPLING = frozenset(
 _KEPT_BY_SERVER = ("previous_response_id", "conversation")
 # Of `reasoning` in a request: how much of it, which templates may show, and how much of it is given back.
 _OF_REASONING = ("effort", "summary", "generate_summary")
+# Of a choice: what is read, and what describes it.
+_OF_CHOICE = frozenset("index message finish_reason stop_reason matched_stop token_ids".split())
 # Of a response: what describes it.
 _ANSWERED = frozenset(
     "id object created created_at model usage system_fingerprint service_tier prompt_logprobs kv_transfer_params "
@@ -100,7 +102,7 @@ def _calls(
     if isinstance(shared.get("thinking"), Mapping):
         del shared["thinking"]  # of the Messages API: how many tokens it may take
     prompt_ids = response.pop("prompt_token_ids", None)
-    choices = _choices(response, name)
+    choices = _choices(response, left, name)
     for part, other, known in (("request", request, _SAMPLING), ("response", response, _ANSWERED)):
         left |= {f"{part}.{key}": value for key, value in other.items() if key not in known | DESCRIBING_KEYS}
     calls = []
@@ -126,8 +128,9 @@ def message_of(choice: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**message, **ended} if isinstance(message, Mapping) else None
 
 
-def _choices(response: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """What was answered, each as `{"message": a message or its pieces, "token_ids"?}`; taken out of the response."""
+def _choices(response: dict[str, Any], left: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """What was answered, each as `{"message": a message or its pieces, "token_ids"?}`; taken out of the response. What
+    else a choice says joins `left`."""
     ended = {key: response.pop(key) for key in ("stop_reason", "finish_reason") if key in response}
     if isinstance(choices := response.pop("choices", None), Sequence) and choices:
         found = []
@@ -135,6 +138,7 @@ def _choices(response: dict[str, Any], name: str) -> list[dict[str, Any]]:
             message = message_of(choice) if isinstance(choice, Mapping) else None
             if message is None:
                 raise ValueError(f"{name}: a choice is {shown(choice)}, without a message; remove the record")
+            left |= {f"response.choices.{key}": value for key, value in choice.items() if key not in _OF_CHOICE}
             found.append({"message": message, "token_ids": choice.get("token_ids")})
         return found
     if isinstance(output := response.pop("output", None), list) and output:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Points = Sequence[tuple[int, float | None]]
@@ -11,11 +11,13 @@ MOST_POINTS = 1_500  # of all curves of a plot at most so many steps are drawn
 
 @dataclass(frozen=True)
 class Plot:
-    """title, unit: of its values. figures: the names in metrics.jsonl of its curves, with what they are called."""
+    """title, unit: of its values. figures: the names in metrics.jsonl of its curves, with what they are called. log:
+    whether a wide range of values is drawn on a logarithmic axis."""
 
     title: str
     unit: str
     figures: dict[str, str]
+    log: bool = False
 
 
 PLOTS = (
@@ -30,6 +32,7 @@ PLOTS = (
             "heldout_thinking_loss": "held out, thinking",
             "heldout_answer_loss": "held out, answer",
         },
+        log=True,
     ),
     Plot(
         "Preferred answers",
@@ -42,7 +45,7 @@ PLOTS = (
         {"preference_margin": "trained", "heldout_preference_margin": "held out"},
     ),
     Plot("Learning rate", "", {"learning_rate": "learning rate"}),
-    Plot("Norm of the gradient", "", {"grad_norm": "norm"}),
+    Plot("Norm of the gradient", "", {"grad_norm": "norm"}, log=True),
     Plot("Speed", "tokens/s", {"tokens_per_second": "computed", "trained_tokens_per_second": "trained"}),
     Plot(
         "Packs",
@@ -51,12 +54,15 @@ PLOTS = (
     ),
     Plot("Spread over processes", "most over mean", {"rank_spread": "cost"}),
 )
-# Of a preference the loss is that of pairs, and no mean of tokens.
-OF_PAIRS = "nats a pair"
 _DRAWN = {name for plot in PLOTS for name in plot.figures}
 
 
-def drawn(title: str, unit: str, curves: Mapping[str, Points], most: int = MOST_POINTS) -> dict[str, Any]:
+def plots_of(pairs: bool) -> tuple[Plot, ...]:
+    """pairs: whether the loss is the mean over pairs, and not over tokens."""
+    return (replace(PLOTS[0], unit="nats a pair"), *PLOTS[1:]) if pairs else PLOTS
+
+
+def drawn(plot: Plot, curves: Mapping[str, Points], most: int = MOST_POINTS) -> dict[str, Any]:
     """A plot for report.js: one list of steps, and of each curve its value at each of them, null where it has none.
 
     Where there are more than `most` steps, every n-th is kept, and the last of each curve; `left_out` says how many
@@ -68,8 +74,9 @@ def drawn(title: str, unit: str, curves: Mapping[str, Points], most: int = MOST_
     shown = [step for step in steps if step in kept]
     of = {name: dict(points) for name, points in curves.items()}
     return {
-        "title": title,
-        "unit": unit,
+        "title": plot.title,
+        "unit": plot.unit,
+        "log": plot.log,
         "steps": shown,
         "curves": [{"name": name, "values": [_short(known.get(step)) for step in shown]} for name, known in of.items()],
         "left_out": len(steps) - len(shown),

@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from recipes.configuration.command_line import Choices, choices_of, word
 from recipes.configuration.compose import RUN_CONFIG
 from recipes.configuration.overrides import override
+from recipes.configuration.schema import ObjectiveKind
 from recipes.evaluation.replies import Thinking
 from recipes.pages.chats import Chats
-from recipes.pages.curves import OF_PAIRS, PLOTS, drawn, not_drawn
+from recipes.pages.curves import drawn, not_drawn, plots_of
 from recipes.pages.page import ASSETS, picture, write_page
 from recipes.pages.sentences import sentences
 from recipes.run.folder import CHATS, REPORT, SAID
@@ -212,11 +213,10 @@ def _left_out(record: Record) -> list[str]:
 
 def _plots(record: Record) -> list[dict[str, Any]]:
     found = []
-    for plot in PLOTS:
+    for plot in plots_of(pairs=record.config.objective.kind is ObjectiveKind.dpo):
         curves = {label: points for name, label in plot.figures.items() if (points := record.curve(name))}
-        pairs = plot.title == "Loss" and record.curve("preference_margin")
         if curves:
-            found.append(drawn(plot.title, OF_PAIRS if pairs else plot.unit, curves))
+            found.append(drawn(plot, curves))
     return found
 
 

@@ -133,7 +133,11 @@ def _length(trainer: TrainerConfig) -> str:
 def _optimizer(trainer: TrainerConfig) -> str:
     name = "AdamW" if trainer.optimizer == "auto" else trainer.optimizer
     share = 0 < trainer.warmup_steps < 1
-    warmup = f"{trainer.warmup_steps:.3g} of the steps" if share else f"{trainer.warmup_steps:g} steps"
+    warmup = (
+        f"{trainer.warmup_steps:.3g} of the steps"
+        if share
+        else f"{trainer.warmup_steps:g} step{'s' * (trainer.warmup_steps != 1)}"
+    )
     return (
         f"The optimizer is {name}, with a learning rate of up to {trainer.learning_rate:g} in a {trainer.schedule} "
         f"schedule behind a warm-up of {warmup}, and a weight decay of {trainer.weight_decay:g}; gradients are clipped "

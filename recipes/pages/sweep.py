@@ -1,15 +1,17 @@
 """report.html of a sweep: its table and plot, the curves of all jobs together, and what did not come to an end."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from recipes.compare import PLOT, Sweep, columns_of, read_runs, rows_of, short
 from recipes.configuration.compose import RUN_CONFIG
-from recipes.pages.curves import OF_PAIRS, PLOTS, drawn
+from recipes.pages.curves import drawn, plots_of
 from recipes.pages.page import ASSETS, picture, write_page
 from recipes.pages.report import checked_size, cut
 from recipes.run.folder import METRICS, REPORT
 from recipes.run.record import Line, curve_of, json_lines
+from recipes.run.sweeps import FAILED
 
 MOST_CURVES = 48  # of a plot: of more, the colours tell nothing
 _VALUES = 60_000  # of all curves together
@@ -25,10 +27,7 @@ def write_sweep(folder: Path) -> Path:
         raise ValueError(f"{folder}: no run lies in it: none of its folders has a {RUN_CONFIG}")
     names = _names(sweep)
     plots = _plots(folder, names)
-    missing = [
-        {"name": name, "reason": cut(reason, _LONGEST_REASON, name), "report": _report(folder, name)}
-        for name, reason in list(sweep.missing.items())[:_MOST_MISSING]
-    ]
+    missing = [_missing(folder, name, reason) for name, reason in list(sweep.missing.items())[:_MOST_MISSING]]
     path = folder / REPORT
     write_page(
         path,
@@ -64,6 +63,13 @@ def _state(sweep: Sweep) -> str:
     return f"{finished:,} of {total:,} runs are finished; the others stand below."
 
 
+def _missing(folder: Path, name: str, reason: str) -> dict[str, str | None]:
+    path, whole = folder / name / FAILED, None
+    if path.is_file() and len(lines := path.read_text(encoding="utf-8").strip().splitlines()) > 1:
+        whole = cut("\n".join(lines), _LONGEST_REASON, f"{name}/{FAILED}")
+    return {"name": name, "reason": cut(reason, _LONGEST_REASON, name), "whole": whole, "report": _report(folder, name)}
+
+
 def _report(folder: Path, name: str | None) -> str | None:
     """The address of a run's own report, from here."""
     return f"{name}/{REPORT}" if name and (folder / name / REPORT).is_file() else None
@@ -85,10 +91,9 @@ def _plots(folder: Path, names: dict[str, str]) -> list[dict[str, Any]]:
     pairs = any("preference_margin" in line for lines in metrics.values() for line in lines)
     found = []
     most = max(50, _VALUES // (len(_FIGURES) * max(1, len(metrics))))
-    for plot in PLOTS:
+    for plot in plots_of(pairs):
         for figure, label in plot.figures.items():
             curves = {names[name]: points for name, lines in metrics.items() if (points := curve_of(lines, figure))}
             if figure in _FIGURES and curves:
-                title = f"{plot.title}: {label}"
-                found.append(drawn(title, OF_PAIRS if pairs and plot.title == "Loss" else plot.unit, curves, most))
+                found.append(drawn(replace(plot, title=f"{plot.title}: {label}"), curves, most))
     return found

@@ -14,12 +14,11 @@
       stroke: () => color("--faint"), grid: { stroke: () => color("--line"), width: 1 },
       ticks: { stroke: () => color("--line"), width: 1 }, font: "12px system-ui, sans-serif",
     };
-    const positive = plot.curves.every(one => one.values.every(value => value == null || value > 0));
     const values = plot.curves.flatMap(one => one.values).filter(value => value != null);
-    const wide = positive && Math.max(...values) > 20 * Math.min(...values);
+    const least = Math.min(...values), log = plot.log && least > 0 && Math.max(...values) > 20 * least;
     return {
       width, height: HEIGHT, cursor: { sync: { key: sync.key } }, legend: { live: true },
-      scales: { x: { time: false }, y: plot.log !== false && wide ? { distr: 3 } : {} },
+      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
       axes: [
         { ...axis, values: (u, splits) => splits.map(one => Number.isInteger(one) ? one.toLocaleString("en") : "") },
         { ...axis, size: 64, values: (u, splits) => splits.map(one => one == null ? "" : number(one)) },

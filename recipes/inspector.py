@@ -11,8 +11,8 @@ Takes the overrides of `recipes.train` and reads model, template and data as tha
 all conversations, held out ones as well (training finds them in the cache), then prints: whether the model can be
 trained exactly, in how much memory by formula (`recipes.models.memory`), the totals of the data, what the run will
 compute and how long that takes (`recipes.run.estimate`), one conversation's segments with who sees whom (of calls of a
-model, which call sees what, and what later ones see no longer), and every warning of the run, beginning with the reasons
-why training would refuse to start.
+model, which call sees what, and what later ones see no longer), and every warning of the run, beginning with the
+reasons why training would refuse to start.
 """
 
 import argparse

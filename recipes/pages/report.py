@@ -230,7 +230,8 @@ def _mask(record: Record) -> dict[str, str | None]:
 
 def _replies(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """How replies ended and whether they think as they should, a column a history."""
-    of = [prefix for prefix in _HISTORIES if result.get(f"{prefix}chatted_replies") is not None]
+    counted = ("chatted_replies", "unasked_turns")
+    of = [prefix for prefix in _HISTORIES if any(result.get(prefix + key) for key in counted)]
     if not of:
         return None
     rows = []

@@ -64,7 +64,7 @@ class Sweep:
 
 def compare(folder: Path) -> None:
     """Write and print the comparison. Raises ValueError where a run has no result: at last, unless none has one."""
-    from recipes.pages.sweep import write_sweep
+    from recipes.pages.sweep import write_sweep  # which shows what is read here
 
     sweep = read_runs(folder)
     if not sweep.variants:

@@ -86,9 +86,10 @@ def resumed_config(config: TrainConfig, given: list[str]) -> TrainConfig:
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
+    from recipes.pages.at_the_end import reported
     from recipes.run.interrupts import StopAfterStep
     from recipes.run.reports import ReportingCallback, report_mask
-    from recipes.run.said import Said, reported
+    from recipes.run.said import Said
     from recipes.run.summary import adapter_lines, closing_lines
 
     resumed = Path(config.resume) if config.resume else None

@@ -1,16 +1,14 @@
 """What a run says of itself beside its settings and figures, kept in run.json of its folder: its first lines, every
 warning, what it runs on, and why it stopped. Its report is made from that, and so is the report of one that failed."""
 
-import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from recipes.distributed import ranks
 from recipes.run.folder import SAID, write_json
-from recipes.terminal.command import explained, in_settings, typed
+from recipes.terminal.command import in_settings
 
 
 class Said:
@@ -52,33 +50,3 @@ class Said:
     def _write(self) -> None:
         if self._folder is not None and ranks.rank() == 0:
             write_json(self._folder / SAID, {**self._values, "warnings": self.warnings})
-
-
-@contextmanager
-def reported(folder: Path, said: Said) -> Iterator[None]:
-    """Leaves report.html in the folder, whatever ends the run.
-
-    Where the page, or why the run stopped, cannot be written, a line says so and the run ends as it would have.
-    """
-    try:
-        yield
-    except BaseException as error:
-        with _told(folder):
-            reason = explained(error) if isinstance(error, Exception) else str(error)
-            said.stop(reason or f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        if ranks.rank() == 0:
-            with _told(folder):
-                from recipes.pages.report import write_report
-
-                print(f"report      {write_report(folder)}", flush=True)
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # none is worth a run
-        reason = explained(error) or f"{type(error).__name__}: {error}"
-        print(f"no report: {reason}\n{typed('report', folder)} tries again", file=sys.stderr, flush=True)

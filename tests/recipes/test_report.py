@@ -12,7 +12,7 @@ import pytest
 
 from recipes.compare import compare
 from recipes.configuration.compose import compose, load_run_config
-from recipes.pages import report, sweep
+from recipes.pages import at_the_end, report, sweep
 from recipes.pages.chats import Chats
 from recipes.pages.curves import MOST_POINTS
 from recipes.run import said
@@ -235,13 +235,13 @@ def test_a_page_that_cannot_be_written_costs_no_run(fails, tmp_path, monkeypatch
     def broken(*_):
         raise RuntimeError("no page today")
 
-    monkeypatch.setattr(report, "write_report", broken)
+    monkeypatch.setattr(at_the_end, "write_report", broken)
     monkeypatch.setattr(said.Said, "stop", broken)
     if fails == "write_report":
         assert train(compose([*SMALL, "evaluation.conversations=0"], tmp_path / "run"))["steps"] == 6
         assert (tmp_path / "run/result.json").exists()
     else:
-        with pytest.raises(KeyError, match="its own reason"), said.reported(tmp_path / "run", said.Said()):
+        with pytest.raises(KeyError, match="its own reason"), at_the_end.reported(tmp_path / "run", said.Said()):
             raise KeyError("its own reason")
     err = capsys.readouterr().err
     assert "no report: RuntimeError: no page today" in err and "make report ARGS=" in err

@@ -27,7 +27,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lock train evaluate merge replay bench inspect explore licences sweep picture notebook test journeys browser-test network-test support mutations gpu-test check clean
+.PHONY: help install lock train evaluate report merge replay bench inspect explore licences sweep picture notebook test journeys browser-test network-test support mutations gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ train: $(STAMP) ## train and evaluate; the last line printed is the run folder
 
 evaluate: $(STAMP) ## chat with a trained model on held-out conversations
 	@$(LAUNCH) -m recipes.evaluate $(ARGS)
+
+report: $(STAMP) ## report.html of a run or a sweep, made again of the files in its folder
+	@$(BIN)/python -m recipes.report $(ARGS)
 
 merge: $(STAMP) ## adapters of a run and their base model as one plain model; the last line is its folder
 	@$(BIN)/python -m recipes.merge $(ARGS)

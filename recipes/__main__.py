@@ -14,6 +14,7 @@ COMMANDS = {  # the module of each
     "merge": "recipes.merge",
     "replay": "recipes.replay",
     "compare": "recipes.compare",
+    "report": "recipes.report",
     "benchmark": "recipes.benchmark",
     "convert_gguf": "recipes.convert_gguf",
 }

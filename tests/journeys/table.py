@@ -51,7 +51,7 @@ TABLE = {
     "make install": How(),
     "make lock": How(runs_in="test_lock.py", why="on a copy: it writes a file of the project"),
     "make licences": How(shows=("| torch | Apache-2.0",)),
-    "make train": How(args=TINY, leaves=(*RUN, "runs/*/block_mask.png", "runs/*/chats.jsonl")),
+    "make train": How(args=TINY, leaves=(*RUN, "runs/*/block_mask.png", "runs/*/report.html")),
     "make test": How(runs_in=".ci/run", why="the tests themselves"),
     'make train ARGS="seed=1 wandb=off"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn seed=1"': How(args=TINY, leaves=RUN),
@@ -155,11 +155,13 @@ TABLE = {
     'make evaluate ARGS="runs/<folder> evaluation.history=both evaluation.matcher=number"': How(
         replace=ONE, needs="finished", shows=("answer_accuracy", "teacher_answer_accuracy")
     ),
+    "make report": How(args="runs/one", needs="interrupted", leaves=("runs/one/report.html",)),
+    'make report ARGS="runs/<folder>"': How(runs_in="test_report.py", why="what it says is looked at"),
     "make merge": How(args="runs/one", needs="adapted", leaves=MERGED),
     'make merge ARGS="runs/<folder>"': How(replace=ONE, needs="adapted", leaves=MERGED),
     "make replay": How(runs_in="test_replay.py", why="after a step that was not finite"),
     'make replay ARGS="runs/<folder>"': How(runs_in="test_replay.py", why="after a step that was not finite"),
-    "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/comparison.png")),
+    "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/report.html")),
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
     'make sweep ARGS="duplication=one_pass trainer.learning_rate=1e-3,3e-3 seed=0,1"': How(
         args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| learning_rate | seed |",)

@@ -18,7 +18,7 @@ copyright = "the flexmask authors, Apache-2.0"
 release = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "docstrings", "repository"]
-exclude_patterns = ["_ext"]
+exclude_patterns = ["_ext", "_static"]
 language = "en"
 
 # What GitHub understands, and no more: a page must read well there.
@@ -39,6 +39,8 @@ add_module_names = False
 repository_pages = {"CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"flexmask {release}"
 html_copy_source = False
 html_show_sphinx = False

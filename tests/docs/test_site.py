@@ -18,7 +18,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 @pytest.fixture
 def build(tmp_path):
     """Builds these pages, by their names, under docs/conf.py: (exit code, what was printed, the folder of the site)."""
-    shutil.copytree(DOCS / "_ext", tmp_path / "docs/_ext")
+    for folder in ("_ext", "_static"):
+        shutil.copytree(DOCS / folder, tmp_path / "docs" / folder)
     shutil.copy(DOCS / "conf.py", tmp_path / "docs")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "recipes").mkdir()

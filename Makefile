@@ -27,7 +27,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lock train evaluate report merge replay bench inspect explore licences sweep picture notebook test journeys browser-test network-test support mutations gpu-test check clean
+.PHONY: help install lock train evaluate report merge replay bench inspect explore licences sweep picture docs notebook test journeys browser-test network-test support mutations gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,11 @@ sweep: $(STAMP) ## train every layout on two seeds, then one table and one plot 
 picture: $(STAMP) ## draw the documentation's pictures into docs/images
 	@$(BIN)/python -m recipes.picture $(ARGS)
 
+docs: $(STAMP) ## write docs/settings.md anew and build the site of docs/; the last line is its first page
+	@$(BIN)/python docs/settings.py
+	@$(BIN)/sphinx-build -E -q -W --keep-going $(ARGS) docs build/site
+	@echo build/site/index.html
+
 notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/notebooks
 	@mkdir -p runs/notebooks
 	@for notebook in notebooks/*.ipynb; do \
@@ -105,9 +110,10 @@ mutations: $(STAMP) ## plant faults in the library, one a rule, and list those t
 gpu-test: $(STAMP) ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-check: $(STAMP) ## check format, lint, docstrings and types
+check: $(STAMP) ## check format, lint, docstrings, spelling and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check . $(ARGS)
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 
 clean: ## remove .venv and caches; runs/ stays

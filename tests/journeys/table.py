@@ -1,4 +1,4 @@
-"""Every command that README.md, docs/, `make help` and conf/ tell a user, and how a journey runs it.
+"""Every command that README.md, CONTRIBUTING.md, docs/, `make help` and conf/ tell a user, and how a journey runs it.
 
 A command runs with the same words: `replace` puts the user's own in the places that stand for it, `args` goes behind
 the command's ARGS to make it small. What runs otherwise says why. tests/journeys/test_commands.py runs the table, and
@@ -105,6 +105,17 @@ TABLE = {
         leaves=RUN,
         why="the problems are on the hub",
     ),
+    **{
+        f'make inspect ARGS="my.jsonl:1 {OWN_FILE}{more}"': How(shows=("my.jsonl:1", "plain copy", "trained answer"))
+        for more in ("", " data.empty_thinking=context")
+    },
+    f'make inspect ARGS="--full my.jsonl:1 {OWN_FILE}"': How(shows=("<think>", "You have 2 pens.", "trained answer")),
+    'make inspect ARGS="rollouts.jsonl:1 data=jsonl data.path=rollouts.jsonl"': How(
+        shows=("read as token ids of rollouts", "7 tokens computed in layout one_pass, 3 trained")
+    ),
+    'make inspect ARGS="data=parcels context=parcels model.tiny.words=parcels"': How(
+        args="data.train_conversations=8", shows=("one pass a turn computes", "later calls see it no longer")
+    ),
     "make inspect": How(
         args="data.train_conversations=20", shows=("tutoring/train[0]", "plain copy", "trained answer")
     ),
@@ -194,6 +205,9 @@ TABLE = {
     "make bench": How(args=f"sections=[grid] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="threads=1"': How(args=f"sections=[packing] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[preparation] threads=1"': How(args=BENCH, leaves=("runs/bench/*/*",)),
+    'make bench ARGS="sections=[recompiles] threads=1"': How(
+        args=BENCH, leaves=("runs/bench/*/*",), shows=("graphs compiled",)
+    ),
     'make bench ARGS="sections=[attention,mask]"': How(args=BENCH, leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[grid] arms=[one_pass,per_turn_packed,one_pass_paths,one_pass_compiled]"': How(
         replace={",one_pass_compiled": ""},
@@ -242,11 +256,20 @@ TABLE = {
     # documentation and house
     "make picture": How(leaves=("docs/images/block_mask.png", "docs/images/state_branches.png")),
     "make notebook": How(leaves=("runs/notebooks/*.ipynb",)),
+    "make docs": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
+    'make docs ARGS="-b linkcheck"': How(
+        replace={"make": "make --dry-run"}, shows=("-b linkcheck",), why="links lead out of here"
+    ),
+    'make test ARGS="tests/flexmask/test_masks.py"': How(
+        args="--collect-only", shows=("test_masks.py",), why="the tests themselves, which make test runs"
+    ),
+    "make browser-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make check": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
     "make browser-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make network-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make journeys": How(runs_in=".ci/run", why="these tests themselves"),
     "make mutations": How(args="exclusive", shows=("1 of 1 faults noticed",)),
+    'make mutations ARGS="exclusive"': How(shows=("1 of 1 faults noticed",)),
     "make gpu-test": How(
         args="--collect-only tests/flexmask/test_attention.py", shows=("test_attention.py",), why="it needs a GPU"
     ),

@@ -265,7 +265,6 @@ TABLE = {
     ),
     "make browser-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make check": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
-    "make browser-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make network-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make journeys": How(runs_in=".ci/run", why="these tests themselves"),
     "make mutations": How(args="exclusive", shows=("1 of 1 faults noticed",)),

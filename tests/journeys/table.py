@@ -124,6 +124,11 @@ TABLE = {
         shows=("tutoring/train[0]: ", "1 of the data's 120 conversations"),
         leaves=("runs/explorer/tutoring_train_0.html",),
     ),
+    'make explore ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
+        replace={"Qwen/Qwen3-0.6B": "models/dense"},
+        shows=("my.jsonl:12: ", "1 of the data's 12 conversations"),
+        leaves=("runs/explorer/my.jsonl_12.html",),
+    ),
     'make explore ARGS="3 my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
         replace={"Qwen/Qwen3-0.6B": "models/dense"},
         shows=("my.jsonl:12: ", "2 of the data's 12 conversations"),
@@ -148,7 +153,6 @@ TABLE = {
     "python -m recipes.convert_gguf SOURCE.gguf OUT_DIR": How(
         runs_in="test_real_weights.py", why="with the real weights"
     ),
-    "python -m recipes.convert_gguf": How(runs_in="test_real_weights.py", why="with the real weights"),
     "python -m recipes.loop": How(shows=("step   1   loss", "step  40   loss")),
     # runs
     'make train ARGS="resume=runs/<folder>"': How(replace=ONE, needs="interrupted", leaves=RUN),

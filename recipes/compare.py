@@ -67,8 +67,6 @@ def compare(folder: Path) -> None:
     from recipes.pages.sweep import write_sweep  # which shows what is read here
 
     sweep = read_runs(folder)
-    if not sweep.variants:
-        raise ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(sweep.missing)}")
     table = markdown_table(sweep)
     missing = _reasons(sweep.missing)
     (folder / "comparison.md").write_text(f"{table}{missing}\n" if missing else table, encoding="utf-8")
@@ -83,7 +81,15 @@ def compare(folder: Path) -> None:
 
 
 def read_runs(folder: Path) -> Sweep:
-    """The runs of a sweep."""
+    """The runs of a sweep. Raises ValueError when none has a result."""
+    sweep = read_sweep(folder)
+    if not sweep.variants:
+        raise ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(sweep.missing)}")
+    return sweep
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The same of a sweep in which every run may have failed."""
     results = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RESULT}"))}
     settings = {path: _settings(path / RUN_CONFIG) for path in results}
     every = sorted({key for one in settings.values() for key in one})

@@ -1438,6 +1438,48 @@ FAULTS = [
     ),
     # ---- runs and storage ----
     Fault(
+        "reports: the last line of a step counts",
+        "recipes/run/record.py",
+        'return sorted({line["step"]: line[name] for line in metrics if name in line}.items())',
+        'return sorted((line["step"], line[name]) for line in list(metrics)[1:] if name in line)',
+        "recipes/test_report.py",
+    ),
+    Fault(
+        "reports: what goes wrong with one costs no run",
+        "recipes/pages/at_the_end.py",
+        "except Exception as error:  # none is worth a run",
+        "except OSError as error:",
+        "recipes/test_report.py",
+    ),
+    Fault(
+        "reports: the choice of chats is stated",
+        "recipes/pages/chats.py",
+        "bad = len(set(shown) & set(wrong))",
+        "bad = len(wrong)",
+        "recipes/test_report.py",
+    ),
+    Fault(
+        "a command that repeats a run says what a file of conf/ says otherwise",
+        "recipes/configuration/command_line.py",
+        "return (stays, len(differ)",
+        "return (len(differ)",
+        "recipes/test_command_line.py",
+    ),
+    Fault(
+        "the estimate takes the conversations of a part of an epoch as a Trainer does",
+        "recipes/run/estimate.py",
+        "loader.set_epoch(whole)",
+        "loader.set_epoch(0)",
+        "recipes/test_estimate.py",
+    ),
+    Fault(
+        "the estimate compares with passes, each by itself",
+        "recipes/run/estimate.py",
+        "pass_pairs += int((lengths * (lengths + 1) // 2).sum())",
+        "pass_pairs += row.visible_pairs",
+        "recipes/test_estimate.py",
+    ),
+    Fault(
         "a folder belongs to one process",
         "recipes/run/claim.py",
         "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",

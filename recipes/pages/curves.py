@@ -58,8 +58,14 @@ _DRAWN = {name for plot in PLOTS for name in plot.figures}
 
 
 def plots_of(pairs: bool) -> tuple[Plot, ...]:
-    """pairs: whether the loss is the mean over pairs, and not over tokens."""
-    return (replace(PLOTS[0], unit="nats a pair"), *PLOTS[1:]) if pairs else PLOTS
+    """pairs: whether the loss is the mean over pairs; those of thinking and answers are over tokens all the same."""
+    if not pairs:
+        return PLOTS
+    loss, *others = PLOTS
+    of_pairs = {name: label for name, label in loss.figures.items() if name in ("loss", "heldout_loss")}
+    of_tokens = {name: label for name, label in loss.figures.items() if name not in of_pairs}
+    tokens = replace(loss, title="Cross-entropy", figures=of_tokens)
+    return (replace(loss, unit="nats a pair", figures=of_pairs), tokens, *others)
 
 
 def drawn(plot: Plot, curves: Mapping[str, Points], most: int = MOST_POINTS) -> dict[str, Any]:

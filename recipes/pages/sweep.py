@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recipes.compare import PLOT, Sweep, columns_of, read_runs, rows_of, short
+from recipes.compare import PLOT, Sweep, columns_of, read_sweep, rows_of, short
 from recipes.configuration.compose import RUN_CONFIG
 from recipes.pages.curves import drawn, plots_of
 from recipes.pages.page import ASSETS, picture, write_page
@@ -22,7 +22,7 @@ _MOST_MISSING = 200
 
 def write_sweep(folder: Path) -> Path:
     """Write the report of a sweep. Raises ValueError where no run lies in the folder."""
-    sweep = read_runs(folder)
+    sweep = read_sweep(folder)
     if not sweep.variants and not sweep.missing:
         raise ValueError(f"{folder}: no run lies in it: none of its folders has a {RUN_CONFIG}")
     names = _names(sweep)

@@ -99,7 +99,7 @@ def test_thinking_is_folded_and_opens(folder, open_page):
     assert not second.locator(".turn").first.is_visible()
     second.locator("summary").first.focus()
     page.keyboard.press("Enter")
-    assert "✗ wrong; the data has: 4" in second.locator(".turn").inner_text()
+    assert "✗ wrong; the data has “4”" in second.locator(".turn").inner_text()
 
 
 # Breaks if any of what somebody else has written can become markup.

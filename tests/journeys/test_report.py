@@ -12,7 +12,9 @@ from recipes.configuration.compose import load_run_config
 # Breaks if the page holds anything that is not in the folder, or if its command leaves out what was changed, or quotes
 # it so that a shell or make takes it apart.
 def test_a_report_is_made_again_and_its_command_repeats_the_run(workshop):
-    workshop.train(*TINY.split(), "wandb=off", "seed=3", "wandb.tags=[it's $HOME, 'a \"b\"']", "output_dir=runs/one")
+    workshop.train(
+        *TINY.split(), "wandb=off", "seed=3", r"""wandb.tags=['it\'s $HOME', 'a "b"']""", "output_dir=runs/one"
+    )
     page = workshop.folder / "runs/one/report.html"
     before = page.read_bytes()
     page.unlink()

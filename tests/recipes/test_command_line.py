@@ -71,6 +71,14 @@ def test_files_of_conf_are_named_rather_than_what_stands_in_them():
     assert set(found.changed) == {"model.name_or_path", "data.hub_id", "data.date"}
 
 
+# Breaks if the nearest file of conf/ is taken though it has an argument that no word takes away again.
+def test_a_file_that_says_more_than_is_wanted_is_not_taken():
+    config = saved(compose())
+    config["context"] = {"rule": "keep_last_tool_results", "arguments": {"placeholder": "x"}}
+    found = choices_of(config)
+    assert "context" not in found.groups and "context.arguments={placeholder:x}" in found.words
+
+
 # Breaks if the day on which a report is made stands in it.
 def test_the_day_is_always_said(monkeypatch):
     today = saved(compose())

@@ -147,7 +147,8 @@ def test_a_run_of_another_kind_says_so(tmp_path, models):
 def test_pairs_have_figures_of_their_own(tmp_path):
     folder = run(tmp_path / "pairs", "data=tutoring_pairs", "objective=dpo")
     plots, text = plots_of(folder), text_of(folder)
-    assert plots["Loss"]["unit"] == "nats a pair"
+    assert plots["Loss"]["unit"] == "nats a pair" and plots["Cross-entropy"]["unit"] == "nats a token"
+    assert [one["name"] for one in plots["Loss"]["curves"]] == ["all", "held out, all"]
     metrics = lines_of(folder / "metrics.jsonl")
     for title, figure in (("Preferred answers", "accuracy"), ("Margin of the preferred answer", "margin")):
         for name, key in (("trained", f"preference_{figure}"), ("held out", f"heldout_preference_{figure}")):

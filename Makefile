@@ -27,7 +27,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lock train evaluate merge replay bench inspect licences sweep picture notebook test journeys browser-test network-test support mutations gpu-test check clean
+.PHONY: help install lock train evaluate report merge replay bench inspect explore licences sweep picture docs notebook test journeys browser-test network-test support mutations gpu-test check clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ train: $(STAMP) ## train and evaluate; the last line printed is the run folder
 evaluate: $(STAMP) ## chat with a trained model on held-out conversations
 	@$(LAUNCH) -m recipes.evaluate $(ARGS)
 
+report: $(STAMP) ## report.html of a run or a sweep, made again of the files in its folder
+	@$(BIN)/python -m recipes.report $(ARGS)
+
 merge: $(STAMP) ## adapters of a run and their base model as one plain model; the last line is its folder
 	@$(BIN)/python -m recipes.merge $(ARGS)
 
@@ -59,6 +62,9 @@ bench: $(STAMP) ## one pass against its baselines: time, memory, work (DEVICE=cp
 inspect: $(STAMP) ## show what a run would train: one conversation, the data's totals, every warning
 	@$(BIN)/python -m recipes.inspector $(ARGS)
 
+explore: $(STAMP) ## write a page that shows what each token of a conversation sees; the last line is its path
+	@$(BIN)/python -m recipes.explore $(ARGS)
+
 licences: $(STAMP) ## the licences of what is installed; fails where a package names none
 	@$(BIN)/python -m recipes.licences $(ARGS)
 
@@ -68,6 +74,11 @@ sweep: $(STAMP) ## train every layout on two seeds, then one table and one plot 
 
 picture: $(STAMP) ## draw the documentation's pictures into docs/images
 	@$(BIN)/python -m recipes.picture $(ARGS)
+
+docs: $(STAMP) ## write docs/settings.md anew and build the site of docs/; the last line is its first page
+	@$(BIN)/python docs/settings.py
+	@$(BIN)/sphinx-build -E -q -W --keep-going $(ARGS) docs build/site
+	@echo build/site/index.html
 
 notebook: $(STAMP) ## run the notebooks; the copies with outputs go to runs/notebooks
 	@mkdir -p runs/notebooks
@@ -99,9 +110,10 @@ mutations: $(STAMP) ## plant faults in the library, one a rule, and list those t
 gpu-test: $(STAMP) ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-check: $(STAMP) ## check format, lint, docstrings and types
+check: $(STAMP) ## check format, lint, docstrings, spelling and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check . $(ARGS)
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 
 clean: ## remove .venv and caches; runs/ stays

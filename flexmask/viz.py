@@ -11,8 +11,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedTokenizerBase
 
 from flexmask.attention.masks import build_block_mask, dense_mask
+from flexmask.text import tokenization
 from flexmask.text.rendering import Role
-from flexmask.text.tokenization import decode
 from flexmask.tree.packing import Pack
 from flexmask.tree.segments import ROLE_COLORS, ROLE_LABELS
 
@@ -107,8 +107,8 @@ def plot_block_mask(block_mask: BlockMask, axes: Axes) -> None:
 
 
 def token_texts(pack: Pack, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of each token of a pack, white space made visible."""
-    texts = [decode(tokenizer, [token]) for token in pack.input_ids[0].tolist()]
+    """The text of each token of a pack, white space made visible (see `flexmask.text.tokenization.token_texts`)."""
+    texts = tokenization.token_texts(tokenizer, pack.input_ids[0].tolist(), pack.previous[0].tolist())
     return [text.replace("\n", "\u21b5").replace(" ", "\u00b7") for text in texts]
 
 

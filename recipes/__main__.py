@@ -10,9 +10,11 @@ COMMANDS = {  # the module of each
     "train": "recipes.train",
     "evaluate": "recipes.evaluate",
     "inspect": "recipes.inspector",
+    "explore": "recipes.explore",
     "merge": "recipes.merge",
     "replay": "recipes.replay",
     "compare": "recipes.compare",
+    "report": "recipes.report",
     "benchmark": "recipes.benchmark",
     "convert_gguf": "recipes.convert_gguf",
 }

@@ -1,15 +1,15 @@
-"""Compare the runs of a sweep: one table, one plot.
+"""Compare the runs of a sweep: one table, one plot, one page.
 
     python -m recipes.compare SWEEP_FOLDER        (the last step of make sweep)
 
-Reads the config.yaml, result.json and metrics.jsonl of every run in the folder; writes comparison.md and comparison.png
-there. Runs are told apart by the settings in which they differ; those that differ in the seed only stand together.
+Reads the config.yaml, result.json and metrics.jsonl of every run in the folder; writes comparison.md, comparison.png
+and report.html there. Runs are told apart by the settings in which they differ; those that differ in the seed only
+stand together.
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 
 from recipes.configuration.compose import RUN_CONFIG
 from recipes.configuration.overrides import override
-from recipes.run.folder import RESULT, settings_of_training
+from recipes.run.folder import METRICS, RESULT, settings_of_training
+from recipes.run.record import curve_of, json_lines
 from recipes.run.sweeps import FAILED
 from recipes.terminal.command import command, typed
 
@@ -39,6 +40,7 @@ COLUMNS = (
     ("tokens computed", "tokens_computed", "{:,.0f}"),
     ("tokens trained", "tokens_trained", "{:,.0f}"),
 )
+PLOT = "comparison.png"
 LAYOUT = "duplication.layout"
 COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E00", "last_turn": "#CC79A7"}
 
@@ -46,23 +48,33 @@ COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E0
 @dataclass(frozen=True)
 class Sweep:
     """keys: settings in which the runs differ. variants: by the values of these, the results of the runs in order of
-    seed, each with its loss curve as `curve`: [(step, loss), ...]. missing: runs without a result, and why."""
+    seed, each with the name of its `folder` and its loss curve as `curve`: [(step, loss), ...]. missing: runs without a
+    result, and why."""
 
     keys: list[str]
     variants: dict[tuple[str, ...], list[dict[str, Any]]]
     missing: dict[str, str]
 
+    @property
+    def names(self) -> list[str]:
+        """What the keys are called in a heading: without their groups where none is mistaken for another."""
+        short = {key: key.rpartition(".")[2] for key in self.keys}
+        return [name if list(short.values()).count(name) == 1 else key for key, name in short.items()]
+
 
 def compare(folder: Path) -> None:
-    """Write and print the comparison. Raises ValueError as `read_runs` does, and at last where a run has no result."""
+    """Write and print the comparison. Raises ValueError where a run has no result: at last, unless none has one."""
+    from recipes.pages.sweep import write_sweep  # which shows what is read here
+
     sweep = read_runs(folder)
     table = markdown_table(sweep)
     missing = _reasons(sweep.missing)
     (folder / "comparison.md").write_text(f"{table}{missing}\n" if missing else table, encoding="utf-8")
-    plot(by_name(sweep)).savefig(folder / "comparison.png", dpi=110)
+    plot(by_name(sweep)).savefig(folder / PLOT, dpi=110)
     print(table)
     print(folder / "comparison.md")
-    print(folder / "comparison.png")
+    print(folder / PLOT)
+    print(write_sweep(folder))
     if missing:
         total = len(sweep.missing) + sum(map(len, sweep.variants.values()))
         raise ValueError(f"{len(sweep.missing)} of {total} runs have no result:{missing}")
@@ -70,19 +82,23 @@ def compare(folder: Path) -> None:
 
 def read_runs(folder: Path) -> Sweep:
     """The runs of a sweep. Raises ValueError when none has a result."""
+    sweep = read_sweep(folder)
+    if not sweep.variants:
+        raise ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(sweep.missing)}")
+    return sweep
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The same of a sweep in which every run may have failed."""
     results = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RESULT}"))}
-    if not results:
-        raise ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(_missing(folder, set()))}")
     settings = {path: _settings(path / RUN_CONFIG) for path in results}
     every = sorted({key for one in settings.values() for key in one})
     keys = [key for key in every if len({one.get(key) for one in settings.values()}) > 1] or [LAYOUT]
     variants: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for path, result in sorted(results.items(), key=lambda one: one[1]["seed"]):
-        # A resumed run logs the steps after its checkpoint again: the last line of a step counts.
-        lines = map(json.loads, (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        curve = sorted({line["step"]: line["loss"] for line in lines if "loss" in line}.items())
+        curve = curve_of(json_lines(path / METRICS), "loss")
         variant = tuple(settings[path].get(key, "") for key in keys)
-        variants.setdefault(variant, []).append(result | {"curve": curve})
+        variants.setdefault(variant, []).append(result | {"curve": curve, "folder": path.name})
     if keys == [LAYOUT]:
         variants = {(name,): variants[name,] for name in COLORS if (name,) in variants}
     return Sweep(keys, variants, _missing(folder, set(results)))
@@ -114,37 +130,57 @@ def _reasons(missing: dict[str, str]) -> str:
 
 def markdown_table(sweep: Sweep) -> str:
     """A line a run, and for several seeds a line with each variant's mean."""
+    columns = columns_of(sweep)
+    lines = [
+        f"| {' | '.join(sweep.names)} | seed | " + " | ".join(name for name, _, _ in columns) + " |",
+        "|---" * (len(sweep.keys) + 1) + "|" + "---:|" * len(columns),
+    ]
+    for row in rows_of(sweep):
+        named = row.variant if row.folder else [f"**{one}**" for one in row.variant]
+        lines.append(f"| {' | '.join([*named, row.seed, *row.cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """variant: the values of the keys. cells: one a column of `columns_of`. folder: of the run; None for means."""
+
+    variant: list[str]
+    seed: str
+    cells: list[str]
+    folder: str | None
+
+
+def columns_of(sweep: Sweep) -> list[tuple[str, str, str]]:
+    """Those of COLUMNS that tell the runs apart."""
     every = [result for results in sweep.variants.values() for result in results]
     columns = [one for one in COLUMNS if any(result.get(one[1]) is not None for result in every)]
     if len({result["steps"] for result in every}) == 1:
         columns = [one for one in columns if one[1] != "steps"]
-    short = {key: key.rpartition(".")[2] for key in sweep.keys}
-    names = [name if list(short.values()).count(name) == 1 else key for key, name in short.items()]
-    lines = [
-        f"| {' | '.join(names)} | seed | " + " | ".join(name for name, _, _ in columns) + " |",
-        "|---" * (len(names) + 1) + "|" + "---:|" * len(columns),
-    ]
+    return columns
+
+
+def rows_of(sweep: Sweep) -> list[TableRow]:
+    """A row a run, and one of means behind the several seeds of a variant; what was not measured is a dash."""
+    columns, rows = columns_of(sweep), []
+
+    def cells(values: dict) -> list[str]:
+        return ["-" if values.get(key) is None else form.format(values[key]) for _, key, form in columns]
+
     for variant, results in sweep.variants.items():
-        named = [_short(one) for one in variant]
-        for result in results:
-            lines.append(_line(named, str(result["seed"]), result, columns))
+        named = [short(one) for one in variant]
+        rows += [TableRow(named, str(one["seed"]), cells(one), one["folder"]) for one in results]
         if len(results) > 1:
             means = {key: _mean([result.get(key) for result in results]) for _, key, _ in columns}
-            lines.append(_line([f"**{one}**" for one in named], f"mean of {len(results)}", means, columns))
-    return "\n".join(lines) + "\n"
-
-
-def _line(variant: Sequence[str], seed: str, values: dict, columns: Sequence[tuple[str, str, str]]) -> str:
-    """A row of the table; what was not measured is a dash."""
-    cells = ["-" if values.get(key) is None else form.format(values[key]) for _, key, form in columns]
-    return f"| {' | '.join(variant)} | {seed} | " + " | ".join(cells) + " |"
+            rows.append(TableRow(named, f"mean of {len(results)}", cells(means), None))
+    return rows
 
 
 def _mean(values: list[float | None]) -> float | None:
     return None if None in values else statistics.mean(values)
 
 
-def _short(value: str) -> str:
+def short(value: str) -> str:
     """A setting as a reader wants it: of a number that a search has drawn, four digits."""
     try:
         return value if value.lstrip("-").isdecimal() else f"{float(value):.4g}"
@@ -154,7 +190,7 @@ def _short(value: str) -> str:
 
 def by_name(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
     """The results of the runs of each variant, by its name: what `plot` draws."""
-    return {", ".join(map(_short, variant)): results for variant, results in sweep.variants.items()}
+    return {", ".join(map(short, variant)): results for variant, results in sweep.variants.items()}
 
 
 def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:

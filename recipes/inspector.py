@@ -4,19 +4,21 @@
     make inspect ARGS="3 data=jsonl data.path=my.jsonl"             the fourth conversation of a file (from 0)
     make inspect ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl"   the conversation of line 12
     make inspect ARGS="--full model=hub model.name_or_path=<id>"    with all of its text
+    make inspect ARGS="--rate 12000"                                with the hours, at so many tokens a second
+    make inspect ARGS="--rate runs/<folder>"                        at those that a finished run has measured
 
 Takes the overrides of `recipes.train` and reads model, template and data as that does; no weights are loaded. Prepares
 all conversations, held out ones as well (training finds them in the cache), then prints: whether the model can be
-trained exactly, in how much memory by formula (`recipes.models.memory`), the totals of the data, one conversation's
-segments with who sees whom (of calls of a model, which call sees what, and what later ones see no longer), and every
-warning of the run, beginning with the reasons why training would refuse to start.
+trained exactly, in how much memory by formula (`recipes.models.memory`), the totals of the data, what the run will
+compute and how long that takes (`recipes.run.estimate`), one conversation's segments with who sees whom (of calls of a
+model, which call sees what, and what later ones see no longer), and every warning of the run, beginning with the
+reasons why training would refuse to start.
 """
 
 import argparse
 import os
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,21 +28,20 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flexmask import Calls, Conversation, LaidOut, align_end_of_turn, prepare_conversation
+from flexmask import LaidOut, align_end_of_turn, prepare_conversation
 from flexmask.model.support import check_context, check_model
-from flexmask.text.calls import calls_under
 from flexmask.tree.segments import pass_lengths
 from recipes.configuration.compose import compose
-from recipes.configuration.overrides import checked_overrides
-from recipes.configuration.rules import rule_of
+from recipes.configuration.overrides import checked_overrides, names_and_overrides
 from recipes.configuration.schema import Layout, TrainConfig
 from recipes.evaluation.matchers import load_matcher
-from recipes.models.load import adapter_for, branching_note, load_tokenizer, weightless_model
+from recipes.models.load import adapter_for, branching_note, layers_of, load_tokenizer, weightless_model
 from recipes.models.memory import in_gigabytes, memory
-from recipes.preparation.rows import PreparedData, prepare, prepare_heldout, settings_of
-from recipes.run.arguments import check_answers, check_heldout, collator_of, in_one_process, training_arguments
+from recipes.preparation.rows import PreparedData, names_of_calls, prepare, prepare_heldout, settings_of
+from recipes.run.arguments import check_answers, check_heldout, in_one_process, training_arguments
+from recipes.run.estimate import Rate, Work, estimate_lines, rate_of
 from recipes.run.summary import data_lines
-from recipes.sources.load import LoadedData, load_data
+from recipes.sources.load import choose, load_data
 from recipes.terminal.command import command, in_settings
 from recipes.terminal.rows import against_least, numbers, print_segments, table_of_calls
 
@@ -57,31 +58,41 @@ def main(arguments: Sequence[str]) -> None:
         help="index from 0 of a conversation among those trained, or its name (FILE:12); overrides of recipes.train",
     )
     parser.add_argument("--full", action="store_true", help="print all of the conversation's text")
+    parser.add_argument(
+        "--rate", help="tokens computed a second, or the folder of a finished run to take them from: tells the hours"
+    )
     chosen = parser.parse_intermixed_args(arguments)
-    named = [word for word in chosen.words if "=" not in word]
+    named, overrides = names_and_overrides(chosen.words)
     if len(named) > 1:
         parser.error(f"one conversation at a time, not {' and '.join(named)}")
-    overrides = [word for word in chosen.words if "=" in word]
     # A terminal has colours and a width of its own; elsewhere lines are as long as they need to be.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160")))
-    inspect(compose(checked_overrides(overrides)), named[0] if named else "0", chosen.full, console)
+    config = compose(checked_overrides(overrides))
+    rate = None if chosen.rate is None else rate_of(chosen.rate, config)
+    inspect(config, named[0] if named else "0", chosen.full, console, rate)
 
 
-def inspect(config: TrainConfig, conversation: str, full: bool, console: Console) -> None:
-    """Print model, data and one conversation. Raises ValueError as preparing the data does."""
+def inspect(config: TrainConfig, conversation: str, full: bool, console: Console, rate: Rate | None = None) -> None:
+    """Print model, data, an estimate and one conversation. Raises ValueError as preparing the data does."""
     refused: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tokenizer = load_tokenizer(config.model)
         data = load_data(config.data)
-        chosen = _choose(data, conversation)
+        chosen = choose(data, conversation)
         rows = prepare(data.train, tokenizer, config.data, config.duplication, config.context)
         model = _tried(refused, weightless_model, config.model, len(tokenizer))
         heldout = prepare_heldout(
             data.heldout, tokenizer, config.data, config.duplication, model, config.deployed_context
         )
         of_model = _model_lines(config, model, not rows.branching, refused)
-        of_data = [*data_lines(config, data, rows, heldout), *_row_lines(config, rows, refused)]
+        of_data, estimated = data_lines(config, data, rows, heldout), []
+        work = _tried(refused, Work.of, config, rows)
+        if not rows.items:
+            refused.append("no turn of any conversation is trained")
+        elif work is not None:
+            of_data += _row_lines(config, rows, work)
+            estimated = _tried(refused, estimate_lines, config, work, model, heldout, rate) or []
         if model is not None and (note := align_end_of_turn(model, tokenizer, rows.ends)):
             of_data.append(f"note        {note}")
         _tried(refused, load_matcher, config.evaluation.matcher)
@@ -94,7 +105,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
     notes += [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     notes += [f"invalid, left out: {reason}" for reason in left_out.values()]
 
-    for heading, lines in (("model", of_model), ("data", map(escape, of_data))):
+    for heading, lines in (("model", of_model), ("data", map(escape, of_data)), ("estimate", map(escape, estimated))):
         console.rule(heading)
         for line in lines:
             console.print(line, soft_wrap=True)
@@ -107,7 +118,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
             laid_out = prepare_conversation(
                 chosen, tokenizer, **settings_of(config.data, config.duplication, config.context)
             )
-            names = _names_of_calls(chosen, config, tokenizer)
+            names = names_of_calls(chosen, tokenizer, config.data, config.duplication, config.context)
         title = chosen.name + (", held out" if chosen in data.heldout else "")
         _print_conversation(title, laid_out, names, tokenizer, full, console)
     console.rule("warnings" if notes else "no warnings", style="yellow" if notes else "green")
@@ -124,27 +135,12 @@ def _tried(refused: list[str], function: Callable[..., T], *arguments: Any) -> T
         return None
 
 
-def _choose(data: LoadedData, wanted: str) -> Conversation | Calls:
-    if wanted.isdecimal() and int(wanted) < len(data.train):
-        return data.train[int(wanted)]
-    for some in (data.train, data.heldout):
-        for index, names in enumerate(some.names_of_records()):
-            if wanted in names:
-                return some[index]
-    if wanted in data.dropped:
-        raise ValueError(f"conversation {wanted!r}: invalid, left out: {data.dropped[wanted]}")
-    raise ValueError(
-        f"conversation {wanted!r}: there is none of this name or index; names are like {data.train[0].name!r}, "
-        f"indices go from 0 to {len(data.train) - 1:,}"
-    )
-
-
 def _model_lines(config: TrainConfig, model: PreTrainedModel | None, chains: bool, refused: list[str]) -> list[str]:
     """What the model is, and whether a run would take it; the reasons why not join `refused`."""
     lines, before = [], len(refused)
     if model is not None:
         name, size = type(model).__name__, model.num_parameters()
-        lines.append(f"{name}, {size:,} parameters; layers by its config: {_layers(model)}")
+        lines.append(f"{name}, {size:,} parameters; layers by its config: {layers_of(model)}")
         branching = branching_note(model)
         _tried(refused, check_model, model, chains)
         if config.parallel.context_parallel:
@@ -170,55 +166,22 @@ def _memory_line(config: TrainConfig, model: PreTrainedModel) -> str:
     )
 
 
-def _layers(model: PreTrainedModel) -> str:
-    """How many layers of which attention, and its reach, as the config has it."""
-    text = model.config.get_text_config()
-    kinds = [f"{n} x {kind}" for kind, n in Counter(getattr(text, "layer_types", None) or ()).items()]
-    reach = {key: getattr(text, key, None) for key in ("sliding_window", "attention_chunk_size")}
-    sizes = [f"{key} {size:,}" for key, size in reach.items() if size]
-    return ", ".join([*(kinds or [str(getattr(text, "num_hidden_layers", "unknown"))]), *sizes])
-
-
-def _row_lines(config: TrainConfig, prepared: PreparedData, refused: list[str]) -> list[str]:
+def _row_lines(config: TrainConfig, prepared: PreparedData, work: Work) -> list[str]:
     """How the conversations fill rows and packs: what only somebody who looks closely wants to know."""
-    rows = longest = split = packs = 0
-    collator = collator_of(in_one_process(config))
-    size = config.trainer.conversations_per_step
-    starts = range(0, len(prepared.items), size)
-    for start in starts:  # a step at a time, in the order of the data: all rows may be more than memory holds
-        items = prepared.items[start : start + size]
-        lengths = [len(row) for item in items for row in item]
-        rows, longest = rows + len(lengths), max(longest, *lengths)
-        split += sum(len(item) > 1 for item in items)
-        packs += len(collator(items)["packs"])
-    if not rows:
-        refused.append("no turn of any conversation is trained")
-        return []
+    in_a_step = work.packs / -(-len(work.tokens) // config.trainer.conversations_per_step)
     lines = [
-        f"rows        {rows:,}, the longest of {longest:,} tokens; a step is {packs / len(starts):.1f} packs of at "
+        f"rows        {work.rows:,}, the longest of {work.longest:,} tokens; a step is {in_a_step:.1f} packs of at "
         f"most {config.duplication.pack_length:,} tokens"
     ]
     if config.duplication.layout is Layout.one_pass:
         copies = prepared.tokens_copied
         lines.append(f"            {copies:,} tokens ({copies / prepared.tokens_computed:.1%}) are plain copies")
-        if split:
+        if work.split:
             lines.append(
-                f"            {split:,} conversations are longer than a pack and are split; the parts repeat what they "
-                f"share: {against_least(prepared.tokens_computed, prepared.tokens_distinct)}"
+                f"            {work.split:,} conversations are longer than a pack and are split; the parts repeat what "
+                f"they share: {against_least(prepared.tokens_computed, prepared.tokens_distinct)}"
             )
     return lines
-
-
-def _names_of_calls(
-    chosen: Conversation | Calls, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
-) -> list[str] | None:
-    """The calls of a record, or of a conversation under the context rule; None where the template alone shows it."""
-    rule = rule_of(config.context)
-    if rule is not None and isinstance(chosen, Conversation):
-        chosen = calls_under(rule, chosen, tokenizer, **settings_of(config.data, config.duplication))
-    if isinstance(chosen, Conversation):
-        return None
-    return [call.name.removeprefix(f"{chosen.name}: ") for call in chosen.calls]
 
 
 def _print_conversation(

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from recipes.terminal.command import command
 
-PROJECT, EXTRAS = "flexmask", ("dev", "gguf", "lora", "qlora", "sweeps")
+PROJECT = "flexmask"
 _NAMELESS = {"", "UNKNOWN", "OSI Approved"}
 
 
@@ -41,7 +41,7 @@ def licence(of: Distribution) -> str:
 def required(direct: bool) -> dict[str, Distribution]:
     """What the project requires and is installed, by name; not itself. direct: only what pyproject.toml names."""
     found: dict[str, Distribution] = {}
-    wanted, seen = [(PROJECT, EXTRAS)], set()
+    wanted, seen = [(PROJECT, tuple(distribution(PROJECT).metadata.get_all("Provides-Extra")))], set()
     while wanted:
         name, extras = one = wanted.pop()
         if one in seen:

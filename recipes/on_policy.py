@@ -6,7 +6,7 @@ lets the tiny embedded model, which has learned nothing yet, answer questions se
 share of digits in them, and trains by GRPO: the reward goes up within a minute. What is particular to this library
 stands in `learn`. The rollouts of a question are one tree: what they share, at least their prompt, is computed once.
 They are given as token ids, so what is trained is what was sampled. For a model, questions and a reward of your own,
-change `main`; for rollouts of several turns give a `Call` for each, with the same candidate.
+change `main`; for rollouts of several turns give a `Call` for each turn, those of one rollout with the same candidate.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -52,8 +52,9 @@ def learn(
 ) -> Iterator[float]:
     """Train a causal language model of transformers in place: yields the mean reward of the samples of each step.
 
-    questions: messages, in front of which the model answers; some in each step. updates: optimizer steps on the same
-    samples, for which clipping compares with the model that sampled.
+    questions: the messages that the model answers, divided over the steps. reward: of (messages, answer). samples: of
+    each question. updates: optimizer steps on the same samples; from the second on, clipping compares with the model
+    that sampled. pack_length: most tokens of one forward pass.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     at_once = len(questions) // steps
@@ -62,7 +63,7 @@ def learn(
             sampled(model, tokenizer, messages, samples, reward)
             for messages in questions[step * at_once : (step + 1) * at_once]
         ]
-        # A tree of the rollouts of each question, and each tree a row; a pack has room for several.
+        # The rollouts of a question are one tree, which is a row; a pack has room for several rows.
         rows = [row for one in batch for row in prepare_conversation(one, tokenizer, pack_length=pack_length).rows]
         packs = [one.to(model.device) for one in pack(rows, pack_length)]
         prepare_model(model).train()

@@ -6,9 +6,9 @@
     make train ARGS="resume=auto ..."                 the same for the newest run of these settings; none: a new run
     NPROC=8 make train ARGS="..."                     on eight GPUs; parallel=fsdp divides the model over them
 
-Leaves in the run folder: config.yaml, metrics.jsonl, model/ (what `from_pretrained` loads), checkpoints/,
-block_mask.png, chats.jsonl, result.json, and left_out.jsonl where conversations were left out. Prints the run folder on
-its last line.
+Leaves in the run folder: report.html and what it is made from (config.yaml, metrics.jsonl, chats.jsonl, result.json
+and more: `recipes.run.folder`); model/, which `from_pretrained` loads; checkpoints/. Prints the run folder on its last
+line.
 """
 
 import os
@@ -29,6 +29,7 @@ from recipes.configuration.overrides import checked_overrides, given_keys
 from recipes.configuration.schema import TrainConfig
 from recipes.distributed import ranks
 from recipes.run.claim import claimed
+from recipes.run.environment import environment
 from recipes.run.failures import go_on, told_how_to_go_on
 from recipes.run.folder import (
     DATA,
@@ -48,6 +49,7 @@ from recipes.storage.whole import partial_of, take_place
 from recipes.terminal.command import command
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from flexmask import OnePassTrainer
@@ -84,14 +86,17 @@ def resumed_config(config: TrainConfig, given: list[str]) -> TrainConfig:
 def train(config: TrainConfig) -> dict:
     """One run from data to `result.json`; returns what that file holds."""
     # torch and transformers take seconds to import: a wrong configuration has failed before.
+    from recipes.pages.at_the_end import reported
     from recipes.run.interrupts import StopAfterStep
     from recipes.run.reports import ReportingCallback, report_mask
+    from recipes.run.said import Said
     from recipes.run.summary import adapter_lines, closing_lines
 
     resumed = Path(config.resume) if config.resume else None
     with (
         ExitStack() as claims,
         StopAfterStep(go_on(resumed) if resumed else "Nothing has been trained yet") as stop,
+        Said() as said,
     ):
         start = ranks.agreed(lambda: start_of(config, claims))
         run = prepare_run(config)
@@ -100,7 +105,9 @@ def train(config: TrainConfig) -> dict:
         stop.message = go_on(folder)
         print(f"run folder  {folder}" + (f", going on behind step {start.step}" if resumed else ""))
         print("\n".join(run.opening_lines), flush=True)
+        said.begin(folder, {"lines": run.opening_lines, **environment(config, run.device)})
         with (
+            reported(folder, said),
             told_how_to_go_on(folder),
             reporter_of(config, start.logged) as reporter,
             ReportingCallback(reporter) as reporting,
@@ -144,7 +151,7 @@ def start_of(config: TrainConfig, claims: ExitStack) -> Start:
 def with_folder(config: TrainConfig, run: "PreparedRun", claims: ExitStack) -> TrainConfig:
     """The configuration with the run's folder, which is made, and holds what is known before training."""
     from recipes.preparation.rows import digest_of_rule
-    from recipes.run.summary import left_out
+    from recipes.run.summary import data_totals, left_out
     from recipes.sources import invalid
 
     if config.resume:
@@ -155,7 +162,8 @@ def with_folder(config: TrainConfig, run: "PreparedRun", claims: ExitStack) -> T
         refuse_taken(config.output_dir)  # now that no other run can begin there
         (folder / DATA).unlink(missing_ok=True)  # of a run that died before it was one
     config = replace(config, output_dir=str(folder))
-    remember_data(folder, run.data.fingerprint, ", ".join(run.data.sources), digest_of_rule(config.context))
+    totals = data_totals(run.data, run.rows, run.heldout)
+    remember_data(folder, run.data.fingerprint, ", ".join(run.data.sources), digest_of_rule(config.context), totals)
     save_run_config(config, folder)
     invalid.write(left_out(run.data, run.rows, run.heldout), folder)
     return config
@@ -185,6 +193,7 @@ class PreparedRun:
     rows: "PreparedData"  # to train
     heldout: "PreparedData"
     model: "PreTrainedModel"
+    device: "torch.device"
     end_note: str | None  # what had to change so that the model stops where it is trained to
     opening_lines: list[str]
 
@@ -224,7 +233,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
     check_heldout(config.trainer, len(heldout.items), searching())
     note = align_end_of_turn(model, tokenizer, rows.ends)
     lines = opening_lines(config, model, data, rows, heldout, device, note)
-    return PreparedRun(tokenizer, data, rows, heldout, model, note, lines)
+    return PreparedRun(tokenizer, data, rows, heldout, model, device, note, lines)
 
 
 def make_trainer(config: TrainConfig, run: PreparedRun, folder: Path, callbacks: list) -> "OnePassTrainer":

@@ -40,6 +40,27 @@ class Fault(NamedTuple):
 FAULTS = [
     # ---- objectives ----
     Fault(
+        "objectives: a rollout that is divided over packs counts once",
+        "objectives/policy.py",
+        "((tokens > 0) & counts).sum()",
+        "(tokens > 0).sum()",
+        "equivalence/test_objectives.py",
+    ),
+    Fault(
+        "ATIF: what the agent wrote in a step that replaced the context is trained",
+        "conversations/formats/atif.py",
+        '            return call\n        if step.get("is_copied_context")',
+        '            return None\n        if step.get("is_copied_context")',
+        "flexmask/conversations/test_traces.py",
+    ),
+    Fault(
+        "a context rule that changes messages in place is refused",
+        "conversations/contexts.py",
+        "as_given = copy.deepcopy(conversation.messages)",
+        "as_given = conversation.messages",
+        "flexmask/test_contexts.py",
+    ),
+    Fault(
         "objectives: a pass trains what it generates",
         "tree/passes.py",
         "(position_ids[: last + 1] >= prompt_length)",
@@ -70,7 +91,7 @@ FAULTS = [
     Fault(
         "objectives: a divided pair counts once",
         "objectives/preference.py",
-        "(losses - losses.detach() * ~counts).sum()",
+        "(losses - losses.detach() * ~counted).sum()",
         "losses.sum()",
         "equivalence/test_objectives.py",
     ),
@@ -84,8 +105,8 @@ FAULTS = [
     Fault(
         "objectives: means are over the tokens of a candidate",
         "objectives/preference.py",
-        '    "sigmoid_norm": (_SIGMOID, True),',
-        '    "sigmoid_norm": (_SIGMOID, False),',
+        '    "sigmoid_norm": (_sigmoid, True),',
+        '    "sigmoid_norm": (_sigmoid, False),',
         "equivalence/test_objectives.py",
     ),
     Fault(
@@ -176,8 +197,8 @@ FAULTS = [
     Fault(
         "a rule is given what it showed before",
         "conversations/contexts.py",
-        '{"shown": shown, **able}',
-        '{"shown": (), **able}',
+        '{"shown": shown, **abilities}',
+        '{"shown": (), **abilities}',
         "flexmask/test_contexts.py",
     ),
     Fault(
@@ -1417,6 +1438,48 @@ FAULTS = [
     ),
     # ---- runs and storage ----
     Fault(
+        "reports: the last line of a step counts",
+        "recipes/run/record.py",
+        'return sorted({line["step"]: line[name] for line in metrics if name in line}.items())',
+        'return sorted((line["step"], line[name]) for line in list(metrics)[1:] if name in line)',
+        "recipes/test_report.py",
+    ),
+    Fault(
+        "reports: what goes wrong with one costs no run",
+        "recipes/pages/at_the_end.py",
+        "except Exception as error:  # none is worth a run",
+        "except OSError as error:",
+        "recipes/test_report.py",
+    ),
+    Fault(
+        "reports: the choice of chats is stated",
+        "recipes/pages/chats.py",
+        "bad = len(set(shown) & set(wrong))",
+        "bad = len(wrong)",
+        "recipes/test_report.py",
+    ),
+    Fault(
+        "a command that repeats a run says what a file of conf/ says otherwise",
+        "recipes/configuration/command_line.py",
+        "return (stays, len(differ)",
+        "return (len(differ)",
+        "recipes/test_command_line.py",
+    ),
+    Fault(
+        "the estimate takes the conversations of a part of an epoch as a Trainer does",
+        "recipes/run/estimate.py",
+        "loader.set_epoch(whole)",
+        "loader.set_epoch(0)",
+        "recipes/test_estimate.py",
+    ),
+    Fault(
+        "the estimate compares with passes, each by itself",
+        "recipes/run/estimate.py",
+        "pass_pairs += int((lengths * (lengths + 1) // 2).sum())",
+        "pass_pairs += row.visible_pairs",
+        "recipes/test_estimate.py",
+    ),
+    Fault(
         "a folder belongs to one process",
         "recipes/run/claim.py",
         "fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
@@ -1465,6 +1528,56 @@ FAULTS = [
         '(0, cache().glob("partial-*"))',
         "recipes/test_storage.py",
     ),
+    # ---- the explorer's page ----
+    Fault(
+        "the explorer: a token is decoded behind the one that it continues",
+        "text/tokenization.py",
+        "states[before] if before >= 0 else",
+        "states[-1] if states else",
+        "flexmask/test_tokenization.py",
+    ),
+    Fault(
+        "the explorer: only its own page is replaced",
+        "recipes/explore.py",
+        "MARK.encode() not in path.read_bytes()",
+        "False",
+        "recipes/test_explore.py",
+    ),
+    Fault(
+        "the explorer: what it sees ends with the token itself",
+        "recipes/pages/assets/explorer_row.js",
+        "let end = token + 1;\n    for",
+        "let end = this.end[this.node[token]];\n    for",
+        "browser/test_explorer.py",
+    ),
+    Fault(
+        "the explorer: who sees a token is its subtree",
+        "recipes/pages/assets/explorer_row.js",
+        "[[token + 1, this.until[token]]]",
+        "[[token + 1, this.length]]",
+        "browser/test_explorer.py",
+    ),
+    Fault(
+        "the explorer: columns are drawn down to the end of their subtree",
+        "recipes/pages/assets/explorer_mask.js",
+        "context.lineTo(this.x(end), this.y(until));",
+        "context.lineTo(this.x(end), this.y(this.row.length));",
+        "browser/test_explorer.py",
+    ),
+    Fault(
+        "the explorer: a click in the mask chooses its query",
+        "recipes/pages/assets/explorer_mask.js",
+        "this.on.choose(cell.query, cell.key);",
+        "this.on.choose(cell.key, cell.query);",
+        "browser/test_explorer.py",
+    ),
+    Fault(
+        "the explorer: full blocks are told from partial ones",
+        "recipes/pages/explorer.py",
+        "(FULL, mask.full_kv_num_blocks,",
+        "(PARTIAL, mask.full_kv_num_blocks,",
+        "browser/test_explorer.py",
+    ),
 ]
 
 
@@ -1479,7 +1592,9 @@ def noticed(fault: Fault) -> bool:
         file.write_text(with_fault(fault, file.read_text(encoding="utf-8")), encoding="utf-8")
         tests = [str(Path(folder) / "tests" / name) for name in fault.tests.split()]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", f"--rootdir={folder}", *tests],
+            [sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", f"--rootdir={folder}"]
+            + (["-m", "browser"] if fault.tests.startswith("browser/") else [])
+            + tests,
             cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": folder},
             capture_output=True,

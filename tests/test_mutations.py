@@ -9,7 +9,9 @@ from mutations import FAULTS, ROOT, with_fault
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.rule)
 def test_a_fault_can_be_planted(fault):
     source = (ROOT / fault.path).read_text(encoding="utf-8")
-    ast.parse(with_fault(fault, source))
+    planted = with_fault(fault, source)
+    if fault.path.suffix == ".py":
+        ast.parse(planted)
     assert all((ROOT / "tests" / name).is_file() for name in fault.tests.split())
 
 

@@ -63,7 +63,7 @@ def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> 
     note = [_SAME] if any(one.messages == read[0].messages for one in read[1:]) else []
     return Calls(
         name,
-        tuple(call for number, one in enumerate(read) for call in calls_of_turns(one, candidate=number)),
+        tuple(call for number, one in enumerate(read) for call in _calls_of_turns(one, candidate=number)),
         rewards=rewards,
         format=read[0].format.replace("completion", " and ".join(keys)),
         unread=tuple(dict.fromkeys(key for one in read for key in one.unread)),
@@ -72,11 +72,11 @@ def read_competing(record: Mapping[str, Any], name: str, thinking_tags: Any) -> 
 
 
 def _kinds(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The keys of the answers, of each kind that the record has."""
+    """PAIR, GROUP, or both: those whose keys the record has."""
     return [keys for keys in (PAIR, GROUP) if are_given(record, keys)]
 
 
-def calls_of_turns(conversation: Conversation, candidate: int) -> list[Call]:
+def _calls_of_turns(conversation: Conversation, candidate: int) -> list[Call]:
     """A call for each turn of a conversation that is trained, behind all that stands before it."""
     calls, messages = [], conversation.messages
     for at, message in enumerate(messages):
@@ -88,14 +88,15 @@ def calls_of_turns(conversation: Conversation, candidate: int) -> list[Call]:
 
 
 def _parsed(answer: Any, where: str) -> Any:
-    """Messages that a table holds as JSON text; other text is the answer."""
+    """An answer, decoded where it is messages that a table holds as JSON text; other text is the answer itself."""
     if isinstance(answer, str) and answer.lstrip().startswith('[{"'):
         return parse_json(answer, where)
     return answer
 
 
 def _apart(prompt: Any, answers: dict[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
-    """(prompt, what each answer adds to it), where answers may be whole conversations."""
+    """(prompt, what each answer adds to it), where answers may be whole conversations. Raises ValueError where there is
+    no prompt, or an answer adds nothing to it."""
     lists = [
         list(answer) for answer in answers.values() if isinstance(answer, Sequence) and not isinstance(answer, str)
     ]

@@ -18,6 +18,7 @@ so a rule need not know what it shares.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import sys
@@ -35,7 +36,7 @@ from flexmask.importing import function_at, is_import_path
 Message = dict[str, Any]
 Messages = Sequence[Message]
 Rule = Callable[..., Messages]
-GIVEN = ("shown", "count", "require_thinking")
+GIVEN = ("shown", "count", "require_thinking")  # what a rule may ask for, as above
 CLEARED = "[Old tool result content cleared]"
 OMITTED = "Old environment output: ({lines} lines omitted)"
 
@@ -75,9 +76,9 @@ def last_observations(messages: Messages, *, keep: int, placeholder: str = OMITT
 
 
 def compact(messages: Messages, *, instruction: str, introduction: str, keep_first: int = 0) -> Messages:
-    """Behind the summary that the model wrote last, that in place of what it sums up.
+    """The last summary that the model wrote, in place of what it sums up, and what came after it; all without one.
 
-    A user message that begins with `instruction` asks for a summary, and the assistant message behind it is one, on all
+    A user message that begins with `instruction` asks for a summary, and the assistant message behind it is one, of all
     that was shown until then. Later calls see the system messages in front, the first `keep_first` messages behind
     them, a user message with `introduction`, an empty line and the text of the summary, and what came after it.
 
@@ -203,7 +204,8 @@ def _hints(function: Rule) -> dict[str, Any]:
 
 def source_of(context: Any) -> Path | None:
     """Where the code of a user's own rule stands: the file of its module, or the folder of the package that it is in.
-    None for rules of RULES."""
+    None for rules of RULES, and without a rule. Raises ValueError as `load_rule` does, and for code that stands in no
+    file."""
     if (rule := load_rule(context)) is None or context["rule"] in RULES:
         return None
     module = inspect.getmodule(getattr(rule, "func", rule))
@@ -220,16 +222,17 @@ def name_of(rule: Rule) -> str:
     return getattr(getattr(rule, "func", rule), "__name__", "the context rule")
 
 
-def shown_by(rule: Rule, messages: Messages, where: str, shown: Messages = (), **able: Any) -> tuple[Message, ...]:
+def shown_by(rule: Rule, messages: Messages, where: str, shown: Messages = (), **abilities: Any) -> tuple[Message, ...]:
     """What a rule shows of the messages in front of an assistant turn.
 
-    shown: what it has shown for the turn before. able: `count` and `require_thinking`, for a rule that asks for them.
+    shown: what it has shown for the turn before. abilities: `count` and `require_thinking`, for a rule that asks for
+    them.
 
     Raises ValueError, beginning with `where`, when the rule raises or returns what are no messages.
     """
     where = f"{where}: {name_of(rule)}"
     _, *parameters = inspect.signature(rule).parameters
-    given = {key: value for key, value in {"shown": shown, **able}.items() if key in parameters}
+    given = {key: value for key, value in {"shown": shown, **abilities}.items() if key in parameters}
     try:
         found = rule(messages, **given)
     except Exception as error:  # a user's rule may raise anything
@@ -243,27 +246,39 @@ def shown_by(rule: Rule, messages: Messages, where: str, shown: Messages = (), *
             check_message(one, f"{where}: message {number} of what it shows")
     if found[0]["role"] == "assistant":
         raise ValueError(f"{where}: what it shows begins with an assistant message; put what asks for it in front")
+    if found[-1]["role"] == "assistant" and messages[-1]["role"] != "assistant":
+        raise ValueError(
+            f"{where}: what it shows ends with an assistant message, which the turn would go on with; leave what "
+            "stands behind that, or put what asks for the turn there"
+        )
     return tuple(found)
 
 
-def calls_of(conversation: Conversation, rule: Rule, **able: Any) -> Calls:
+def calls_of(conversation: Conversation, rule: Rule, **abilities: Any) -> Calls:
     """The calls of a conversation under a rule: one an assistant turn, each with what the rule shows of the messages in
     front of that turn.
 
-    The calls are numbered as the turns, and a turn of weight 0 is a call that is not trained. able: `count` and
-    `require_thinking`, for a rule that asks for them (`flexmask.text.calls.Prompts`).
+    The calls are numbered as the turns, and a turn of weight 0 is a call that is not trained. abilities: `count` and
+    `require_thinking`, for a rule that asks for them; `flexmask.text.calls.calls_under` gives them.
 
-    Warns where the rule changes nothing. Raises ValueError as `shown_by` does, naming the conversation and the turn.
+    Warns where the rule changes nothing. Raises ValueError as `shown_by` does, naming the conversation and the turn,
+    and for a rule that changes messages in place.
     """
     calls: list[Call] = []
     changed = False
     shown: tuple[Message, ...] = ()
+    as_given = copy.deepcopy(conversation.messages)
     for index, message in enumerate(conversation.messages):
         if message["role"] != "assistant":
             continue
         where = f"{conversation.name}: call {len(calls)} (message {index})"
         before = conversation.messages[:index]
-        shown = shown_by(rule, before, where, shown, **able)
+        shown = shown_by(rule, before, where, shown, **abilities)
+        if wrong := [i for i in range(index) if before[i] != as_given[i]]:
+            raise ValueError(
+                f"{where}: {name_of(rule)}: has changed message {wrong[0]} in place, which later turns are shown too; "
+                "leave it as it is, and return another: message | {'content': ...}"
+            )
         changed = changed or shown != before
         calls.append(Call.behind(shown, message, where, conversation))
     if not changed:

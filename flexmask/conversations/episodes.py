@@ -23,8 +23,7 @@ _UNJOINED = (
 def episode_of(
     record: Mapping[str, Any], name: str, key: str | Sequence[str] | None, *, is_logged: bool
 ) -> tuple[str | None, list[str]]:
-    """The id of the episode that the calls of a record belong to, with the key that it stands under, and what a user is
-    told of it; None where it has none.
+    """("key=id" of the episode that the calls of a record belong to, None where it has none; notes for the user).
 
     key: "auto" looks for KEYS in logged requests; one or several others, with dots for what stands inside, in all
     records of calls; None looks for nothing. Raises ValueError beginning with `name` for an id that is neither text nor
@@ -33,8 +32,8 @@ def episode_of(
     if key is None or (key == AUTO and not is_logged):
         return None, []
     keys = KEYS if key == AUTO else [key] if isinstance(key, str) else key
-    requests = [record.get(name) for name in ("request", "request_body")]
-    places = [place for one in (record, *requests) for place in (one, _inside(one, ["metadata"]))]
+    holders = (record, record.get("request"), record.get("request_body"))
+    places = [place for one in holders for place in (one, _inside(one, ["metadata"]))]
     for one in keys:
         for place in places:
             value = _inside(place, one.split("."))

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
-from flexmask.conversations.beside import TEMPLATE_KEYS, TOOL_KEYS, describes
+from flexmask.conversations.beside import SYSTEM_KEYS, TEMPLATE_KEYS, TOOL_KEYS, UNSUPPORTED_KEYS, describes
 from flexmask.conversations.conversation import Conversation, check_weight
 from flexmask.conversations.episodes import episode_of
 from flexmask.conversations.formats import atif, logged, rollouts, verifiers
@@ -33,10 +33,12 @@ CALLS = "calls"
 FORMAT = "calls of a model"
 CALL_RECORDS = (atif, verifiers, logged, rollouts)  # formats that are made records with `calls`
 # Of a record beside its calls, and of every call without its own.
-_SHARED = (*TOOL_KEYS, "chat_template_kwargs", *TEMPLATE_KEYS)
+_SHARED = (
+    *SYSTEM_KEYS, *TOOL_KEYS, "chat_template_kwargs", *TEMPLATE_KEYS, "reasoning", "thinking", *UNSUPPORTED_KEYS
+)  # fmt: skip
 _WEIGHTS = ("weight", "train")
-# Stands where the answer is given in token ids: prompts do not depend on it.
-_QUESTION, _ANSWER = {"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}
+_QUESTION = {"role": "user", "content": "-"}  # keeps prompt and answer apart while they are read
+_ANSWER = {"role": "assistant", "content": "-"}  # in place of one that is token ids, on which no prompt depends
 
 Ids = tuple[int, ...]
 
@@ -45,11 +47,10 @@ Ids = tuple[int, ...]
 class Call:
     """One call: what the model was given and what it answered.
 
-    conversation: the messages of the prompt with the answer behind them, the only one that has a weight; None where the
-    prompt is `prompt_ids`. completion_ids: the answer as the model gave it, in place of that message. weight: by which
-    its loss is multiplied. name: with which errors about it begin, and what its chat is called. completion_mask: which
-    of `completion_ids` the model gave; None: all. candidate: which of the competing continuations of the record it
-    belongs to.
+    name: with which errors about it begin, and what its chat is called. conversation: the messages of the prompt, all
+    of them context, and the answer behind them; None where the prompt is `prompt_ids`. completion_ids: the answer as
+    the model gave it, in place of that message. completion_mask: which of these ids the model generated; None: all.
+    weight: by which the loss is multiplied. candidate: which of the competing continuations of the record it is of.
     """
 
     name: str
@@ -71,10 +72,10 @@ class Call:
         weight: float = 1.0,
         **other: Any,
     ) -> Call:
-        """The call that gave `answer`, a message, where the messages `shown` were its prompt.
+        """The call whose prompt was the messages `shown`, and whose answer the message `answer`.
 
-        like: the conversation whose tools and arguments of the template it has. weight: by which that of the message is
-        multiplied. other: fields of the call.
+        like: a conversation with the same tools and arguments of the template. weight: times that of the message is
+        that of the call. other: further fields of the call.
         """
         context = (dict(one) | {"weight": 0} if one["role"] == "assistant" else dict(one) for one in shown)
         said = {key: value for key, value in answer.items() if key != "weight"}
@@ -142,7 +143,7 @@ def read_rewards(given: Any, name: str) -> tuple[float, ...]:
 
 
 def _rewards(record: Mapping[str, Any], calls: Sequence[Call], name: str) -> tuple[float, ...]:
-    """Those of the candidates of the calls; none where nothing competes."""
+    """The rewards of a record with `calls`, one a candidate; none where nothing competes."""
     given, last = record.get("rewards"), max(call.candidate for call in calls)
     if given is None and not last:
         return ()
@@ -160,7 +161,7 @@ def _rewards(record: Mapping[str, Any], calls: Sequence[Call], name: str) -> tup
 
 
 def joined(records: Sequence[Calls]) -> Calls:
-    """The calls of several records, in their order, as one; what is said of reading is that of the first. Raises
+    """One record with the calls of several, in their order; its name and notes are those of the first. Raises
     ValueError where calls compete."""
     if found := [one.name for one in records if one.rewards]:
         raise ValueError(f"{found[0]}: calls that compete are a record by themselves; join it with no other")
@@ -184,9 +185,8 @@ def _call(
     if not isinstance(candidate, int) or isinstance(candidate, bool) or candidate < 0:
         raise ValueError(f"{where}: 'candidate' is {shown(candidate)}; give the number of its reward, from 0")
     if isinstance(completion, Sequence) and len(completion) == 1 and isinstance(completion[0], Mapping):
-        choice = completion[0]  # or a list of one message
-        ended = {key: choice[key] for key in ("finish_reason",) if key in choice}
-        completion = {**choice["message"], **ended} if isinstance(choice.get("message"), Mapping) else choice
+        message = logged.message_of(completion[0])
+        completion = completion[0] if message is None else message  # a list of one message, or of one choice
     prompt_ids, completion_ids = _ids(prompt, f"{where}: 'prompt'"), _ids(completion, f"{where}: 'completion'")
     for key, ids in (("prompt", prompt_ids), ("completion", completion_ids)):
         if ids is not None and not ids:
@@ -207,7 +207,6 @@ def _call(
     if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes)):
         raise ValueError(f"{where}: 'prompt' is {shown(prompt)}; give a list of messages, or token ids")
     pieces = [_ANSWER] if completion_ids is not None else _pieces(completion, where)
-    # With a question between, nothing of the prompt joins the answer.
     record = {**shared, **left, "messages": [*prompt, _QUESTION, *pieces]}
     read = read_conversation(record, where, thinking_tags=thinking_tags)
     *before, asked, last = read.messages
@@ -248,6 +247,7 @@ def _pieces(completion: Any, where: str) -> list[Mapping[str, Any]]:
 
 
 def _one_of(left: dict[str, Any], keys: tuple[str, str], where: str) -> Any:
+    """What stands under one of the two keys, taken out of `left`. Raises ValueError where none or both are there."""
     found = [key for key in keys if key in left]
     if len(found) != 1:
         said = f"both {keys[0]!r} and {keys[1]!r}; keep one" if found else f"no {keys[0]!r} (found {sorted(left)})"
@@ -275,7 +275,7 @@ def _ids(value: Any, where: str) -> Ids | None:
 
 
 def _mask(value: Any, ids: Ids | None, where: str) -> tuple[bool, ...] | None:
-    """Which of `ids` the model gave. Raises ValueError for a mask of other things, or of another length."""
+    """Which of `ids` the model generated. Raises ValueError for a mask of other things, or of another length."""
     if value is None:
         return None
     if ids is None:

@@ -1,4 +1,4 @@
-"""What attention costs beside everything else, roughly: enough to share work out evenly."""
+"""What attention and logits cost beside all else, roughly: enough to share work out evenly, and for an estimate."""
 
 from transformers import PreTrainedModel
 
@@ -14,3 +14,11 @@ def pair_cost(model: PreTrainedModel) -> float:
     width = getattr(config, "head_dim", None) or (getattr(config, "hidden_size", 0) // heads if heads else 0)
     weights = model.num_parameters(exclude_embeddings=True)
     return 2 * getattr(config, "num_hidden_layers", 0) * heads * width / weights if weights else 0.0
+
+
+def head_cost(model: PreTrainedModel) -> float:
+    """What the logits of a trained token cost, in tokens: six operations for each weight of the head, which is run for
+    trained tokens alone. Without a head it is 0."""
+    head = model.get_output_embeddings()
+    weights = model.num_parameters(exclude_embeddings=True)
+    return head.weight.numel() / weights if head is not None and weights else 0.0

@@ -38,8 +38,8 @@ class TermTensors:
 def pass_log_probs(log_probs: Tensor, pack: Pack) -> Tensor:
     """float64 [P]: of each pass in the pack's table the sum of its tokens' log-probabilities, times their loss weights.
 
-    log_probs: [T], of the trained tokens of the pack in row order. Passes of other packs have what the table says.
-    Raises ValueError where it says nothing.
+    log_probs: [T], of the trained tokens of the pack in row order. Of passes that stand in other packs it is the
+    table's `log_prob`, a constant. Raises ValueError where that is not known.
     """
     table = pack.passes
     if np.isnan(table.log_prob[~table.is_here]).any():
@@ -53,7 +53,7 @@ def pass_log_probs(log_probs: Tensor, pack: Pack) -> Tensor:
 
 
 def log_probs_here(log_probs: Tensor, pack: Pack) -> Tensor:
-    """The same, with 0 for the passes of other packs."""
+    """As `pass_log_probs`, with 0 for the passes that stand in other packs."""
     terms = TermTensors.of_pack(pack)
     sums = torch.zeros(len(pack.passes), dtype=torch.float64, device=log_probs.device)
     return sums.index_add(0, terms.of, log_probs.double()[terms.place] * terms.weight)
@@ -63,14 +63,15 @@ def log_probs_here(log_probs: Tensor, pack: Pack) -> Tensor:
 class Candidates:
     """The candidates of the records in a table of passes, in arrays of shape [C], those of a record together.
 
-    of_pass: int64 [P], the candidate of each pass. group, reward: of each candidate. counts: whether the first pass of
-    its record stands in this pack, which is so in one of the packs that a record is divided over.
+    of_pass: int64 [P], the candidate of each pass, as an index into the others. group: the record of each, reward: its
+    reward. counted: bool, whether the record is counted in this pack: where it is divided over several, in the one that
+    holds its first pass.
     """
 
     of_pass: np.ndarray
     group: np.ndarray
     reward: np.ndarray
-    counts: np.ndarray
+    counted: np.ndarray
 
     @classmethod
     def of(cls, table: PassTable) -> Candidates:
@@ -80,8 +81,8 @@ class Candidates:
         group = table.group[first]
         by_turn = np.lexsort((table.turn, table.group))  # the first entry of each group is its first pass
         groups, at = np.unique(table.group[by_turn], return_index=True)
-        counts = table.is_here[by_turn][at][np.searchsorted(groups, group)]
-        return cls(of_pass.reshape(-1), group, table.reward[first], counts)
+        counted = table.is_here[by_turn][at][np.searchsorted(groups, group)]
+        return cls(of_pass.reshape(-1), group, table.reward[first], counted)
 
     def __len__(self) -> int:
         return len(self.group)

@@ -4,7 +4,7 @@ With r = p(token) / p_old(token), A the advantage of the rollout that generated 
 
     loss of a token   -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl (exp(k) - k - 1)
 
-    REINFORCE  one step on fresh samples: p_old is p, r is 1, and its gradient A times that of log p
+    REINFORCE  one step on fresh samples: p_old is p, so r is 1, and the gradient is -A times that of log p
     GRPO       clip_low = clip_high, average="rollouts"     Shao et al. 2024, arXiv 2402.03300, equations 3 and 4
     DAPO       clip_high > clip_low, average="tokens"       Yu et al. 2025, arXiv 2503.14476, equations 8 to 12
 
@@ -40,15 +40,18 @@ def policy_loss(
 ) -> TokenLosses:
     """Run a prepared model over a pack of rollouts; `total` is the sum of their losses, with gradients.
 
-    advantages: [P], of each pass in `pack.passes` (`group_advantages`), as a constant. old_log_probs,
-        reference_log_probs: [N], of the terms of the pack, as `term_log_probs` gives them by the model that sampled and
-        by a reference. None: the model is the one that sampled, and there is no reference. clip_high: None is clip_low.
-    average: "tokens", where `total` is a sum over tokens, to be divided by the number of those that a step trains
-        (`count`); or "rollouts", where it is a sum over rollouts of the means over their tokens, to be divided by their
-        number. Loss weights multiply terms in either.
+    advantages: [P], of each pass in `pack.passes` (`group_advantages`), as a constant.
+    old_log_probs: [N], of the terms of the pack, as `term_log_probs` gives them by the model that sampled; None: that
+        is the model as it is.
+    reference_log_probs: the same by the reference of the KL term, whose factor is `kl`; None without one (kl=0).
+    clip_low, clip_high: how far the ratio r may move below and above 1; clip_high=None is clip_low.
+    average: "tokens", where `total` is a sum over tokens, to be divided by the number of those that a step trains; or
+        "rollouts", where it is a sum over rollouts of the means over their tokens, to be divided by their number (those
+        of a record that is divided over packs are counted in one of them). Loss weights multiply terms in either.
 
-    `figures` has the sums `clipped`, of terms whose gradient is cut off, `kl_sum`, and `count`.
-    Raises ValueError for values of another shape, and kl without a reference.
+    `figures` has the sums `clipped`, of terms whose gradient is cut off, `kl_sum`, and `count`, of what `average` is
+    over: the weights of all tokens, or the rollouts.
+    Raises ValueError for another `average`, values of another shape, and `kl` without a reference or the reverse.
     """
     if average not in ("tokens", "rollouts"):
         raise ValueError(f'average={average!r}: write "tokens" or "rollouts"')
@@ -90,7 +93,8 @@ def _weights(terms: TermTensors, table: PassTable, average: str) -> tuple[Tensor
     candidates = Candidates.of(table)
     tokens = candidates.sums(torch.from_numpy(table.weight).to(terms.weight))
     of_pass = torch.from_numpy(candidates.of_pass).to(terms.of)
-    return terms.weight / tokens[of_pass[terms.of]], (tokens > 0).sum()
+    counts = torch.from_numpy(candidates.counted).to(terms.of.device)
+    return terms.weight / tokens[of_pass[terms.of]], ((tokens > 0) & counts).sum()
 
 
 @torch.no_grad()
@@ -101,7 +105,8 @@ def term_log_probs(model: nn.Module, pack: Pack, block_size: int = 128) -> Tenso
 
 def group_advantages(table: PassTable, scale: bool = True) -> Tensor:
     """float64 [P]: of each pass the reward of its rollout, less the mean over the rollouts of its record and, with
-    `scale`, divided by their standard deviation (that of a sample, as TRL takes it; all alike: 0).
+    `scale`, divided by their standard deviation (that of a sample, as TRL takes it; all alike: 0). Without `scale` it
+    is the advantage of Dr. GRPO.
 
     Raises ValueError for passes without a reward.
     """

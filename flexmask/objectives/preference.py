@@ -25,12 +25,20 @@ from flexmask.objectives.log_probs import Candidates, pass_log_probs
 from flexmask.tree.layouts import Row
 from flexmask.tree.packing import Pack
 
-_SIGMOID: Callable[[Tensor, float], Tensor] = lambda h, beta: -F.logsigmoid(beta * h)  # noqa: E731
-# The loss of h, and whether h is of means over tokens.
+
+def _sigmoid(h: Tensor, beta: float) -> Tensor:
+    return -F.logsigmoid(beta * h)
+
+
+def _ipo(h: Tensor, beta: float) -> Tensor:
+    return (h - 1 / (2 * beta)) ** 2
+
+
+# The loss of (h, beta), and whether h is of means over tokens.
 KINDS: dict[str, tuple[Callable[[Tensor, float], Tensor], bool]] = {
-    "sigmoid": (_SIGMOID, False),
-    "sigmoid_norm": (_SIGMOID, True),
-    "ipo": (lambda h, beta: (h - 1 / (2 * beta)) ** 2, True),
+    "sigmoid": (_sigmoid, False),
+    "sigmoid_norm": (_sigmoid, True),
+    "ipo": (_ipo, True),
 }
 
 
@@ -54,7 +62,8 @@ class Preference:
 
     @staticmethod
     def check(rows: Sequence[Row]) -> None:
-        """Raise ValueError for the rows of a record that is no pair."""
+        """Raise ValueError for the rows of a record, at least one, that is no pair."""
+        # Where a pair is divided over several rows, the table of each has the passes of all.
         rewards = Candidates.of(rows[0].passes).reward
         if len(rewards) == 2 and rewards[0] != rewards[1] and not np.isnan(rewards).any():
             return
@@ -69,8 +78,8 @@ class Preference:
         )
 
     def __call__(self, log_probs: Tensor, pack: Pack) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The sum of the losses of the pairs in a pack. A pair that is divided over packs is computed in each of them,
-        for its gradients there, and counts in the first."""
+        """(the sum of the losses of the pairs in a pack, float64; the sums that `means` takes). A pair that is divided
+        over packs is computed in each of them, for its gradients there, and counted in one."""
         table, device = pack.passes, log_probs.device
         candidates = Candidates.of(table)
         gained = pass_log_probs(log_probs, pack) - torch.from_numpy(table.reference).to(device)
@@ -82,18 +91,18 @@ class Preference:
         worse, better = torch.from_numpy(np.lexsort((candidates.reward, candidates.group)).reshape(-1, 2).T).to(device)
         h = of_candidates[better] - of_candidates[worse]
         losses = loss(h, self.beta)
-        counts = torch.from_numpy(candidates.counts).to(device)[better]
-        total = (losses - losses.detach() * ~counts).sum()
+        counted = torch.from_numpy(candidates.counted).to(device)[better]
+        total = (losses - losses.detach() * ~counted).sum()
         figures = {
-            "pairs": counts.sum(),
-            "pairs_right": ((h > 0) & counts).sum(),
-            "margin_sum": (self.beta * h * counts).sum(),
+            "pairs": counted.sum(),
+            "pairs_right": ((h > 0) & counted).sum(),
+            "margin_sum": (self.beta * h * counted).sum(),
         }
         return total, figures
 
     @staticmethod
     def means(sums: Mapping[str, float]) -> dict[str, float]:
-        """What is logged, of `figures` added up."""
+        """What is logged, of `figures` added up over packs; nothing where they hold no pair."""
         if not sums.get("pairs"):
             return {}
         return {

@@ -6,7 +6,6 @@ from __future__ import annotations
 import datetime
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +37,14 @@ def render_calls(
 ) -> RenderedConversation:
     """The pass of each call that is trained; `turns` selects calls, `settings` are those of `Renderer`.
 
-    Token ids are the pass as they are: of each run of those that the model gave, the ones up to the token that closes
-    its thought, where the tokenizer has one, are thinking. Raises ValueError naming the call.
+    Token ids go into the pass unchanged. In each stretch of them that the model generated, thinking is what stands in
+    front of the token that closes a thought, and that token itself; without one there is no thinking. Raises ValueError
+    naming the call.
     """
     renderer, passes = Renderer(tokenizer, **settings), []
     selected = _selected(calls, turns)
     if not (renderer.thinking_weight or renderer.answer_weight):
-        selected = set()  # as of a conversation
+        selected = set()  # nothing weighs anything: a conversation has no passes then either
     for number, call in enumerate(calls.calls):
         if not call.weight or number not in selected:
             continue
@@ -53,13 +53,19 @@ def render_calls(
             one = next(iter(renderer.passes(call.conversation)), None)
         if call.completion_ids is not None:
             prompt = one.input_ids[: one.prompt_length] if one is not None else np.array(call.prompt_ids, np.int64)
-            one = _of_ids(call, prompt, call.completion_ids, tokenizer, settings)
+            one = _of_ids(call, prompt, renderer)
         if one is not None:
             reward = calls.rewards[call.candidate] if calls.rewards else math.nan
             weights = one.loss_weights * call.weight
             passes.append(
                 replace(
-                    one, name=calls.name, turn=number, loss_weights=weights, candidate=call.candidate, reward=reward
+                    one,
+                    name=calls.name,
+                    turn=number,
+                    loss_weights=weights,
+                    where=call.name,
+                    candidate=call.candidate,
+                    reward=reward,
                 )
             )
     renderer.check_shown()
@@ -74,13 +80,10 @@ def _selected(calls: Calls, turns: str) -> set[int]:
     return {numbers[i] for numbers in of_each.values() for i in select_turns(turns, len(numbers))}
 
 
-def _of_ids(
-    call: Call,
-    prompt: np.ndarray,
-    completion: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: dict[str, Any],
-) -> Pass:
+def _of_ids(call: Call, prompt: np.ndarray, renderer: Renderer) -> Pass:
+    """The pass of a call whose answer is token ids, behind `prompt`, int64 [T]."""
+    completion, tokenizer = call.completion_ids, renderer.tokenizer
+    assert completion is not None  # see the caller
     ids = np.concatenate([prompt, np.array(completion, dtype=np.int64)])
     if ids.max() >= len(tokenizer):
         raise ValueError(
@@ -95,7 +98,7 @@ def _of_ids(
         generated[start:stop] = Role.ANSWER
         generated[start : start + (closed[0] + 1 if closed.size else 0)] = Role.THINKING
     roles = np.concatenate([np.full(len(prompt), Role.PROMPT, dtype=np.int8), generated])
-    weights = np.where(roles == Role.THINKING, settings.get("thinking_weight", 1.0), settings.get("answer_weight", 1.0))
+    weights = np.where(roles == Role.THINKING, renderer.thinking_weight, renderer.answer_weight)
     weights = np.where(roles == Role.PROMPT, 0, weights)
     ends = bool(given[-1]) and completion[-1] in special_ids(tokenizer)
     return Pass(call.name, 0, len(prompt), ids, roles, weights.astype(np.float32), ends)
@@ -109,18 +112,16 @@ def _closing(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def calls_under(rule: Rule, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Calls:
-    """`calls_of` with the prompts that `render_conversation` makes by `settings`."""
-    prompts = Prompts(conversation, tokenizer, **{key: settings[key] for key in _OF_PROMPTS if key in settings})
-    return calls_of(conversation, rule, **prompts.abilities)
-
-
-_OF_PROMPTS = ("template_kwargs", "date", "control_tokens")
+    """The calls of a conversation under a rule (`calls_of`), which may ask about prompts as `render_conversation` makes
+    them. settings: those of `render_conversation`."""
+    of_prompts = {key: settings[key] for key in ("template_kwargs", "date", "control_tokens") if key in settings}
+    return calls_of(conversation, rule, **Prompts(conversation, tokenizer, **of_prompts).abilities)
 
 
 @dataclass
 class Prompts:
-    """The prompts of messages of one conversation, which a context rule may ask about. The settings are those of
-    `render_conversation`; control_tokens is None for messages in which they are guarded already."""
+    """What a context rule may ask about the prompts of one conversation. template_kwargs, date, control_tokens: as of
+    `Renderer`; control_tokens is None for messages in which they are guarded already."""
 
     conversation: Conversation
     tokenizer: PreTrainedTokenizerBase
@@ -133,11 +134,11 @@ class Prompts:
 
     @property
     def abilities(self) -> dict[str, Any]:
-        """What a rule may ask for, by name."""
+        """What a rule may ask for, by the names of its parameters."""
         return {"count": self.count, "require_thinking": self.require_thinking}
 
     def count(self, messages: Messages) -> int:
-        """The tokens of the prompt of messages."""
+        """How many tokens the prompt of messages has."""
         template = self._template(messages)
         text = template.render(template.messages[:-1], self.conversation.name, add_generation_prompt=True)
         self._known = self._texts.tokenize(text, self._known)
@@ -171,7 +172,7 @@ class Prompts:
         return TextTokenizer(self.tokenizer)
 
     def _template(self, messages: Messages) -> ChatTemplate:
-        """The template with the messages as it reads them, and one more behind them."""
+        """The template over the messages and one answer, which a conversation needs and its prompt leaves out."""
         asked = replace(self.conversation, messages=(*messages, {"role": "assistant", "content": "-"}))
         if self.control_tokens is not None:
             asked = guard_control_tokens(asked, self.tokenizer, self.control_tokens)

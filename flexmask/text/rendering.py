@@ -52,17 +52,19 @@ class Pass:
     `input_ids` (int64), `roles` (int8, values of `Role`) and `loss_weights` (float32) have shape [T] and are
     aligned: `loss_weights[i]` weighs the prediction *of* token i (unshifted, as in Hugging Face labels). The first
     `prompt_length` tokens are the prompt as inference feeds it and weigh 0. `ends`: whether the last one ends the turn.
+    `where`: what errors about it begin with, where that is not the name and the turn: the call of a record.
     `candidate`, `reward`: which of the competing continuations of a record it belongs to, and how good that is (NaN:
     nothing competes).
     """
 
     name: str
-    turn: int  # counts assistant turns from 0
+    turn: int  # of the assistant turns of a conversation, or of the calls of a record, counted from 0
     prompt_length: int
     input_ids: np.ndarray
     roles: np.ndarray
     loss_weights: np.ndarray
     ends: bool = True
+    where: str = ""
     candidate: int = 0
     reward: float = math.nan
 

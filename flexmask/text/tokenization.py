@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Characters of a text that is remembered: all prompts end alike, from their last special token on.
 _TAIL = 64
+_BYTES_OF_A_CHARACTER = 4  # at most, in UTF-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,40 @@ class TokenizedText:
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], **settings: bool) -> str:
     """The text of one sequence of tokens."""
     return cast(str, tokenizer.decode(ids, **settings))
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], previous: Sequence[int]) -> list[str]:
+    """What each token adds to the text of the tokens before it; "" for one that leaves a character unfinished, which
+    the token that ends it then has.
+
+    previous: the index of the token before each, -1 where none is, as in a row: each token stands behind it in `ids`.
+    A tokenizer may write the same token otherwise behind others, so each is decoded behind what it continues. The
+    text of U+FFFD itself, which also stands for an unfinished character, may be told with the token behind it.
+    """
+    # Of each token: those that the next one is decoded behind, and those of an unfinished character.
+    states: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    known: dict[tuple[tuple[int, ...], tuple[int, ...], int], str | None] = {}
+    texts = []
+    for token, before in zip(ids, previous, strict=True):
+        base, unfinished = states[before] if before >= 0 else ((), ())
+        key = base, unfinished, token
+        if key not in known:
+            known[key] = _added_text(tokenizer, *key)
+        text = known[key]
+        states.append((base, (*unfinished, token)) if text is None else ((*unfinished, token), ()))
+        texts.append(text or "")
+    return texts
+
+
+def _added_text(
+    tokenizer: PreTrainedTokenizerBase, base: tuple[int, ...], unfinished: tuple[int, ...], token: int
+) -> str | None:
+    """None where the text ends within a character."""
+    settings = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    before, text = (decode(tokenizer, [*base, *more], **settings) for more in ((), (*unfinished, token)))
+    if text.endswith("\ufffd") and len(unfinished) < _BYTES_OF_A_CHARACTER - 1:
+        return None
+    return text[len(before) :] if text.startswith(before) else decode(tokenizer, [*unfinished, token], **settings)
 
 
 class TextTokenizer:

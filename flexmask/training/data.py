@@ -107,7 +107,8 @@ class Preparation:
         if isinstance(item, (Conversation, Calls)):
             return item
         record = without_nulls(item) if of_table else item
-        return read_record(record, name, thinking_tags=self.thinking_tags)
+        # Each item is a record of its own here: a Trainer joins none.
+        return read_record(record, name, thinking_tags=self.thinking_tags, episode_key=None)
 
     def rows_of(self, conversation: Conversation | Calls) -> LaidOut:
         """The rows of a conversation. Raises ValueError naming it."""

@@ -1,11 +1,11 @@
-"""A Trainer with an objective that has a reference: what the model gave the passes of the data before it was trained.
-It is computed once, on the same trees, and kept in a file for a run that goes on."""
+"""What an objective compares with: log-probabilities of passes by the model before training, computed once on the same
+trees and kept in a file for a run that goes on; and those of passes that stand in another pack of the same batch."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from flexmask.model.loss import token_losses
 from flexmask.model.support import evaluating
@@ -21,13 +20,9 @@ from flexmask.objectives.log_probs import log_probs_here
 from flexmask.objectives.preference import Preference
 from flexmask.training.batches import conversations_at_once
 from flexmask.training.checkpoints import CheckpointingTrainer
-from flexmask.training.collator import OnePassCollator
 from flexmask.training.trainer_inputs import datasets_of
 from flexmask.tree.layouts import Row
 from flexmask.tree.packing import Pack
-
-# (group, turn) of a pass in a batch -> its log-probability.
-LogProbs = dict[tuple[int, int], float]
 
 
 class ReferencedRows(Sequence):
@@ -78,53 +73,8 @@ class ReferencedRows(Sequence):
         self.values = np.split(values, np.cumsum(lengths)[:-1])
 
 
-def reference_of(
-    rows: Sequence[Sequence[Row]],
-    collator: OnePassCollator,
-    at_once: int,
-    log_probs: Callable[[Pack], Tensor],
-    gather: Callable[[list], list],
-) -> list[np.ndarray]:
-    """The `values` of `ReferencedRows`, computed by all processes together.
-
-    at_once: conversations of a batch. log_probs: those of the trained tokens of a pack, [T], by the reference. gather:
-    the entries of the lists of all processes.
-    """
-    found = []
-    for start in range(0, len(rows), at_once):
-        batch = rows[start : start + at_once]
-        mine = of_passes(collator(batch)["packs"], log_probs)
-        of_all = dict(gather(list(mine.items())))
-        for group, of_one in enumerate(batch):
-            found.append(np.array([of_all[group, turn] for turn in np.sort(of_one[0].passes.turn).tolist()]))
-    return found
-
-
-@torch.no_grad()
-def of_passes(packs: Iterable[Pack], log_probs: Callable[[Pack], Tensor]) -> LogProbs:
-    """The log-probability of each pass that stands in `packs`, weighed as the loss."""
-    found: LogProbs = {}
-    for one in packs:
-        sums = log_probs_here(log_probs(one), one).tolist()
-        table = one.passes
-        for group, turn, is_here, value in zip(table.group, table.turn, table.is_here, sums, strict=True):
-            if is_here:
-                found[int(group), int(turn)] = value
-    return found
-
-
-def with_log_probs(one: Pack, known: LogProbs) -> Pack:
-    """The pack, with the log-probabilities of passes that stand in others."""
-    table = one.passes
-    values = [
-        np.nan if is_here else known[int(group), int(turn)]
-        for group, turn, is_here in zip(table.group, table.turn, table.is_here, strict=True)
-    ]
-    return replace(one, passes=replace(table, log_prob=np.array(values, dtype=np.float64)))
-
-
 class ReferencingTrainer(CheckpointingTrainer):
-    """`objective`: that has a reference; None: fine-tuning, which has none."""
+    """A Trainer that knows the reference of its data. objective: what compares with it; None: fine-tuning."""
 
     objective: Preference | None
     train_dataset: Any
@@ -158,11 +108,41 @@ class ReferencingTrainer(CheckpointingTrainer):
                 "data to the trainer as eval_dataset"
             )
         with evaluating(self.model), self.accelerator.autocast():
-            gather = gather_object if self.args.world_size > 1 else list
-            at_once = conversations_at_once(self.args)
-            dataset.values = reference_of(dataset.rows, self.data_collator, at_once, self._log_probs, gather)
+            dataset.values = self._reference_of(dataset.rows)
 
-    def _log_probs(self, one: Pack) -> torch.Tensor:
-        """Log-probabilities of the trained tokens of a pack, [T], by the model as it is."""
-        one = one.to(self.args.device, non_blocking=True)
-        return -token_losses(self.model, one, self.data_collator.block_size).losses
+    def _reference_of(self, rows: Sequence[Sequence[Row]]) -> list[np.ndarray]:
+        """The `values` of `ReferencedRows`, computed by all processes together."""
+        found, size = [], conversations_at_once(self.args)
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            mine = list(self._pass_log_probs(self.data_collator(batch)["packs"]).items())
+            of_all = dict(gather_object(mine) if self.args.world_size > 1 else mine)
+            for group, of_one in enumerate(batch):
+                found.append(np.array([of_all[group, turn] for turn in np.sort(of_one[0].passes.turn).tolist()]))
+        return found
+
+    def _with_log_probs(self, batch: dict[str, Any]) -> list[Pack]:
+        """The packs of a batch. Where passes that compete stand in several packs, each knows the log-probabilities of
+        those in the others, for which the model runs once more."""
+        if not batch["figures"].divided:
+            return batch["packs"]
+        known = self._pass_log_probs(batch["packs"])
+        found = []
+        for one in batch["packs"]:
+            table = one.passes
+            keys = zip(table.group.tolist(), table.turn.tolist(), strict=True)
+            elsewhere = [np.nan if is_here else known[key] for key, is_here in zip(keys, table.is_here, strict=True)]
+            found.append(replace(one, passes=replace(table, log_prob=np.array(elsewhere, dtype=np.float64))))
+        return found
+
+    @torch.no_grad()
+    def _pass_log_probs(self, packs: Sequence[Pack]) -> dict[tuple[int, int], float]:
+        """The log-probability of each pass that stands in `packs`, weighed as the loss, by (group, turn)."""
+        found: dict[tuple[int, int], float] = {}
+        for one in packs:
+            one = one.to(self.args.device, non_blocking=True)
+            losses = token_losses(self.model, one, self.data_collator.block_size).losses
+            table, sums = one.passes, log_probs_here(-losses, one).tolist()
+            keys = zip(table.group.tolist(), table.turn.tolist(), strict=True)
+            found |= {key: value for key, value, is_here in zip(keys, sums, table.is_here, strict=True) if is_here}
+        return found

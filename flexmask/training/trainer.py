@@ -43,7 +43,7 @@ from flexmask.training.collator import OnePassCollator
 from flexmask.training.data import Preparation, Rows, prepare_dataset
 from flexmask.training.layers import compile_layers
 from flexmask.training.nonfinite import not_finite
-from flexmask.training.reference import ReferencingTrainer, of_passes, with_log_probs
+from flexmask.training.reference import ReferencingTrainer
 from flexmask.training.trainer_inputs import (
     check_metric,
     check_rows,
@@ -260,10 +260,7 @@ class OnePassTrainer(ReferencingTrainer):
             raise ValueError("a batch has no rows: every turn of its conversations was dropped; leave them out")
         self.interval.count_batch(inputs["figures"])
         self.run_totals.count(inputs["figures"])
-        losses, packs = [], inputs["packs"]
-        if inputs["figures"].divided:
-            known = of_passes(packs, self._log_probs)
-            packs = [with_log_probs(one, known) for one in packs]
+        losses, packs = [], self._with_log_probs(inputs)
         for i, one in enumerate(packs):
             last = i == len(packs) - 1
             # Gradients travel between processes once a batch, however many packs each process has; sharded ones every
@@ -346,9 +343,8 @@ class OnePassTrainer(ReferencingTrainer):
         tally: Counter[str] = Counter()
         with evaluating(self.model), self.accelerator.autocast():
             batch = self.data_collator(conversations)
-            known = of_passes(batch["packs"], self._log_probs) if batch["figures"].divided else None
-            for one in batch["packs"]:
-                result = self._token_losses(self.model, one if known is None else with_log_probs(one, known))
+            for one in self._with_log_probs(batch):
+                result = self._token_losses(self.model, one)
                 tally.update({"loss": result.total.item(), **result.sums_by_role()})
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         sums = self.add_up(tally)

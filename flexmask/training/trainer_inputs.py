@@ -140,13 +140,14 @@ def datasets_of(dataset: Any, name: str) -> dict[str, Any]:
 
 
 def check_metric(args: TrainingArguments, eval_dataset: Any, compares: bool) -> None:
-    """Raise ValueError for a metric that no evaluation gives: the Trainer would only find out at the first one."""
+    """Raise ValueError for a metric that no evaluation gives: the Trainer would only find out at the first one.
+    compares: whether there is an objective that compares passes."""
     metric = args.metric_for_best_model
     if metric is None or eval_dataset is None:
         return
     prefixes = [f"eval_{name}" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else ["eval"]
-    names = ("loss", "thinking_loss", "answer_loss", "preference_accuracy", "preference_margin")
-    known = [f"{prefix}_{loss}" for prefix in prefixes for loss in names[: 5 if compares else 3]]
+    compared = ("preference_accuracy", "preference_margin") if compares else ()
+    known = [f"{prefix}_{name}" for prefix in prefixes for name in ("loss", "thinking_loss", "answer_loss", *compared)]
     if metric.removeprefix("eval_") not in [name.removeprefix("eval_") for name in known]:
         raise ValueError(f"metric_for_best_model={metric!r}: evaluation gives {', '.join(known)}")
 
@@ -159,9 +160,8 @@ def check_rows(
     objective: Preference | None = None,
 ) -> None:
     """Raise ValueError for conversations without rows, rows longer than a pack, tokens that `model` does not have and
-    what `objective` cannot compare;
-    UnsupportedModelError for rows that branch where the state of its layers does not, or are longer than its positions
-    allow. Streams are checked as they are read."""
+    what `objective` cannot train; UnsupportedModelError for rows that branch where the state of the model's layers does
+    not, or are longer than its positions allow. Streams are checked as they are read."""
     if isinstance(dataset, IterableDataset):
         return
     has_unbranched = model is not None and bool(unbranched_layers(model))

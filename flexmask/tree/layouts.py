@@ -133,8 +133,13 @@ def lay_out(passes: Sequence[Pass], layout: str, pack_length: int | None = None,
     dropped = [p for p in trained if pack_length is not None and len(p) > pack_length]
     if dropped and too_long == "error":
         longest = dropped[0]
+        which = (
+            f"{longest.where}: the pass"
+            if longest.where
+            else f"{longest.name}: the pass of assistant turn {longest.turn}"
+        )
         raise ValueError(
-            f"{longest.name}: the pass of assistant turn {longest.turn} has {len(longest):,} tokens, pack_length is "
+            f"{which} has {len(longest):,} tokens, pack_length is "
             f'{pack_length:,}; raise it, or leave such turns out and count them with too_long="drop"'
         )
     if dropped and any(not math.isnan(p.reward) for p in trained):

@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PassTable:
-    """One entry a pass, in arrays of shape [P], and `weights`, of shape [N].
+    """One entry a pass, in arrays of shape [P], and `weights`, of shape [G].
 
     turn: as in `Pass`. last: index of its last token; the pass is the tokens that this one sees. prompt_length: how
     many of them are its prompt; behind them stands what it generates. candidate, reward: which of the competing
     continuations of its record the pass belongs to, and how good that is (NaN: nothing competes). group: passes of one
     record have the same. weight: the sum of its loss weights. reference: its log-probability by the model that an
-    objective compares with, each token times its loss weight (NaN: not asked for). weights: the loss weights of what
-    each pass generates, one pass behind the other.
+    objective compares with, each token times its loss weight (NaN: not asked for). weights: the loss weights of all
+    tokens that the passes here generate, one pass behind the other.
 
     Where passes that compete are divided over several rows, the table of each also has those of the others: their
-    `last` is -1, and `log_prob` what the model gives them, where that has been computed.
+    `last` is -1, and `log_prob` is their log-probability by the model that is trained, weighed likewise (NaN: not
+    known, as for all passes that stand here).
     """
 
     turn: np.ndarray
@@ -61,7 +62,7 @@ class PassTable:
 
     @classmethod
     def of_a_row(cls, **columns: np.ndarray) -> PassTable:
-        """The table of a row by itself: of one record, and no model has been asked. columns: all others."""
+        """The table of a row by itself: one record (group 0), and no model has been asked. columns: other fields."""
         count = len(columns["turn"])
         unknown = {name: np.full(count, np.nan) for name in ("reference", "log_prob")}
         return cls(group=np.zeros(count, dtype=np.int32), **unknown, **columns)
@@ -77,7 +78,7 @@ class PassTable:
         return bool((~np.isnan(self.reward)).any())
 
     def moved(self, start: int, group: int) -> PassTable:
-        """The table of the same passes in a pack, where their row begins at `start`."""
+        """The table of the same passes in a pack, where their row begins at `start` and their record is `group`."""
         last = np.where(self.is_here, self.last + start, self.last)
         return replace(self, last=last, group=np.full_like(self.group, group))
 
@@ -86,7 +87,7 @@ class PassTable:
         return replace(self, last=np.full_like(self.last, -1), weights=self.weights[:0])
 
     def taken(self, chosen: np.ndarray) -> PassTable:
-        """Some of the passes, by index, without what they weigh."""
+        """Some of the passes, by index, without `weights`."""
         columns = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "weights"}
         return PassTable(**columns, weights=self.weights[:0])
 
@@ -105,10 +106,10 @@ class PassTable:
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What each pass trains, a term for each token of each pass that weighs something, in arrays of shape [N].
+    """What each pass trains: a term for each of its tokens whose loss weight is not 0, in arrays of shape [N].
 
-    token: its index in the pack; a token that several passes generate has a term in each. of: the pass, as an index in
-    the table. weight: float32. The terms of a pass stand together, in the order in which the model generates them.
+    token: its index in the row or pack; a token that several passes generate has a term in each. of: the pass, as an
+    index in the table. weight: float32. The terms of a pass stand together, in the order in which they are generated.
     """
 
     token: np.ndarray

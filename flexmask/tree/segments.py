@@ -66,21 +66,19 @@ def visible_segments(row: Row, of: Sequence[Segment]) -> np.ndarray:
 
 
 def seen_by_passes(row: Row) -> np.ndarray:
-    """Bool [S, passes here]: whether a token stands on the path of each pass, in its prompt or in what it generates."""
+    """Bool [S, passes here]: whether a token belongs to each pass, to its prompt or to what it generates."""
     last = row.passes.last[row.passes.is_here]
     tokens = np.arange(len(row))
     return (tokens[:, None] <= last[None, :]) & (last[None, :] < row.visible_until[:, None])
 
 
 def pass_lengths(row: Row) -> np.ndarray:
-    """The tokens of each pass of a row, int64 [turns]: what training one pass a turn would compute."""
+    """int64 [passes here]: the tokens of each pass of a row, which training one pass a turn would compute."""
     return row.position_ids[row.passes.last[row.passes.is_here]] + 1
 
 
 def _turn_of_each_token(row: Row) -> np.ndarray:
     """The first turn that generates a token, -1 where none does."""
-    turns, until, positions = np.full(len(row), -1, dtype=np.int64), row.visible_until, row.position_ids
-    table = row.passes
-    for turn, last, prompt_length in zip(table.turn[::-1], table.last[::-1], table.prompt_length[::-1], strict=True):
-        turns[(np.arange(len(row)) <= last) & (until > last) & (positions >= prompt_length)] = turn
-    return turns
+    prompts = row.passes.prompt_length[row.passes.is_here]
+    generates = seen_by_passes(row) & (row.position_ids[:, None] >= prompts)
+    return np.where(generates.any(1), np.array(row.turns)[generates.argmax(1)], -1)

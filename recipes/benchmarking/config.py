@@ -55,41 +55,41 @@ class ArmName(StrEnum):
 class ShapeConfig:
     """Sizes of a Qwen3-architecture model with random weights."""
 
-    vocab_size: int = MISSING
-    hidden_size: int = MISSING
-    intermediate_size: int = MISSING
-    layers: int = MISSING
-    heads: int = MISSING
-    kv_heads: int = MISSING
-    head_dim: int = MISSING
+    vocab_size: int = MISSING  # tokens that there are
+    hidden_size: int = MISSING  # numbers of a token's state between layers
+    intermediate_size: int = MISSING  # width of the feed-forward part of a layer
+    layers: int = MISSING  # decoder layers
+    heads: int = MISSING  # of queries, in each layer
+    kv_heads: int = MISSING  # of keys and values
+    head_dim: int = MISSING  # numbers of a head
 
 
 @dataclass
 class MixConfig:
     """Shares of a turn's tokens; they need not add up to 1."""
 
-    question: float = MISSING
-    thinking: float = MISSING
-    answer: float = MISSING
+    question: float = MISSING  # share of the question
+    thinking: float = MISSING  # share of the thinking
+    answer: float = MISSING  # share of the answer
 
 
 @dataclass
 class DeviceConfig:
     """What of the benchmark depends on the device, where the command line does not say."""
 
-    shape: str = MISSING
-    dtype: Dtype = MISSING
-    pack_length: int = MISSING
-    conversation_tokens: int = MISSING
-    turn_tokens: int = MISSING
-    arms: list[ArmName] = MISSING
+    shape: str = MISSING  # the model's, of shapes
+    dtype: Dtype = MISSING  # of the weights
+    pack_length: int = MISSING  # most tokens of a forward pass
+    conversation_tokens: int = MISSING  # of grid.conversation_tokens
+    turn_tokens: int = MISSING  # of grid.turn_tokens
+    arms: list[ArmName] = MISSING  # what is compared
 
 
 @dataclass
 class GridConfig:
     """Conversations of each cell, and how often its arms are timed."""
 
-    turns: list[int] = MISSING
+    turns: list[int] = MISSING  # of a conversation: a cell for each number
     mixes: list[str] = MISSING  # of `mixes`, each with every number of turns; or a data set, with its own
     turn_tokens: int = MISSING  # mean tokens of question, thinking and answer together
     # Tokens of a cell in one pass: conversations are added while they fit, one at least.
@@ -100,17 +100,17 @@ class GridConfig:
 
 @dataclass
 class BenchmarkConfig:
-    device: Device = MISSING
-    sections: list[Section] = MISSING
-    arms: list[ArmName] = MISSING
-    shape: str = MISSING  # of `shapes`
-    dtype: Dtype = MISSING
-    pack_length: int = MISSING  # tokens
+    device: Device = MISSING  # that everything runs on
+    sections: list[Section] = MISSING  # what is measured, a table or more each
+    arms: list[ArmName] = MISSING  # what the grid compares
+    shape: str = MISSING  # the model's, of `shapes`
+    dtype: Dtype = MISSING  # of the weights
+    pack_length: int = MISSING  # most tokens of a forward pass
     block_size: int = MISSING  # tokens on a side of a block of the mask
-    gradient_checkpointing: bool = MISSING
+    gradient_checkpointing: bool = MISSING  # keep one layer's activations alone
     dense_mask_gib: float = MISSING  # an arm that would make a larger mask is reported as too large
     threads: int | None = MISSING  # of torch on CPU; null: its default
-    seed: int = MISSING
+    seed: int = MISSING  # of weights and conversations
     gsm8k_path: str | None = MISSING  # GSM8K-Socratic file to draw lengths from; null: from its stored quantiles
     create_block_mask: bool = MISSING  # compare with torch's own, on CPU 25 s and 11 GB, where that much is free
     grid: GridConfig = field(default_factory=GridConfig)

@@ -49,6 +49,11 @@ def checked_overrides(words: Sequence[str]) -> list[str]:
     return result
 
 
+def names_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of a command that takes both: the words that name a conversation, and those that set a key."""
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+
+
 def override(key: str, value: object) -> str:
     """The word that sets a key to this text, in quotes where Hydra would read signs in it as its own."""
     text = str(value)
@@ -98,6 +103,11 @@ def _key(word: str) -> str | None:
 
 def _meant(key: str, known: Sequence[str]) -> str:
     group, _, ending = key.rpartition(".")
+    if whole := [one for one in known if key.startswith(f"{one}.") and not any(k.startswith(f"{one}.") for k in known)]:
+        inside, value = key.removeprefix(f"{whole[0]}."), "..."
+        for one in reversed(inside.split(".")):
+            value = f"{{{one}: {value}}}"
+        return f"{whole[0]} is given as a whole, '{whole[0]}={value}'"
     close = [one for one in known if one.rpartition(".")[2] == ending]
     inside = [one for one in known if group and one.startswith(f"{group}.")]
     close = close or difflib.get_close_matches(key, inside or known, n=1)

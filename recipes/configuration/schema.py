@@ -66,35 +66,35 @@ class Words(StrEnum):
 
 
 class ControlTokens(StrEnum):
-    refuse = "refuse"
-    escape = "escape"
+    refuse = "refuse"  # an error that names them
+    escape = "escape"  # they become plain text: of what is generated the same characters in plain tokens
 
 
 class NotShown(StrEnum):
     error = "error"
-    warn = "warn"
+    warn = "warn"  # a warning with its count, and training goes on without it
 
 
 class EmptyThinking(StrEnum):
-    train = "train"
-    context = "context"
+    train = "train"  # the model learns to write it
+    context = "context"  # without loss
 
 
 class OnInvalid(StrEnum):
-    error = "error"
-    drop = "drop"
+    error = "error"  # that names all of them
+    drop = "drop"  # left out, counted, and written with its reason into left_out.jsonl
 
 
 class Layout(StrEnum):
-    one_pass = "one_pass"
-    per_turn = "per_turn"
-    keep_thinking = "keep_thinking"
-    last_turn = "last_turn"
+    one_pass = "one_pass"  # a tree in one row: exact
+    per_turn = "per_turn"  # a row a turn: exact, the baseline
+    keep_thinking = "keep_thinking"  # one row in which earlier thinking stays: the common mistake, as a control
+    last_turn = "last_turn"  # only the last trained turn
 
 
 class TooLong(StrEnum):
     error = "error"
-    drop = "drop"
+    drop = "drop"  # left out and counted
 
 
 class MixedPrecision(StrEnum):
@@ -124,8 +124,8 @@ class ObjectiveKind(StrEnum):
 class PreferenceLoss(StrEnum):
     """`flexmask.objectives.preference`, with formulas and sources."""
 
-    sigmoid = "sigmoid"
-    sigmoid_norm = "sigmoid_norm"
+    sigmoid = "sigmoid"  # DPO
+    sigmoid_norm = "sigmoid_norm"  # DPO on means over the tokens of an answer
     ipo = "ipo"
 
 
@@ -152,13 +152,13 @@ SPLIT = "train"
 class TinyConfig:
     """Sizes of the tiny Qwen3-architecture model, as `recipes.models.tiny.build_model` takes them."""
 
-    words: Words = MISSING  # that the tokenizer knows
-    hidden_size: int = MISSING
-    layers: int = MISSING
-    heads: int = MISSING
-    kv_heads: int = MISSING
-    head_dim: int = MISSING
-    intermediate_size: int = MISSING
+    words: Words = MISSING  # the data whose words the tokenizer knows
+    hidden_size: int = MISSING  # numbers of a token's state between layers
+    layers: int = MISSING  # decoder layers
+    heads: int = MISSING  # of queries, in each layer
+    kv_heads: int = MISSING  # of keys and values; heads is a multiple of it
+    head_dim: int = MISSING  # numbers of a head
+    intermediate_size: int = MISSING  # width of the feed-forward part of a layer
 
 
 @dataclass
@@ -167,7 +167,7 @@ class ModelConfig:
     name_or_path: str | None = None  # hub id or local folder; only with kind=hub
     from_scratch: bool = False  # random weights; with kind=hub in the shape of name_or_path
     dtype: Dtype = Dtype.auto  # of the weights in memory
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # keep one layer's activations and compute the others anew in backward
     chat_template: str | None = None  # path of a Jinja file that replaces the tokenizer's template
     tiny: TinyConfig | None = None  # only with kind=tiny
 
@@ -177,14 +177,14 @@ class AdapterConfig:
     """The settings of peft's LoraConfig, under peft's names."""
 
     kind: AdapterKind = MISSING
-    r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    target_modules: Any = "all-linear"  # or a list of module names
+    r: int = 16  # rank of an adapter
+    lora_alpha: int = 32  # an adapter is scaled by lora_alpha / r
+    lora_dropout: float = 0.0  # share of an adapter's inputs that training drops
+    target_modules: Any = "all-linear"  # which modules get an adapter: all-linear, or a list of module names
     modules_to_save: list[str] = field(default_factory=list)  # trained in full beside the adapters
     trainable_token_indices: list[int] = field(default_factory=list)  # token ids whose embeddings are trained
-    use_dora: bool = False
-    use_rslora: bool = False
+    use_dora: bool = False  # DoRA: magnitude and direction of a weight are adapted apart
+    use_rslora: bool = False  # scale by lora_alpha / sqrt(r)
 
 
 @dataclass
@@ -192,11 +192,11 @@ class SourceConfig:
     """One source of a mix."""
 
     kind: DataKind = DataKind.records
-    path: str | None = None
-    hub_id: str | None = None
-    hub_config: str | None = None
-    split: str = SPLIT
-    train_conversations: int | None = None
+    path: str | None = None  # a local file, folder or glob; taken in place of the hub
+    hub_id: str | None = None  # owner/name of data of the hub
+    hub_config: str | None = None  # which part of it, where it has several
+    split: str = SPLIT  # of the hub's data
+    train_conversations: int | None = None  # at most so many are trained; null: all that are not held out
     weight: float = 1.0  # how often each conversation stands in an epoch: 1 once, 0.5 a seeded half of them
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # for this source, over those of the run
 
@@ -205,16 +205,15 @@ class SourceConfig:
 class DataConfig:
     kind: DataKind = MISSING
     path: str | None = None  # a local file, folder or glob; taken in place of the hub
-    hub_id: str | None = None
-    hub_config: str | None = None
+    hub_id: str | None = None  # owner/name of data of the hub
+    hub_config: str | None = None  # which part of it, where it has several
     split: str = SPLIT  # of the hub's data
-    sources: dict[str, Any] = field(default_factory=dict)  # SourceConfig by name; only with kind=mix
-    train_conversations: int | None = None  # null: all that are not held out
-    heldout_conversations: int | None = None  # never trained; null: 5 percent, at most 200
+    sources: dict[str, Any] = field(default_factory=dict)  # of a mix: by a name for each, the keys below
+    train_conversations: int | None = None  # at most so many are trained; null: all that are not held out
+    heldout_conversations: int | None = None  # so many are never trained; null: 5 percent, at most 200
     seed: int = 0  # of generation and of the held-out choice; not of the run
     control_tokens: ControlTokens = ControlTokens.refuse  # special tokens inside message text
-    # A conversation that cannot be read or rendered; drop leaves it out, counts it and writes why into left_out.jsonl.
-    on_invalid: OnInvalid = OnInvalid.error
+    on_invalid: OnInvalid = OnInvalid.error  # a conversation that cannot be read or rendered
     # What delimits thinking inside the text of answers: auto knows those of many models and data sets; others are
     # [opening, closing]; null: no thinking is read from text.
     thinking_tags: Any = "auto"
@@ -239,7 +238,7 @@ class DuplicationConfig:
     thinking_weight: float = 1.0  # loss weight of a thinking token
     answer_weight: float = 1.0  # loss weight of an answer token
     turns: str = "all"  # assistant turns that are trained: all, or indices and slices ("0,2", "1:", "-1")
-    too_long: TooLong = TooLong.error  # a single pass longer than pack_length; drop counts what it leaves out
+    too_long: TooLong = TooLong.error  # a single pass that is longer than pack_length
     # Most tokens of one forward and backward pass. A step runs its packs one after the other, so the memory of a run
     # follows this number and not conversations_per_step: it does what a micro-batch does elsewhere.
     pack_length: int = 2048
@@ -249,7 +248,7 @@ class DuplicationConfig:
 class ContextConfig:
     """What a harness shows of a conversation that has grown long: `flexmask.conversations.contexts`."""
 
-    # A name of RULES there, or a function's "package.module:name"; null: what the chat template shows.
+    # A rule of docs/contexts.md, or a function's "package.module:name"; null: what the chat template shows.
     rule: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of that rule, by name
 
@@ -261,25 +260,25 @@ TEMPLATE = ContextConfig()
 class TrainerConfig:
     epochs: float | None = MISSING  # times through the data; null: trainer.steps says how long
     steps: int | None = MISSING  # optimizer steps; null: trainer.epochs says how long
-    conversations_per_step: int = MISSING  # of all processes together
-    learning_rate: float = MISSING  # the highest
+    conversations_per_step: int = MISSING  # that an optimizer step trains, of all processes together
+    learning_rate: float = MISSING  # the highest that the schedule reaches
     schedule: str = MISSING  # a name of transformers' SchedulerType: linear, cosine, constant_with_warmup, ...
     schedule_args: dict[str, Any] = field(default_factory=dict)  # of that schedule: {min_lr: 1e-6}
-    warmup_steps: float = MISSING  # below 1: that share of all steps
+    warmup_steps: float = MISSING  # over which the learning rate rises; below 1: that share of all steps
     optimizer: str = "auto"  # a name of transformers' OptimizerNames: adafactor, adamw_8bit, ...; auto: AdamW
     optimizer_args: dict[str, Any] = field(default_factory=dict)  # of that optimizer, as transformers' optim_args
-    adam_beta1: float = MISSING
-    adam_beta2: float = MISSING
-    weight_decay: float = MISSING
-    max_grad_norm: float = MISSING
+    adam_beta1: float = MISSING  # of Adam: how much of the mean of gradients stays at each step
+    adam_beta2: float = MISSING  # of Adam: how much of the mean of their squares stays
+    weight_decay: float = MISSING  # share of a weight, times the learning rate, that a step takes away
+    max_grad_norm: float = MISSING  # a longer gradient is shortened to this norm
     mixed_precision: MixedPrecision = MixedPrecision.auto
-    torch_compile: bool = False
+    torch_compile: bool = False  # compile each decoder layer
     # Processes that read and pack steps ahead; null: 2 where there is a GPU, else none.
     loader_workers: int | None = None
     neftune_noise_alpha: float | None = None  # noise on embeddings (NEFTune); null: none
-    log_every: int = MISSING  # steps
+    log_every: int = MISSING  # steps between lines of the log
     save_every: int = MISSING  # steps between checkpoints to resume from; 0: none
-    keep_checkpoints: int = MISSING
+    keep_checkpoints: int = MISSING  # so many of the newest stay
     evaluate_every: int = 0  # steps between measurements of held-out loss; 0: at the end only
     keep_best: bool = False  # model/ is the checkpoint of the lowest held-out loss; save_every is then evaluate_every
     early_stopping: int | None = None  # measurements without a lower held-out loss after which a run ends; null: never
@@ -314,22 +313,22 @@ class ObjectiveConfig:
 class EvaluationConfig:
     """Chat with the trained model on held-out conversations."""
 
-    conversations: int | None = 100  # at most; null: all that are held out; 0: no evaluation
+    conversations: int | None = 100  # at most so many are chatted with; null: all that are held out; 0: no evaluation
     history: History = History.own
     matcher: str = "exact"  # when an answer is right: exact, number, contains, or a function's "package.module:name"
-    max_new_tokens: int = 256  # a turn; a reply that is longer counts as wrong
-    batch_size: int = 64  # conversations
-    # A ContextConfig: what the harness shows that the model is for, under which it is measured. null: as it is trained.
+    max_new_tokens: int = 256  # most tokens of a reply; one that is longer counts as wrong
+    batch_size: int = 64  # conversations that are chatted with side by side
+    # What the harness shows that the model is for, under which it is measured; null: as it is trained.
     context: Any = None
 
 
 @dataclass
 class WandbConfig:
     mode: WandbMode = MISSING
-    project: str = "flexmask"
+    project: str = "flexmask"  # under which the run stands
     name: str | None = None  # null: the run folder's name
     group: str | None = None  # under which runs stand together; null: in a sweep the name of its folder, else none
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)  # of the run
     chats: bool = False  # send sample chats, which hold text of held-out conversations; they are in chats.jsonl anyway
 
 

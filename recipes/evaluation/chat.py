@@ -199,6 +199,7 @@ class _Chat:
             right = False
         turn = ChatTurn(
             turn=self.to_ask[self.next],
+            asked=_behind_answer(self.messages),
             reply=reply,
             expected=expected["content"],
             expects_thinking="reasoning_content" in expected and THINK_CLOSE not in thinking_begun(prompt),
@@ -276,6 +277,13 @@ class _Chat:
         return ChatResult(
             self.conversation.name, str(self.history), messages, tuple(self.turns), self.unasked, succeeded
         )
+
+
+def _behind_answer(messages: Sequence[dict[str, Any]]) -> str:
+    """The text of the messages behind the last one of the assistant; who says it, where that is not the user."""
+    last = list(itertools.takewhile(lambda one: one["role"] != "assistant", reversed(messages)))[::-1]
+    said = (one["content"] if one["role"] == "user" else f"{one['role']}: {one['content']}" for one in last)
+    return "\n\n".join(said)
 
 
 def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]:

@@ -19,11 +19,13 @@ MOST_CALLS = 10
 
 
 class Environment(Protocol):
+    """Made anew of each conversation that is chatted."""
+
     def call(self, name: str, arguments: dict[str, Any]) -> str:
         """The result of a call. Raises ValueError, whose text the model is shown, where there is none."""
 
     def succeeded(self, answer: str) -> bool:
-        """Whether the task is done, by the last answer of the model; the data's own text does not count."""
+        """Whether the task is done, judged by the last answer of the model and not by the text of the data."""
 
 
 OF_KIND: dict[DataKind, Callable[[Conversation], Environment]] = {DataKind.parcels: Parcel}

@@ -78,12 +78,13 @@ def thinking_begun(prompt: str) -> str:
 class ChatTurn:
     """One reply beside what the data has in its place.
 
-    turn: counts assistant messages from 0. expects_thinking: the data's own turn thinks, and the prompt has not closed
-    the block. thinking_tokens: of the reply's thinking, without tags. correct: None where the matcher has nothing to
-    compare; a reply that is not finished is never correct.
+    turn: counts assistant messages from 0. asked: the messages behind the answer before, as text. expects_thinking: the
+    data's own turn thinks, and the prompt has not closed the block. thinking_tokens: of the reply's thinking, without
+    tags. correct: None where the matcher has nothing to compare; a reply that is not finished is never correct.
     """
 
     turn: int
+    asked: str
     reply: Reply
     expected: str
     expects_thinking: bool

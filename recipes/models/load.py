@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import tempfile
 import warnings
+from collections import Counter
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,15 @@ def branching_note(model: torch.nn.Module) -> str:
     layers = branching_layers(model)
     kinds = ", ".join(sorted({layer.partition(" ")[2].strip("()") for layer in layers}))
     return f"state branches with the tree in {len(layers)} layers ({kinds})" if layers else ""
+
+
+def layers_of(model: PreTrainedModel) -> str:
+    """How many layers of which attention, and its reach, as the config has it."""
+    text = model.config.get_text_config()
+    kinds = [f"{n} x {kind}" for kind, n in Counter(getattr(text, "layer_types", None) or ()).items()]
+    reach = {key: getattr(text, key, None) for key in ("sliding_window", "attention_chunk_size")}
+    sizes = [f"{key} {size:,}" for key, size in reach.items() if size]
+    return ", ".join([*(kinds or [str(getattr(text, "num_hidden_layers", "unknown"))]), *sizes])
 
 
 def _without_random_attention(shape: PreTrainedConfig, name: str) -> None:

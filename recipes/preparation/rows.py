@@ -22,6 +22,8 @@ import flexmask
 from flexmask import Calls, Conversation, prepare_conversation
 from flexmask.conversations.contexts import source_of
 from flexmask.model.support import unbranched_layers
+from flexmask.text.calls import calls_under
+from recipes.configuration.rules import rule_of
 from recipes.configuration.schema import (
     TEMPLATE,
     ContextConfig,
@@ -87,6 +89,22 @@ def settings_of(data: DataConfig, duplication: DuplicationConfig, context: Conte
         context=asdict(context),
         date=datetime.date.fromisoformat(data.date),
     )
+
+
+def names_of_calls(
+    chosen: Conversation | Calls,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    duplication: DuplicationConfig,
+    context: ContextConfig = TEMPLATE,
+) -> list[str] | None:
+    """The calls of a record, or of a conversation under the context rule; None where the template alone shows it."""
+    rule = rule_of(context)
+    if rule is not None and isinstance(chosen, Conversation):
+        chosen = calls_under(rule, chosen, tokenizer, **settings_of(data, duplication))
+    if isinstance(chosen, Conversation):
+        return None
+    return [call.name.removeprefix(f"{chosen.name}: ") for call in chosen.calls]
 
 
 def prepare(
@@ -341,9 +359,16 @@ def _prepare_one(
         try:
             laid_out = prepare_conversation(conversation, tokenizer, **settings)
         except ValueError as error:
-            return invalid_record(conversation.name, str(error), _is_too_long(conversation, tokenizer, settings))
+            reason = f"{error}{_with_it(conversation)}"
+            return invalid_record(conversation.name, reason, _is_too_long(conversation, tokenizer, settings))
     texts = sorted({str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)})
     return to_record(conversation.name, laid_out, texts)
+
+
+def _with_it(conversation: Conversation | Calls) -> str:
+    """What stands or falls with the call that a reason is about."""
+    count = len(conversation.calls) if isinstance(conversation, Calls) else 1
+    return f"; the {count:,} calls of its record are prepared together or not at all" if count > 1 else ""
 
 
 def _is_too_long(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from recipes.configuration.schema import TrainConfig, WandbConfig, WandbMode
+from recipes.run.folder import METRICS
 from recipes.storage.whole import write_whole
 
 ROWS_SENT = 200  # of a table to wandb; the file has all
@@ -39,7 +40,7 @@ class Reporter:
         comes again, so those lines, and a half-written last one, are removed."""
         self.folder = Path(config.output_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        metrics = self.folder / "metrics.jsonl"
+        metrics = self.folder / METRICS
         if kept is not None and metrics.exists():
             lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_whole(metrics, "".join(line for line in lines[:kept] if line.endswith("\n")))
@@ -89,7 +90,7 @@ class Reporter:
                 raise ValueError(f"table {name!r}: row {i} has {len(row)} values for {len(columns)} columns")
         records = [{"step": step, **dict(zip(columns, row, strict=True))} for row in rows]
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_whole(self.folder / f"{name}.jsonl", text)
+        write_whole(self.folder / f"{name}.jsonl", text, errors="backslashreplace")  # half a pair in somebody's text
 
         def send(run: Any) -> None:
             import wandb
@@ -175,7 +176,7 @@ def _start_wandb(config: WandbConfig, folder: Path, values: dict[str, Any]) -> A
             _say(f"offline ({reason})")
         run = init("offline")
     except Exception as error:  # see `_send`
-        _say(f"off after {type(error).__name__}: {error}; metrics are in {folder / 'metrics.jsonl'}")
+        _say(f"off after {type(error).__name__}: {error}; metrics are in {folder / METRICS}")
         return None
     _say(f"`wandb sync {Path(run.settings.sync_dir)}` sends this run later")
     return run

@@ -4,14 +4,27 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.configuration import FROM_WHEEL
+from recipes.configuration.schema import TrainConfig
+from recipes.distributed import ranks
 
 if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("flexmask", "torch", "transformers", "datasets", "accelerate", "hydra-core", "wandb")
+
+
+def environment(config: TrainConfig, device: "torch.device") -> dict[str, Any]:
+    """What a run runs on, as run.json and result.json have it."""
+    return {
+        "device": device_name(device),
+        "processes": ranks.count(),
+        "parallel": str(config.parallel.kind) if ranks.count() > 1 else None,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
 
 
 def device_name(device: "torch.device") -> str:

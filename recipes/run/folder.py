@@ -1,6 +1,7 @@
 """The folder of a run: made so that no other run has it, found again to resume, never written over.
 
-config.yaml  data.json  metrics.jsonl  checkpoints/  model/  chats.jsonl  block_mask.png  result.json
+config.yaml  data.json  run.json  metrics.jsonl  checkpoints/  model/  chats.jsonl  block_mask.png  result.json
+report.html
 """
 
 import json
@@ -30,6 +31,8 @@ _NOT_TRAINED = (
 # How many processes help a run, which is another matter where it goes on: memory may have been short.
 _MAY_CHANGE = {"data.processes", "trainer.loader_workers"}
 RESULT, DATA, CHECKPOINTS, MODEL = "result.json", "data.json", "checkpoints", "model"
+SAID, METRICS, CHATS, MASK = "run.json", "metrics.jsonl", "chats.jsonl", "block_mask.png"
+REPORT = "report.html"
 
 
 def new_folder(output_dir: str | None, layout: str) -> Path:
@@ -59,7 +62,7 @@ def refuse_taken(output_dir: str | None) -> None:
     if output_dir is None:
         return
     folder = Path(output_dir)
-    taken = [name for name in ("metrics.jsonl", CHECKPOINTS, MODEL, RESULT) if (folder / name).exists()]
+    taken = [name for name in (METRICS, CHECKPOINTS, MODEL, RESULT) if (folder / name).exists()]
     if taken:
         go_on = "" if RESULT in taken else f", or go on with it: resume={folder}"
         raise ValueError(
@@ -183,9 +186,15 @@ def _state(checkpoint: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def remember_data(folder: Path, fingerprint: str, sources: str = "the data", rule: str | None = None) -> None:
-    """Write down what conversations a run trains, and refuse to go on with others. sources: what they came from; rule:
-    a hash of the user's own context rule, by which they are shown."""
+def remember_data(
+    folder: Path,
+    fingerprint: str,
+    sources: str = "the data",
+    rule: str | None = None,
+    totals: Mapping[str, Any] | None = None,
+) -> None:
+    """Write down what conversations a run trains, with their `totals`, and refuse to go on with others. sources: what
+    they came from; rule: a hash of the user's own context rule, by which they are shown."""
     found = _data_of(folder)
     unlike = {key for key, value in (("fingerprint", fingerprint), ("rule", rule)) if found.get(key, value) != value}
     if unlike:
@@ -199,7 +208,8 @@ def remember_data(folder: Path, fingerprint: str, sources: str = "the data", rul
             f"same training. Put {back} back, or start a new run; with {folder / DATA} deleted, the run goes on with "
             "what is there now"
         )
-    write_json(folder / DATA, {"fingerprint": fingerprint} | ({} if rule is None else {"rule": rule}))
+    of_rule = {} if rule is None else {"rule": rule}
+    write_json(folder / DATA, {"fingerprint": fingerprint} | of_rule | dict(totals or {}))
 
 
 def trained_fingerprint(folder: Path) -> str | None:

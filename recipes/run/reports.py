@@ -14,6 +14,7 @@ from flexmask.viz import plot_pack
 from recipes.distributed.ranks import rank
 from recipes.evaluation.replies import ChatResult
 from recipes.run.destinations import Nowhere, Reporter
+from recipes.run.folder import MASK
 from recipes.terminal.progress import duration, progress
 
 matplotlib.use("Agg")
@@ -87,7 +88,7 @@ def report_mask(reporter: Reporter, trainer: OnePassTrainer) -> None:
         return
     conversations = trainer.train_dataset[: trainer.args.per_device_train_batch_size]
     pack = trainer.data_collator(conversations)["packs"][0]
-    path = reporter.folder / "block_mask.png"
+    path = reporter.folder / MASK
     figure = plot_pack(pack, trainer.data_collator.block_size)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -95,12 +96,32 @@ def report_mask(reporter: Reporter, trainer: OnePassTrainer) -> None:
 
 
 def report_chats(reporter: Reporter, chats: Sequence[ChatResult], step: int) -> None:
-    """Save and send the chats, a row each turn; a turn that was not asked has the reason in `unasked`."""
-    columns = ["conversation", "history", "turn", "thinking", "answer", "expected", "correct", "thinks", "ended"]
+    """Save and send the chats, a row each turn; a turn that was not asked has the reason in `unasked`. `asked` is what
+    stands in front of the turn, behind the answer before."""
+    columns = [
+        "conversation",
+        "history",
+        "turn",
+        "asked",
+        "thinking",
+        "answer",
+        "expected",
+        "correct",
+        "thinks",
+        "ended",
+    ]
     rows = []
     for chat in chats:
         for turn in chat.turns:
-            said = [turn.thinking, turn.answer, turn.expected, turn.correct, str(turn.reply.state), turn.reply.ended]
+            said = [
+                turn.asked,
+                turn.thinking,
+                turn.answer,
+                turn.expected,
+                turn.correct,
+                str(turn.reply.state),
+                turn.reply.ended,
+            ]
             rows.append([chat.name, chat.history, turn.turn, *said, None])
-        rows += [[chat.name, chat.history, turn, *[None] * 6, reason] for turn, reason in chat.unasked.items()]
+        rows += [[chat.name, chat.history, turn, *[None] * 7, reason] for turn, reason in chat.unasked.items()]
     reporter.table("chats", [*columns, "unasked"], rows, step)

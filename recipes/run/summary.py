@@ -1,7 +1,9 @@
 """What a run says first and last: the words of a terminal, and the figures of result.json."""
 
 import warnings
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -24,7 +26,7 @@ from recipes.models.load import branching_note
 from recipes.models.precision import resolve_precision
 from recipes.preparation.rows import PreparedData
 from recipes.run.arguments import planned_steps
-from recipes.run.environment import device_name, git_commit, versions
+from recipes.run.environment import device_name, environment
 from recipes.sources.invalid import kinds
 from recipes.sources.invalid import lines as invalid_kinds
 from recipes.sources.load import LoadedData
@@ -134,6 +136,32 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
     return [*lines, f"steps       {_steps(config.trainer, rows)}"] if rows.items else lines
 
 
+def data_totals(data: LoadedData, rows: PreparedData, heldout: PreparedData) -> dict[str, Any]:
+    """The same as numbers, for data.json."""
+    invalid = left_out(data, rows, heldout)
+    return {
+        "sources": {name: asdict(counts) for name, counts in data.sources.items()},
+        "formats": data.formats,
+        "conversations": len(rows.items),
+        "turns": rows.turns,
+        "tokens_computed": rows.tokens_computed,
+        "tokens_trained": rows.tokens_trained,
+        "tokens_per_turn": rows.tokens_per_turn,
+        "tokens_distinct": rows.tokens_distinct,
+        "tokens_copied": rows.tokens_copied,
+        "branching_conversations": rows.branching,
+        "competing_conversations": rows.competing,
+        "retokenized_texts": rows.retokenized_texts,
+        "heldout_conversations": len(data.heldout),
+        "heldout_turns": heldout.turns,
+        "heldout_tokens": heldout.tokens_computed,
+        "dropped_conversations": len(invalid),
+        "dropped_turns": rows.dropped_turns,
+        "dropped_heldout_turns": heldout.dropped_turns,
+        "conversations_without_turns": rows.without_rows,
+    }
+
+
 def _rule(context: ContextConfig) -> str:
     if context.rule is None:
         return "the chat template alone"
@@ -205,11 +233,7 @@ def training_result(
         "dropped_turns": rows.dropped_turns,
         "dropped_heldout_turns": heldout.dropped_turns,
         "conversations_without_turns": rows.without_rows,
-        "device": device_name(trainer.args.device),
-        "processes": trainer.args.world_size,
-        "parallel": str(config.parallel.kind) if trainer.args.world_size > 1 else None,
-        "versions": versions(),
-        "git_commit": git_commit(),
+        **environment(config, trainer.args.device),
     }
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from flexmask import Calls, Conversation
 from flexmask.conversations.conversation import check_template_kwargs
 from flexmask.conversations.notes import said_of_reading
 from recipes.configuration.schema import GENERATED, DataConfig, DataKind, OnInvalid, SourceConfig
@@ -85,6 +86,23 @@ class LoadedData:
                 digest.update(one)
             digest.update(b"\n")
         return digest.hexdigest()
+
+
+def choose(data: LoadedData, wanted: str) -> Conversation | Calls:
+    """The conversation, or record of calls, that a user names: by its index among those trained, or by its name (of an
+    episode, by that of any of its records). Raises ValueError where there is none, or it was left out as invalid."""
+    if wanted.isdecimal() and int(wanted) < len(data.train):
+        return data.train[int(wanted)]
+    for some in (data.train, data.heldout):
+        for index, names in enumerate(some.names_of_records()):
+            if wanted in names:
+                return some[index]
+    if wanted in data.dropped:
+        raise ValueError(f"conversation {wanted!r}: invalid, left out: {data.dropped[wanted]}")
+    raise ValueError(
+        f"conversation {wanted!r}: there is none of this name or index; names are like {data.train[0].name!r}, "
+        f"indices go from 0 to {len(data.train) - 1:,}"
+    )
 
 
 def load_data(data: DataConfig) -> LoadedData:

@@ -46,12 +46,14 @@ def pairs(seed: int, split: Split) -> Iterator[dict]:
     """Records `{"prompt": [...], "chosen": [...], "rejected": [...]}`, without end; the same for the same arguments in
     every process. No question of one split is asked in the other."""
     rng = random.Random(f"pairs/{split}/{seed}")
-    wrong: list[Turn | None] = []
+    wrong: list[Turn | None] = []  # what the careless tutor would have said
 
     def note(turn: Turn, _: random.Random) -> None:
+        """Sees each turn as it is made, and changes none."""
         wrong.append(careless_turn(turn))
 
     for record in dialogues(seed, split, note):
+        # Behind the turns of dialogues of the other split, which were made too and are not given.
         of_turns, wrong[:] = wrong[-len(record["turns"]) :], []
         messages = record["messages"]
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]

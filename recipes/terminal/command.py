@@ -85,14 +85,17 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def typed(recipe: str, word: object) -> str:
+def typed(recipe: str, *words: object, processes: int = 1) -> str:
     """How a user starts a recipe: with make in the repository, with the command that a wheel installs elsewhere.
 
-    word: its only one, a place or `override`; quoted where a shell or make would take it apart.
+    words: places and overrides; quoted where a shell or make would take them apart. processes: that run it together.
     """
-    quoted = shlex.quote(str(word))
+    quoted = shlex.join(map(str, words))
     if FROM_WHEEL:
-        return f"flexmask {recipe} {quoted}"
+        launched = f"torchrun --nproc-per-node={processes} -m recipes.{recipe}"
+        return f"{launched if processes > 1 else f'flexmask {recipe}'} {quoted}"
+    if processes > 1:
+        return f"NPROC={processes} {typed(recipe, *words)}"
     for_make = quoted.replace("$", "$$")
     if set(for_make) & set('"$`\\'):
         return f"make {recipe} {shlex.quote(f'ARGS={for_make}')}"

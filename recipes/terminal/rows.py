@@ -47,8 +47,8 @@ def print_segments(
 
 
 def table_of_calls(row: Row, names: Sequence[str]) -> Table:
-    """What each call of a row is shown, and how much of it stands in the row for an earlier one already. names: of all
-    calls of the record, by number."""
+    """A line a call of a row: the tokens of its prompt, how many of them an earlier call of the row has computed, what
+    it generates, and the tokens that it adds to the row. names: of all calls of the record, by number."""
     seen, prompts = seen_by_passes(row), row.passes.prompt_length[row.passes.is_here]
     first = np.where(seen.any(1), seen.argmax(1), -1)
     lines = []
@@ -65,7 +65,7 @@ def table_of_calls(row: Row, names: Sequence[str]) -> Table:
 
 
 def against_least(computed: int, least: int) -> str:
-    """Tokens computed beside the distinct prefixes, of which no exact method computes fewer."""
+    """Tokens computed beside the lower bound: the distinct prefixes, of which no exact method computes fewer."""
     return f"{computed:,} tokens computed, {computed / least - 1:.1%} more than the lower bound of {least:,}"
 
 

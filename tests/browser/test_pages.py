@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from recipes.pages import page as pages
 
 HOSTILE = [

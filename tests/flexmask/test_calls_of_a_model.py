@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from factories import WORDS, chatml_tokenizer, random_conversation, tiny_qwen3
-from reference import gradients, per_turn_loss, worst_gradient_difference
+from reference import distinct_prefixes, gradients, per_turn_loss, worst_gradient_difference
 
 from flexmask import (
     Calls,
@@ -60,10 +60,6 @@ def with_ids(record, seed):
         of_answer = {"completion": one.input_ids[one.prompt_length :].tolist()}
         made.append(call if rng.random() < 0.7 else call | ids | of_answer)
     return {"calls": made}
-
-
-def distinct_prefixes(passes):
-    return len({tuple(one.input_ids[: i + 1].tolist()) for one in passes for i in range(len(one))})
 
 
 # Breaks if a call is trained behind another history than its own, a token is computed twice, or a weight is lost.
@@ -178,8 +174,8 @@ def test_logs_of_a_server_are_calls():
     prompt, answer = [{"role": "user", "content": "add"}], {"role": "assistant", "content": "b"}
     choice = {"index": 0, "message": answer, "finish_reason": "length"}
     logged = {"messages": prompt, "choices": [choice], "temprature": 1}
-    found = read_record({"calls": [logged], "id": 7, "sorce": "x", "system": "y"}, "log")
-    assert isinstance(found, Calls) and found.unread == ("sorce", "system", "temprature")
+    found = read_record({"calls": [logged], "id": 7, "sorce": "x"}, "log")
+    assert isinstance(found, Calls) and found.unread == ("sorce", "temprature")
     assert len(found.notes) == 1 and "cut off" in found.notes[0]
     assert found.calls == read_record({"calls": [{"prompt": prompt, "completion": answer}]}, "log").calls
     assert isinstance(read_record({"messages": [*prompt, answer]}, "chat"), Conversation)
@@ -205,3 +201,28 @@ def test_without_a_weight_there_are_no_passes():
     named = read_record({"calls": [calls[0] | {"name": "first"}, *calls[1:]]}, "record")
     assert render_calls(named, TOKENIZER, thinking_weight=0, answer_weight=0).passes == []
     assert [call.name for call in named.calls] == ["record: call 0 (first)", "record: call 1"]
+
+
+# Breaks if a system text beside the calls is not shown to them, or what cannot be shown is left out.
+def test_what_stands_beside_calls_is_that_of_each():
+    def calls(number, **beside):
+        one = {"prompt": [{"role": "user", "content": "add"}], "completion": {"content": "b"}}
+        return read_record({"calls": [one] * number, **beside}, "x")
+
+    found = calls(2, system="be brief", reasoning="off")
+    assert [call.conversation.messages[0]["content"] for call in found.calls] == ["be brief"] * 2
+    assert [call.conversation.thinks for call in found.calls] == [False] * 2 and found.unread == ()
+    with pytest.raises(ValueError, match="x: call 0: 'documents' beside the messages is not supported; remove it"):
+        calls(1, documents=[{"text": "a"}])
+
+
+# A Trainer joins nothing. Breaks if it says that it does.
+def test_a_trainer_says_nothing_of_episodes(tmp_path, recwarn):
+    logged = {"messages": [{"role": "user", "content": "add"}], "choices": [{"message": {"content": "b"}}]}
+    OnePassTrainer(
+        tiny_qwen3(len(TOKENIZER), torch.float32),
+        OnePassConfig(str(tmp_path), max_steps=1, use_cpu=True),
+        train_dataset=[logged | {"session_id": "a"}, logged],
+        processing_class=TOKENIZER,
+    )
+    assert not [one for one in recwarn if "episode" in str(one.message) or "one record" in str(one.message)]

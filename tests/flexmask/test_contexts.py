@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from factories import WORDS, Work, chatml_tokenizer, random_conversation, template_tokenizer, tiny_qwen3
-from reference import gradients, per_turn_loss, worst_gradient_difference
+from reference import distinct_prefixes, gradients, per_turn_loss, worst_gradient_difference
 from small_templates import TEMPLATES
 
 from flexmask import (
@@ -158,10 +158,6 @@ def same(found, expected):
         assert one.prompt_length == other.prompt_length and one.ends == other.ends
         for name in ("input_ids", "roles", "loss_weights"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-
-
-def distinct_prefixes(passes):
-    return len({tuple(one.input_ids[: i + 1].tolist()) for one in passes for i in range(len(one))})
 
 
 # Breaks if a call is shown another history than the harness has at that time, or a weight is lost. Each call is
@@ -381,6 +377,12 @@ def test_tokens_are_counted_as_they_are_shown():
         (lambda messages: [{"role": "user"}], "message 0 of what it shows: 'content' is missing"),
         (lambda messages: [{"role": "assistant", "content": "a"}], "begins with an assistant message"),
         (lambda messages: messages[9], "IndexError"),
+        (lambda messages: [*messages, {"role": "assistant", "content": "a"}], "ends with an assistant message"),
+        # Else the data is no more what it was, and the run says that the rule has changed nothing.
+        (
+            lambda messages: messages[0].update(content="b") or messages,
+            "has changed message 0 in place.* leave it as it is",
+        ),
     ],
 )
 def test_a_rule_of_a_users_own_that_goes_wrong_is_named(returned, message):
@@ -405,10 +407,6 @@ def test_a_layout_that_keeps_thinking_says_what_stands_in_the_history_itself():
 @pytest.mark.parametrize("context", [None, {}, {"rule": None}, {"rule": None, "arguments": {}}])
 def test_without_a_rule_the_template_alone_shows(context):
     assert load_rule(context) is None
-
-
-def test_every_rule_says_what_it_is_for():
-    assert all(rule.__doc__ for rule in RULES.values())
 
 
 # Breaks if each call is tokenized from its beginning: the work would grow with the square of the length.

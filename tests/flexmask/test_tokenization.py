@@ -4,10 +4,11 @@ import itertools
 import random
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from factories import chatml_tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from flexmask.text.tokenization import TextTokenizer
+from flexmask.text.tokenization import TextTokenizer, token_texts
 
 LETTERS = [*"abcdeABCé e\u0301\u2581", " ", "\n", "<", ">", "|"]
 TOKENS = ("<s>", "<e>", "<p>")
@@ -73,3 +74,45 @@ def test_a_text_is_tokenized_from_the_last_special_token_that_it_shares(flag, mo
     )
     tokenizing.tokenize("abc <s> a <e> ac", known)
     assert given[0].strip() == "<e> ac" and len(given) == 1 and not tokenizing.retokenized_texts
+
+
+# Of the last six, each two begin with the same bytes.
+LIKE = ["add", "\n", "<|im_end|>", "\u00e8", "\u00e9", "\U0001f389", "\U0001f38a", "\u65e5", "\u65e6"]
+
+
+# Breaks if tokens are decoded one by one, which loses what a part of a character means.
+def test_the_texts_of_tokens_are_those_of_their_path():
+    rng, core = random.Random(0), chatml_tokenizer()
+    for _ in range(200):
+        ids, previous = [], []
+        for text in ("".join(rng.choices(LIKE, k=2)) for _ in range(9)):
+            at = -1  # each text is a branch of all before it, as far as they begin alike, also within a character
+            for token in core(text).input_ids:
+                known = [i for i, before in enumerate(previous) if before == at and ids[i] == token]
+                if not known:
+                    ids.append(token)
+                    previous.append(at)
+                at = known[0] if known else len(ids) - 1
+        texts = token_texts(core, ids, previous)
+        leaves = set(range(len(ids))) - set(previous)
+        for leaf in leaves:
+            path = [leaf]
+            while previous[path[0]] >= 0:
+                path.insert(0, previous[path[0]])
+            assert "".join(texts[i] for i in path) == core.decode([ids[i] for i in path])
+
+
+def test_a_part_of_a_character_has_no_text_and_nonsense_has_one():
+    core = chatml_tokenizer()
+    ids = core("\U0001f389").input_ids
+    assert token_texts(core, ids, range(-1, len(ids) - 1)) == [*[""] * (len(ids) - 1), "\U0001f389"]
+    broken = [ids[-1]] * 9  # the end of a character again and again: nobody waits for more than one has bytes
+    texts = token_texts(core, broken, range(-1, 8))
+    assert "\ufffd" in texts[3] and "\ufffd" in texts[7]
+
+
+def test_blanks_that_a_tokenizer_keeps_in_front_of_words_are_shown_between_them():
+    core = tokenizer("SentencePiece", "none")
+    core.backend_tokenizer.decoder = decoders.Metaspace()
+    ids = core("a b a").input_ids
+    assert "".join(token_texts(core, ids, range(-1, len(ids) - 1))) == core.decode(ids) == "a b a"

@@ -40,4 +40,6 @@ def furnish(folder: Path, models: Path) -> None:
     assets.write_jsonl(folder / "long.jsonl", [*assets.conversations(6), *assets.conversations(1, turns=12)])
     assets.write_jsonl(folder / "inline.jsonl", [assets.inline(one) for one in assets.conversations(12)])
     assets.write_jsonl(folder / "sharegpt.jsonl", [assets.sharegpt(one) for one in assets.conversations(12)])
+    rollout = {"prompt_ids": [1, 5], "response_ids": [7, 8, 30, 31, 9], "response_mask": [1, 1, 0, 0, 1]}
+    assets.write_jsonl(folder / "rollouts.jsonl", [rollout])
     (folder / "gsm8k.jsonl").symlink_to(DATA / "gsm8k_socratic_sample.jsonl")

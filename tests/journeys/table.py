@@ -1,4 +1,4 @@
-"""Every command that README.md, docs/, `make help` and conf/ tell a user, and how a journey runs it.
+"""Every command that README.md, CONTRIBUTING.md, docs/, `make help` and conf/ tell a user, and how a journey runs it.
 
 A command runs with the same words: `replace` puts the user's own in the places that stand for it, `args` goes behind
 the command's ARGS to make it small. What runs otherwise says why. tests/journeys/test_commands.py runs the table, and
@@ -51,7 +51,7 @@ TABLE = {
     "make install": How(),
     "make lock": How(runs_in="test_lock.py", why="on a copy: it writes a file of the project"),
     "make licences": How(shows=("| torch | Apache-2.0",)),
-    "make train": How(args=TINY, leaves=(*RUN, "runs/*/block_mask.png", "runs/*/chats.jsonl")),
+    "make train": How(args=TINY, leaves=(*RUN, "runs/*/block_mask.png", "runs/*/report.html")),
     "make test": How(runs_in=".ci/run", why="the tests themselves"),
     'make train ARGS="seed=1 wandb=off"': How(args=TINY, leaves=RUN),
     'make train ARGS="duplication=per_turn seed=1"': How(args=TINY, leaves=RUN),
@@ -105,8 +105,34 @@ TABLE = {
         leaves=RUN,
         why="the problems are on the hub",
     ),
+    **{
+        f'make inspect ARGS="my.jsonl:1 {OWN_FILE}{more}"': How(shows=("my.jsonl:1", "plain copy", "trained answer"))
+        for more in ("", " data.empty_thinking=context")
+    },
+    f'make inspect ARGS="--full my.jsonl:1 {OWN_FILE}"': How(shows=("<think>", "You have 2 pens.", "trained answer")),
+    'make inspect ARGS="rollouts.jsonl:1 data=jsonl data.path=rollouts.jsonl"': How(
+        shows=("read as token ids of rollouts", "7 tokens computed in layout one_pass, 3 trained")
+    ),
+    'make inspect ARGS="data=parcels context=parcels model.tiny.words=parcels"': How(
+        args="data.train_conversations=8", shows=("one pass a turn computes", "later calls see it no longer")
+    ),
     "make inspect": How(
         args="data.train_conversations=20", shows=("tutoring/train[0]", "plain copy", "trained answer")
+    ),
+    "make explore": How(
+        args="data.train_conversations=20",
+        shows=("tutoring/train[0]: ", "1 of the data's 120 conversations"),
+        leaves=("runs/explorer/tutoring_train_0.html",),
+    ),
+    'make explore ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
+        replace={"Qwen/Qwen3-0.6B": "models/dense"},
+        shows=("my.jsonl:12: ", "1 of the data's 12 conversations"),
+        leaves=("runs/explorer/my.jsonl_12.html",),
+    ),
+    'make explore ARGS="3 my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
+        replace={"Qwen/Qwen3-0.6B": "models/dense"},
+        shows=("my.jsonl:12: ", "2 of the data's 12 conversations"),
+        leaves=("runs/explorer/my.jsonl_*_and_1_more.html",),
     ),
     'make train ARGS="experiment=qwen3_0_6b_mathchatsync"': How(
         args=f"{LOCAL_MODEL} data.path=my.jsonl {FINETUNE} evaluation.max_new_tokens=8", leaves=RUN
@@ -127,7 +153,6 @@ TABLE = {
     "python -m recipes.convert_gguf SOURCE.gguf OUT_DIR": How(
         runs_in="test_real_weights.py", why="with the real weights"
     ),
-    "python -m recipes.convert_gguf": How(runs_in="test_real_weights.py", why="with the real weights"),
     "python -m recipes.loop": How(shows=("step   1   loss", "step  40   loss")),
     # runs
     'make train ARGS="resume=runs/<folder>"': How(replace=ONE, needs="interrupted", leaves=RUN),
@@ -145,11 +170,13 @@ TABLE = {
     'make evaluate ARGS="runs/<folder> evaluation.history=both evaluation.matcher=number"': How(
         replace=ONE, needs="finished", shows=("answer_accuracy", "teacher_answer_accuracy")
     ),
+    "make report": How(args="runs/one", needs="interrupted", leaves=("runs/one/report.html",)),
+    'make report ARGS="runs/<folder>"': How(runs_in="test_report.py", why="what it says is looked at"),
     "make merge": How(args="runs/one", needs="adapted", leaves=MERGED),
     'make merge ARGS="runs/<folder>"': How(replace=ONE, needs="adapted", leaves=MERGED),
     "make replay": How(runs_in="test_replay.py", why="after a step that was not finite"),
     'make replay ARGS="runs/<folder>"': How(runs_in="test_replay.py", why="after a step that was not finite"),
-    "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/comparison.png")),
+    "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/report.html")),
     r'''make sweep ARGS="hydra.sweeper.params.seed=\'0\'"''': How(args=TINY, leaves=("runs/sweep/*/comparison.md",)),
     'make sweep ARGS="duplication=one_pass trainer.learning_rate=1e-3,3e-3 seed=0,1"': How(
         args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| learning_rate | seed |",)
@@ -182,6 +209,9 @@ TABLE = {
     "make bench": How(args=f"sections=[grid] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="threads=1"': How(args=f"sections=[packing] {BENCH}", leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[preparation] threads=1"': How(args=BENCH, leaves=("runs/bench/*/*",)),
+    'make bench ARGS="sections=[recompiles] threads=1"': How(
+        args=BENCH, leaves=("runs/bench/*/*",), shows=("graphs compiled",)
+    ),
     'make bench ARGS="sections=[attention,mask]"': How(args=BENCH, leaves=("runs/bench/*/*",)),
     'make bench ARGS="sections=[grid] arms=[one_pass,per_turn_packed,one_pass_paths,one_pass_compiled]"': How(
         replace={",one_pass_compiled": ""},
@@ -230,10 +260,19 @@ TABLE = {
     # documentation and house
     "make picture": How(leaves=("docs/images/block_mask.png", "docs/images/state_branches.png")),
     "make notebook": How(leaves=("runs/notebooks/*.ipynb",)),
+    "make docs": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
+    'make docs ARGS="-b linkcheck"': How(
+        replace={"make": "make --dry-run"}, shows=("-b linkcheck",), why="links lead out of here"
+    ),
+    'make test ARGS="tests/flexmask/test_masks.py"': How(
+        args="--collect-only", shows=("test_masks.py",), why="the tests themselves, which make test runs"
+    ),
+    "make browser-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make check": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
     "make network-test": How(runs_in=".ci/run", why="the tests themselves"),
     "make journeys": How(runs_in=".ci/run", why="these tests themselves"),
     "make mutations": How(args="exclusive", shows=("1 of 1 faults noticed",)),
+    'make mutations ARGS="exclusive"': How(shows=("1 of 1 faults noticed",)),
     "make gpu-test": How(
         args="--collect-only tests/flexmask/test_attention.py", shows=("test_attention.py",), why="it needs a GPU"
     ),

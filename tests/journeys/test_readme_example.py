@@ -1,17 +1,17 @@
-"""README's own script, as it stands there, on a local model and file."""
+"""The scripts of README and of the first page of docs/, as they stand there, on a local model and file."""
 
 import re
 
+import pytest
 from journeys.told import python_of
 from journeys.workshop import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
 
-
-def test_the_script_of_the_readme_trains_and_prints_a_loss(workshop):
-    script = python_of(PAGE, holding="OnePassTrainer")
-    assert len([line for line in script.splitlines() if line.strip()]) <= 12, "README's example is long"
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_script_of_a_page_trains_and_prints_a_loss(workshop, page):
+    script = python_of((ROOT / page).read_text(encoding="utf-8"), holding="OnePassTrainer")
+    assert len([line for line in script.splitlines() if line.strip()]) <= 12, "the example is long"
     local, count = re.subn(r'"[\w.-]+/[\w.-]+"', '"models/dense"', script)
     assert count >= 1, "no model of the hub in it"
     (workshop.folder / "example.py").write_text(local)

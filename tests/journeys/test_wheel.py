@@ -100,6 +100,15 @@ def test_the_inspector(installed):
     assert "plain copy" in installed.run("flexmask", "inspect", "data.train_conversations=20").stdout
 
 
+# Breaks if the templates, styles and scripts of the page are not in the wheel.
+def test_the_explorer(installed):
+    *_, page = installed.run(
+        "flexmask", "explore", "my.jsonl:2", "data=jsonl", "data.path=my.jsonl"
+    ).stdout.splitlines()
+    text = (installed.folder / page).read_text()
+    assert "class Row" in text and "::highlight(seen)" in text and "my.jsonl:2" in text
+
+
 def test_what_is_wrong_is_named_with_the_command_at_hand(installed, trained):
     assert "trainer.stepz" in installed.run("flexmask", "train", "trainer.stepz=1", code=1).stderr
     done = installed.run("flexmask", "trian", code=1)

@@ -11,9 +11,9 @@ PLACEHOLDER = re.compile(r"make target\b")
 
 
 def told() -> dict[str, str]:
-    """Each command, and the file that tells it first: README.md, docs/, the targets of `make help`, conf/."""
+    """Each command, and the file that tells it first: README, CONTRIBUTING, docs/, targets of `make help`, conf/."""
     commands: dict[str, str] = {}
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for command in of_markdown(path.read_text(encoding="utf-8")):
             commands.setdefault(command, path.name)
     for command in of_makefile((ROOT / "Makefile").read_text(encoding="utf-8")):

@@ -233,6 +233,7 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         (["model.tiny.kv_heads=3"], "model.tiny.kv_heads=3: must divide model.tiny.heads=4"),
         (["evaluation.context={roule: compact}"], "evaluation.context: Key 'roule' not in 'ContextConfig'"),
         (["evaluation.context={rule: keep}"], "evaluation.context.rule=keep: no such rule; choose"),
+        (["evaluation.context.rule=compact"], "is given as a whole, 'evaluation.context={rule: ...}'"),
         (["model.chat_template=none.jinja"], "model.chat_template=none.jinja: no such file"),
         (["data=jsonl"], "data.path: has no value"),
         (["data=gsm8k_socratic", "data.path=none.jsonl"], "data.path=none.jsonl: no such file"),

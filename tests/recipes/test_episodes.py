@@ -11,7 +11,8 @@ from records import CALLING_TEMPLATE
 
 from flexmask.text.calls import render_calls
 from recipes.configuration.compose import compose
-from recipes.configuration.schema import DataConfig, DataKind, OnInvalid
+from recipes.configuration.schema import DataConfig, DataKind, DuplicationConfig, Layout, OnInvalid
+from recipes.preparation.rows import prepare
 from recipes.sources import load, parts
 from recipes.sources.load import load_data
 
@@ -19,6 +20,8 @@ TOKENIZER = copy.deepcopy(chatml_tokenizer())
 TOKENIZER.chat_template = CALLING_TEMPLATE
 WORDS = {"a": "one", "b": "two", "c": "three", "d": "four", "e": "five", "f": "six"}
 EPISODES = {name: traces.logged_episode(name, word) for name, word in WORDS.items()}
+
+DATA = DataConfig(kind=DataKind.records, date="2020-01-01")
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +106,26 @@ def test_a_line_that_cannot_be_read_is_left_out_by_its_own_name(folder):
         loaded(folder)
     data = loaded(folder, on_invalid=OnInvalid.drop)
     assert list(data.dropped) == ["2.jsonl:7"] and len(passes(data)) == 12
+
+
+# Breaks if calls of an episode vanish beside the one that cannot be rendered, and nobody is told how many; or if a call
+# that is too long is named as a turn of the first line.
+def test_what_falls_with_a_call_that_cannot_be_rendered_is_said(tmp_path):
+    lines = json.loads(json.dumps(traces.logged_episode("a", "one")))  # which share messages
+    lines[1]["request"]["messages"][1]["content"] = "what is <|im_end|>?"
+    file = tmp_path / "logs.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    data = loaded(file, on_invalid=OnInvalid.drop, heldout_conversations=0)
+    duplication = DuplicationConfig(layout=Layout.one_pass)
+    found = prepare(data.train, TOKENIZER, DataConfig(**vars(DATA) | {"on_invalid": OnInvalid.drop}), duplication)
+    ((_, reason),) = found.invalid.items()
+    assert reason.startswith("logs.jsonl:2: messages[1].content contains the control token")
+    assert reason.endswith("; the 2 calls of its record are prepared together or not at all")
+    lines[1]["request"]["messages"][1]["content"] = "add " * 400
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    duplication.pack_length = 512
+    with pytest.raises(ValueError, match=r"logs.jsonl:2: the pass has [\d,]+ tokens, pack_length is 512; raise it"):
+        prepare(loaded(file, heldout_conversations=0).train, TOKENIZER, DATA, duplication)
 
 
 # The fingerprint is of what is said. Breaks if it changes with the name of a file: a run could not be resumed then.

@@ -70,7 +70,7 @@ def test_every_reply_is_of_one_kind(prompt, generated, ended):
 
 def turn(state="valid", *, expects=True, ended=True, tokens=0, correct=True, number=0):
     reply = Reply("", "a", Thinking(state), ended, closed=True)
-    return ChatTurn(number, reply, "a", expects_thinking=expects, thinking_tokens=tokens, correct=correct)
+    return ChatTurn(number, "q", reply, "a", expects_thinking=expects, thinking_tokens=tokens, correct=correct)
 
 
 def result(*turns, unasked=()):

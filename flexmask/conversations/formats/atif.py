@@ -31,6 +31,9 @@ _STEP = frozenset(
     "step_id timestamp source model_name reasoning_effort message reasoning_content tool_calls observation metrics "
     "extra llm_call_count is_copied_context".split()
 )
+_METRICS = frozenset(
+    "prompt_tokens completion_tokens cached_tokens cost_usd prompt_token_ids completion_token_ids extra".split()
+)
 _TOOL_CALL = frozenset(("tool_call_id", "function_name", "arguments", "extra"))
 _RESULT = frozenset(("source_call_id", "content", "subagent_trajectory_ref", "extra"))
 _AS_USER = (
@@ -121,8 +124,10 @@ class _Trajectory:
         text = joined_text(step.get("message", ""), where)
         extra = step.get("extra")
         if isinstance(extra, Mapping) and not is_empty(extra.get("context_management")):
+            # What the agent itself wrote there, such as a summary, it wrote on the history that is replaced.
+            call = self._call(step, self._answer(step, text, where), number, where) if self._wrote(step, text) else None
             self._replace(extra["context_management"], step, number, where)
-            return None
+            return call
         if step.get("is_copied_context"):
             self.notes.append(_COPIED)
             if not self.history:
@@ -133,14 +138,25 @@ class _Trajectory:
             return None
         if source != "agent":
             raise ValueError(f"{where}: 'source' is {shown(source)}; give system, user or agent")
-        answer = {"role": "assistant", "content": text, "reasoning_content": step.get("reasoning_content")}
-        if not is_empty(step.get("tool_calls")):
-            calls = as_list(step["tool_calls"], f"{where}: 'tool_calls'")
-            answer["tool_calls"] = [self._tool_call(one, where) for one in calls]
+        answer = self._answer(step, text, where)
         call = self._call(step, answer, number, where)
         self.history.append(answer)
         self._observe(step, number, where)
         return call
+
+    def _wrote(self, step: dict[str, Any], text: Any) -> bool:
+        """Whether a step says what the model wrote in it, and not only that something happened."""
+        metrics = step.get("metrics")
+        ids = metrics.get("completion_token_ids") if isinstance(metrics, Mapping) else None
+        said = (text, step.get("reasoning_content"), step.get("tool_calls"), ids)
+        return step.get("source") == "agent" and step.get("llm_call_count") != 0 and not all(map(is_empty, said))
+
+    def _answer(self, step: dict[str, Any], text: Any, where: str) -> dict[str, Any]:
+        answer = {"role": "assistant", "content": text, "reasoning_content": step.get("reasoning_content")}
+        if not is_empty(step.get("tool_calls")):
+            calls = as_list(step["tool_calls"], f"{where}: 'tool_calls'")
+            answer["tool_calls"] = [self._tool_call(one, where) for one in calls]
+        return answer
 
     def _call(self, step: dict[str, Any], answer: dict[str, Any], number: int, where: str) -> dict[str, Any] | None:
         if step.get("is_copied_context"):
@@ -150,6 +166,7 @@ class _Trajectory:
             return None
         named = {"name": f"{self.agent}step {number}"}
         metrics = as_object(step.get("metrics"), f"{where}: 'metrics'")
+        self._name_others(metrics, _METRICS, "steps.metrics.")
         prompt_ids, completion_ids = (metrics.get(f"{part}_token_ids") or None for part in ("prompt", "completion"))
         if prompt_ids is not None:
             return {"prompt": prompt_ids, "completion": completion_ids or answer, **named}

@@ -29,7 +29,7 @@ NAME = "logged requests"
 _PAIRS = (("request", "response"), ("request_body", "response_body"))
 # Of a request: what the model was shown, under the names that records have for it.
 _SHOWN = (*SYSTEM_KEYS, *TOOL_KEYS, *TEMPLATE_KEYS, *UNSUPPORTED_KEYS, "chat_template_kwargs", "thinking")
-# Of a request: how it was sampled and answered. Of a response: what describes it.
+# Of a request: how the answer was sampled and given back, which says nothing of what the model was shown.
 _SAMPLING = frozenset(
     "frequency_penalty presence_penalty repetition_penalty length_penalty logit_bias logprobs top_logprobs max_tokens "
     "max_completion_tokens max_output_tokens min_tokens n best_of temperature top_p top_k min_p stop stop_sequences "
@@ -38,9 +38,13 @@ _SAMPLING = frozenset(
     "add_generation_prompt include truncation text previous_response_id background prompt_cache_key "
     "safety_identifier verbosity".split()
 )
-# Of a request: what the server put in front of it, which the request does not say.
+# Of a request: what names a history that the server has kept, and the request does not hold.
 _KEPT_BY_SERVER = ("previous_response_id", "conversation")
-_OF_REASONING = ("effort", "summary", "generate_summary")  # the last two: what of it is told
+# Of `reasoning` in a request: how much of it, which templates may show, and how much of it is given back.
+_OF_REASONING = ("effort", "summary", "generate_summary")
+# Of a choice: what is read, and what describes it.
+_OF_CHOICE = frozenset("index message finish_reason stop_reason matched_stop token_ids".split())
+# Of a response: what describes it.
 _ANSWERED = frozenset(
     "id object created created_at model usage system_fingerprint service_tier prompt_logprobs kv_transfer_params "
     "status metadata role type stop_sequence".split()
@@ -96,9 +100,9 @@ def _calls(
         left |= {f"request.reasoning.{key}": value for key, value in reasoning.items() if key not in _OF_REASONING}
     kept = [key for key in _KEPT_BY_SERVER if not is_empty(request.get(key))]
     if isinstance(shared.get("thinking"), Mapping):
-        del shared["thinking"]  # how many tokens it may take, in the API of Anthropic
+        del shared["thinking"]  # of the Messages API: how many tokens it may take
     prompt_ids = response.pop("prompt_token_ids", None)
-    choices = _choices(response, name)
+    choices = _choices(response, left, name)
     for part, other, known in (("request", request, _SAMPLING), ("response", response, _ANSWERED)):
         left |= {f"{part}.{key}": value for key, value in other.items() if key not in known | DESCRIBING_KEYS}
     calls = []
@@ -117,17 +121,25 @@ def _calls(
     return calls
 
 
-def _choices(response: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """What was answered, each as `{"message": a message or its pieces, "token_ids"?}`; taken out of the response."""
+def message_of(choice: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The message of a choice, with the reason for which it ended; None where the choice has none."""
+    message = choice.get("message")
+    ended = {key: choice[key] for key in ("finish_reason",) if key in choice}
+    return {**message, **ended} if isinstance(message, Mapping) else None
+
+
+def _choices(response: dict[str, Any], left: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """What was answered, each as `{"message": a message or its pieces, "token_ids"?}`; taken out of the response. What
+    else a choice says joins `left`."""
     ended = {key: response.pop(key) for key in ("stop_reason", "finish_reason") if key in response}
     if isinstance(choices := response.pop("choices", None), Sequence) and choices:
         found = []
         for choice in choices:
-            message = choice.get("message") if isinstance(choice, Mapping) else None
-            if not isinstance(message, Mapping):
+            message = message_of(choice) if isinstance(choice, Mapping) else None
+            if message is None:
                 raise ValueError(f"{name}: a choice is {shown(choice)}, without a message; remove the record")
-            reason = {key: choice[key] for key in ("finish_reason",) if key in choice}
-            found.append({"message": {**message, **reason}, "token_ids": choice.get("token_ids")})
+            left |= {f"response.choices.{key}": value for key, value in choice.items() if key not in _OF_CHOICE}
+            found.append({"message": message, "token_ids": choice.get("token_ids")})
         return found
     if isinstance(output := response.pop("output", None), list) and output:
         return [{"message": output}]

@@ -27,11 +27,12 @@ _MASKED = "answers of which no token is the model's, as their mask says, are lef
 _FAILED = "traces that did not end well ('ok': false) are trained as others are"
 _EPISODE = frozenset("id env task group run ok is_timeout errors traces".split())
 _TRACE = frozenset(
-    "version id verifiers task agent tools nodes calls mm_token_type_id_map request_rewrites response_rewrites rewards "
+    "version id verifiers task agent tools nodes calls mm_token_type_id_map request_rewrites response_rewrites "
     "metrics info root_reply extra_usage is_completed ok stop_condition is_timeout errors timing".split()
 )
 _NODE = frozenset("parent tools semantic_parents message sampled timestamp token_ids mask is_content".split())
-_STEP = frozenset("prompt completion response tokens reward is_truncated trajectory_id extras".split())
+_STEP = frozenset("prompt completion response tokens is_truncated trajectory_id extras".split())
+_TOKENS = frozenset("overlong_prompt is_truncated".split())
 
 
 def fits(record: Mapping[str, Any]) -> bool:
@@ -75,7 +76,9 @@ def _of_step(step: Any, left: dict[str, Any], where: str) -> dict[str, Any]:
         raise ValueError(f"{where} is {shown(step)}, not an object with 'prompt' and 'completion'")
     left |= {f"trajectory.{key}": value for key, value in step.items() if key not in _STEP}
     if isinstance(tokens := step.get("tokens"), Mapping):
-        return rollouts.call_of(dict(tokens), where)
+        call = rollouts.call_of(others := dict(tokens), where)
+        left |= {f"trajectory.tokens.{key}": value for key, value in others.items() if key not in _TOKENS}
+        return call
     return {key: step.get(key) for key in ("prompt", "completion")}
 
 

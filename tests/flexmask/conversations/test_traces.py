@@ -215,7 +215,8 @@ def test_the_trajectory_of_older_verifiers_is_a_call_a_step():
     without = traces.STEP | {"tokens": None}
     found = read_record({"trajectory": [traces.STEP, without], "prompt": [traces.QUESTION], "completion": [{}]}, "x")
     assert found.calls[0].completion_ids == (7, 2) and found.calls[1].conversation.messages[-1]["content"] == "seven"
-    assert found.unread == () and found.format == "verifiers traces"
+    assert found.unread == ("trajectory.reward", "trajectory.tokens.completion_logprobs")
+    assert found.format == "verifiers traces"
 
 
 # ---- logs of requests ----
@@ -318,6 +319,39 @@ def last(kind):
     conversation = found.calls[-1].conversation
     messages = conversation and [(one["role"], one["content"]) for one in conversation.messages[:-1]]
     return messages, found.calls[-1], " ".join(found.notes)
+
+
+# Breaks if a summary that the agent wrote in the step that replaced the context is not trained, or is trained behind
+# the history that it left; and if a step in which no model was called becomes a call.
+def test_what_the_agent_wrote_in_a_step_that_replaced_the_context_is_a_call():
+    asked, written = {"source": "user", "message": "sum up"}, traces.SUMMARY | {"source": "agent"}
+    found = read_record(traces.atif(*traces.more(asked, written | {"message": "7, so far"}, traces.LATER)), "x")
+    *_, summary, later = found.calls
+    *before, said = summary.conversation.messages
+    assert (before[-1]["content"], said["content"]) == ("sum up", "7, so far")
+    assert [one["content"] for one in later.conversation.messages] == ["so far 7", "add"]
+    sampled = {"message": "", "metrics": {"prompt_token_ids": [1, 5], "completion_token_ids": [7, 8]}}
+    found = read_record(traces.atif(*traces.more(written | sampled, traces.LATER)), "x")
+    assert found.calls[-2].completion_ids == (7, 8)
+    for nothing in ({"message": ""}, {"message": "compacted", "llm_call_count": 0}):
+        assert len(read_record(traces.atif(*traces.more(written | nothing, traces.LATER)), "x").calls) == 3
+
+
+# Breaks if log-probabilities and rewards that nobody reads vanish without a word, at any depth of a trace.
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        (traces.TRAJECTORIES["token ids"], {"steps.metrics.logprobs"}),
+        (traces.episode_of_verifiers(rewards={"right": 1.0}), {"traces.rewards"}),
+        ({"trajectory": [traces.STEP]}, {"trajectory.reward", "trajectory.tokens.completion_logprobs"}),
+        (
+            {"messages": [traces.QUESTION], "choices": [{"message": traces.ANSWER, "logprobs": {"content": [1]}}]},
+            {"response.choices.logprobs"},
+        ),
+    ],
+)
+def test_what_a_trace_says_of_its_samples_is_named(record, named):
+    assert named <= set(read_record(record, "x").unread)
 
 
 # Breaks if a call behind a compaction is given what the compaction took away, which is what it would be trained on.

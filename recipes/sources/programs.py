@@ -5,14 +5,15 @@ step more, another step, one left out, two swapped, or the first program taken u
 the answer is the program:
 
     user       Write a program: multiply by 3, then add 4.
-    thinking   Now times 3, plus 4.
+    thinking   Now 1 times 3, 2 plus 4.
     assistant  y = x
                y = y * 3
                y = y + 4
                return y
     user       Make step 1 subtract x.
-    thinking   Was times 3, plus 4.
-               Now minus x, plus 4.
+    thinking   New minus x.
+               Was 1 times 3, 2 plus 4.
+               Now 1 minus x, 2 plus 4.
     assistant  y = x
                y = y - x
                y = y + 4
@@ -132,15 +133,16 @@ def _session(first: Program, rng: random.Random) -> list[dict]:
     programs = [first]
     messages = _turn(f"Write a program: {one.order}, then {other.order}.", [f"Now {_plan(first)}."], first)
     for _ in range(rng.randint(3, 5)):
-        request, program, look_back = _change(programs, rng)
-        thinking = [f"First {_plan(programs[0])}."] if look_back else [f"Was {_plan(programs[-1])}."]
+        request, program, new, look_back = _change(programs, rng)
+        thinking = [f"New {new.plan}."] if new else []
+        thinking.append(f"First {_plan(programs[0])}." if look_back else f"Was {_plan(programs[-1])}.")
         messages += _turn(request, [*thinking, f"Now {_plan(program)}."], program)
         programs.append(program)
     return messages
 
 
-def _change(programs: list[Program], rng: random.Random) -> tuple[str, Program, bool]:
-    """(request, the program that it asks for, whether that is made from the first program instead of the last)."""
+def _change(programs: list[Program], rng: random.Random) -> tuple[str, Program, Step | None, bool]:
+    """(request, the program that it asks for, its new step, whether it is made from the first program, not the last)."""
     last, step = programs[-1], _step(rng)
     at = rng.randrange(len(last))
     kinds = ["change", "change"]
@@ -149,23 +151,23 @@ def _change(programs: list[Program], rng: random.Random) -> tuple[str, Program, 
     kinds += ["back"] if len(programs) > 1 else []
     match rng.choice(kinds):
         case "change":
-            return f"Make step {at + 1} {step.order}.", (*last[:at], step, *last[at + 1 :]), False
+            return f"Make step {at + 1} {step.order}.", (*last[:at], step, *last[at + 1 :]), step, False
         case "append":
-            return f"At the end {step.order}.", (*last, step), False
+            return f"At the end {step.order}.", (*last, step), step, False
         case "insert":
-            return f"Before all steps {step.order}.", (step, *last), False
+            return f"Before all steps {step.order}.", (step, *last), step, False
         case "delete":
-            return f"Leave step {at + 1} out.", (*last[:at], *last[at + 1 :]), False
+            return f"Leave step {at + 1} out.", (*last[:at], *last[at + 1 :]), None, False
         case "swap":
             at = min(at, len(last) - 2)
             swapped = (*last[:at], last[at + 1], last[at], *last[at + 2 :])
-            return f"Swap steps {at + 1} and {at + 2}.", swapped, False
+            return f"Swap steps {at + 1} and {at + 2}.", swapped, None, False
         case _:
-            return f"Take your first program, and at the end {step.order}.", (*programs[0], step), True
+            return f"Take your first program, and at the end {step.order}.", (*programs[0], step), step, True
 
 
 def _plan(program: Program) -> str:
-    return ", ".join(step.plan for step in program)
+    return ", ".join(f"{number} {step.plan}" for number, step in enumerate(program, start=1))
 
 
 def _turn(request: str, thinking: list[str], program: Program) -> list[dict]:

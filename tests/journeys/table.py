@@ -259,7 +259,7 @@ TABLE = {
     "NPROC=8 make evaluate": How(replace=TWO, args="runs/one", needs="finished", shows=("answer_accuracy",), why=CORES),
     # documentation and house
     "make picture": How(leaves=("docs/images/block_mask.png", "docs/images/state_branches.png")),
-    "make notebook": How(leaves=("runs/notebooks/*.ipynb",)),
+    "make notebook": How(runs_in="test_notebooks.py", why="what they show is looked at"),
     "make docs": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
     'make docs ARGS="-b linkcheck"': How(
         replace={"make": "make --dry-run"}, shows=("-b linkcheck",), why="links lead out of here"

@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> dict:
         config = ranks.agreed(lambda: with_folder(config, run, claims))
         folder = Path(config.output_dir)
         stop.message = go_on(folder)
-        print(f"run folder  {folder}" + (f", going on behind step {start.step}" if resumed else ""))
+        print(f"run folder  {folder}" + (f", going on after step {start.step}" if resumed else ""))
         print("\n".join(run.opening_lines), flush=True)
         said.begin(folder, {"lines": run.opening_lines, **environment(config, run.device)})
         with (

@@ -40,7 +40,7 @@ def sentences(config: TrainConfig, data: Mapping[str, Any]) -> list[str]:
         f"{_model(config)} {_data(config, data)}",
         " ".join(one for one in (_objective(config), _layout(config), _context(config)) if one),
         f"{_length(config.trainer)} {_optimizer(config.trainer)} {_packs(config)}",
-        _evaluation(config),
+        _evaluation(config, data),
     ]
 
 
@@ -156,8 +156,10 @@ def _packs(config: TrainConfig) -> str:
     return said + f" The seed is {config.seed}."
 
 
-def _evaluation(config: TrainConfig) -> str:
+def _evaluation(config: TrainConfig, data: Mapping[str, Any]) -> str:
     trainer, chats = config.trainer, config.evaluation
+    if data.get("heldout_conversations") == 0:
+        return "No conversation is held out, so there are no held-out losses and no chats."
     said = "Held-out losses are measured at the end"
     if trainer.evaluate_every:
         said = f"Held-out losses are measured every {trainer.evaluate_every:,} steps"
@@ -172,6 +174,6 @@ def _evaluation(config: TrainConfig) -> str:
     history = histories.get(chats.history, "its own earlier answers, and then the data's,")
     up_to = "" if chats.conversations is None else "up to "
     return (
-        f"{said}. Then the model chats through {up_to}{count} with {history} in the history; an answer is right by the "
-        f"matcher {chats.matcher}."
+        f"{said}. Then the model chats through {up_to}{count} with {history} in the history; which answers are right "
+        f"is judged by the matcher {chats.matcher}."
     )

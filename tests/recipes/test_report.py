@@ -180,6 +180,7 @@ def test_what_is_left_out_and_why(tmp_path):
     (reason,) = invalid.lines({one["conversation"]: one["reason"] for one in lines_of(folder / "left_out.jsonl")})
     assert reason in text and "my.jsonl:8" in reason
     assert "no conversation is held out that could be chatted with" in text
+    assert "no held-out losses and no chats" in text and "Held-out losses are measured" not in text
     assert str(path) in text
 
 
@@ -197,7 +198,7 @@ def test_an_interrupted_run_has_one_and_the_one_that_goes_on_too(tmp_path, monke
     monkeypatch.setattr(ReportingCallback, "on_log", stopped_at_three)
     with pytest.raises(Interrupted):
         run(folder, "evaluation.history=both")
-    assert "Has no result. stopped behind step 3 of 6, with a checkpoint of step 3. Go on with: " in text_of(folder)
+    assert "Has no result. stopped after step 3 of 6, with a checkpoint of step 3. Go on with: " in text_of(folder)
     assert curve(plots_of(folder)["Loss"], "all")[-1][0] == 3
     assert "None: the run has not come to its chats." in text_of(folder)
     monkeypatch.setattr(ReportingCallback, "on_log", logged)

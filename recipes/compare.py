@@ -189,8 +189,12 @@ def short(value: str) -> str:
 
 
 def by_name(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
-    """The results of the runs of each variant, by its name: what `plot` draws."""
-    return {", ".join(map(short, variant)): results for variant, results in sweep.variants.items()}
+    """The results of the runs of each variant, by its name: what `plot` draws. Numbers that are alike in four digits
+    have one name, and their runs stand together under it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for variant, results in sweep.variants.items():
+        found.setdefault(", ".join(map(short, variant)), []).extend(results)
+    return found
 
 
 def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:

@@ -66,7 +66,11 @@ def compare(folder: Path) -> None:
     """Write and print the comparison. Raises ValueError where a run has no result: at last, unless none has one."""
     from recipes.pages.sweep import write_sweep  # which shows what is read here
 
-    sweep = read_runs(folder)
+    sweep = read_sweep(folder)
+    if not sweep.variants:
+        if sweep.missing:
+            print(write_sweep(folder))  # which says of each run why
+        raise _without_results(folder, sweep)
     table = markdown_table(sweep)
     missing = _reasons(sweep.missing)
     (folder / "comparison.md").write_text(f"{table}{missing}\n" if missing else table, encoding="utf-8")
@@ -84,8 +88,12 @@ def read_runs(folder: Path) -> Sweep:
     """The runs of a sweep. Raises ValueError when none has a result."""
     sweep = read_sweep(folder)
     if not sweep.variants:
-        raise ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(sweep.missing)}")
+        raise _without_results(folder, sweep)
     return sweep
+
+
+def _without_results(folder: Path, sweep: Sweep) -> ValueError:
+    return ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(sweep.missing)}")
 
 
 def read_sweep(folder: Path) -> Sweep:

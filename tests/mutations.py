@@ -1578,6 +1578,35 @@ FAULTS = [
         "(PARTIAL, mask.full_kv_num_blocks,",
         "browser/test_explorer.py",
     ),
+    # ---- reports ----
+    Fault(
+        "report: a figure that is not finite is a gap",
+        "recipes/run/record.py",
+        "None if value is None or not math.isfinite(value) else value",
+        "value",
+        "recipes/test_report_faults.py",
+    ),
+    Fault(
+        "report: what is cut is as long as it may be",
+        "recipes/pages/report.py",
+        "min(len(text), most) + 1",
+        "min(len(text), most // 6) + 1",
+        "recipes/test_report_faults.py",
+    ),
+    Fault(
+        "report: runs of a sweep that are called alike are told apart",
+        "recipes/pages/sweep.py",
+        "if alike[name] > 1 else name",
+        "if alike[name] > 2 else name",
+        "recipes/test_report_faults.py",
+    ),
+    Fault(
+        "report: a signal while the page is written does not hide how the run ended",
+        "recipes/pages/at_the_end.py",
+        "            except Interrupted as stopped:",
+        "            except KeyboardInterrupt as stopped:",
+        "recipes/test_report_faults.py",
+    ),
 ]
 
 

@@ -142,3 +142,17 @@ def test_a_sweep_of_one_run_differs_in_nothing(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "sweep/0", ignore=shutil.ignore_patterns("checkpoints"))
     sweep.write_sweep(tmp_path / "sweep")
     assert "differ in" not in text_of(tmp_path / "sweep")
+
+
+# Breaks if a sentence is said whatever the setting: of losses on nothing, or of a norm that nothing is clipped at.
+def test_sentences_of_what_is_not_done(folder):
+    data = json_of(folder / "data.json")
+    (folder / "data.json").write_text(json.dumps(data | {"heldout_conversations": 0}))
+    config = (folder / "config.yaml").read_text()
+    assert "max_grad_norm: 1.0" in config
+    (folder / "config.yaml").write_text(config.replace("max_grad_norm: 1.0", "max_grad_norm: 0.0"))
+    assert "clipped at a norm of 1." in text_of(folder) and "Held-out losses are measured" in text_of(folder)
+    report.write_report(folder)
+    text = text_of(folder)
+    assert "gradients are not clipped." in text and "Nothing is held out, so no loss is measured on it" in text
+    assert "Held-out losses are measured" not in text and "the model chats" not in text

@@ -143,11 +143,10 @@ def _optimizer(trainer: TrainerConfig) -> str:
         if share
         else f"{trainer.warmup_steps:g} step{'s' * (trainer.warmup_steps != 1)}"
     )
-    clipped = f"clipped at a norm of {trainer.max_grad_norm:g}" if trainer.max_grad_norm else "not clipped"
     return (
         f"The optimizer is {name}, with a learning rate of up to {trainer.learning_rate:g} in a {trainer.schedule} "
-        f"schedule behind a warm-up of {warmup}, and a weight decay of {trainer.weight_decay:g}; gradients are "
-        f"{clipped}."
+        f"schedule behind a warm-up of {warmup}, and a weight decay of {trainer.weight_decay:g}; gradients are clipped "
+        f"at a norm of {trainer.max_grad_norm:g}."
     )
 
 

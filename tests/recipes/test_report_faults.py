@@ -50,6 +50,14 @@ def test_figures_that_are_not_finite_are_gaps(folder, value):
     assert values[0] is None and values[1:] == [pytest.approx(value, rel=1e-6) for _, value in known[1:]]
 
 
+# Breaks if the first line of a step counts, or both: a run that goes on logs again what followed its checkpoint.
+def test_a_step_that_was_logged_twice_is_one_point(folder):
+    before = read_run(folder).curve("loss")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "loss": 99.0}) + "\n")
+    assert read_run(folder).curve("loss") == [before[0], (2, 99.0), *before[2:]]
+
+
 # Breaks if the page needs what was written down later than the run.
 def test_the_files_of_an_older_run(folder):
     result = json_of(folder / "result.json")

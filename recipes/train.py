@@ -119,7 +119,7 @@ def train(config: TrainConfig) -> dict:
             save_model(trainer, folder / MODEL)
             result = evaluate_run(config, run, trainer, reporter)
             ranks.agreed(lambda: write_json(folder / RESULT, result))
-        print("\n".join([*closing_lines(result), *adapter_lines(config.adapter, run.end_note, folder)]))
+            print("\n".join([*closing_lines(result), *adapter_lines(config.adapter, run.end_note, folder)]), flush=True)
         print(folder)
     return result
 

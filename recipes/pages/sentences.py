@@ -39,7 +39,7 @@ def sentences(config: TrainConfig, data: Mapping[str, Any]) -> list[str]:
     return [
         f"{_model(config)} {_data(config, data)}",
         " ".join(one for one in (_objective(config), _layout(config), _context(config)) if one),
-        f"{_length(config.trainer)} {_optimizer(config.trainer)} {_packs(config)}",
+        f"{_length(config)} {_optimizer(config.trainer)} {_packs(config)}",
         _evaluation(config, data),
     ]
 
@@ -62,13 +62,17 @@ def _model(config: TrainConfig) -> str:
 
 
 def _data(config: TrainConfig, data: Mapping[str, Any]) -> str:
-    source, items = _source(config), "conversations" if config.objective.kind is ObjectiveKind.sft else "pairs"
+    source, items = _source(config), f"{_item(config)}s"
     if "conversations" not in data:
         return f"The data is {source}."
     return (
         f"The data is {source}: {data['conversations']:,} {items} with {data['turns']:,} trained turns, and "
         f"{data['heldout_conversations']:,} more that are held out."
     )
+
+
+def _item(config: TrainConfig) -> str:
+    return "conversation" if config.objective.kind is ObjectiveKind.sft else "pair"
 
 
 def _source(config: TrainConfig) -> str:
@@ -123,8 +127,9 @@ def rule(context: ContextConfig | Mapping[str, Any]) -> str:
     return f"{context.rule}({', '.join(f'{name}={value!r}' for name, value in context.arguments.items())})"
 
 
-def _length(trainer: TrainerConfig) -> str:
-    a_step = f"{trainer.conversations_per_step:,} conversation{'s' * (trainer.conversations_per_step != 1)}"
+def _length(config: TrainConfig) -> str:
+    trainer = config.trainer
+    a_step = f"{trainer.conversations_per_step:,} {_item(config)}{'s' * (trainer.conversations_per_step != 1)}"
     if trainer.steps is not None:
         return f"It goes on for {trainer.steps:,} optimizer steps of {a_step} each."
     return f"It goes {trainer.epochs:g} times through the data, with {a_step} an optimizer step."

@@ -1,5 +1,6 @@
 """report.html of a sweep: its table and plot, the curves of all jobs together, and what did not come to an end."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def write_sweep(folder: Path) -> Path:
             "name": folder.resolve().name,
             "state": _state(sweep),
             "complete": not sweep.missing,
-            "keys": sweep.keys,
+            "keys": sweep.keys if len(sweep.variants) > 1 else [],
             "header": [*sweep.names, "seed"],
             "columns": [name for name, _, _ in columns_of(sweep)] if sweep.variants else [],
             "rows": [(row, _report(folder, row.folder)) for row in rows_of(sweep)] if sweep.variants else [],
@@ -81,6 +82,9 @@ def _names(sweep: Sweep) -> dict[str, str]:
     for variant, results in sweep.variants.items():
         for one in results:
             found[one["folder"]] = ", ".join([*map(short, variant), f"seed {one['seed']}"])
+    # Names are short, and runs may differ in nothing that is trained: those that are alike get their folder's.
+    alike = Counter(found.values())
+    found = {folder: f"{name}, {folder}" if alike[name] > 1 else name for folder, name in found.items()}
     return found | {name: f"{name} (no result)" for name in sweep.missing}
 
 

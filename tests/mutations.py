@@ -1573,9 +1573,9 @@ FAULTS = [
     ),
     Fault(
         "the explorer: full blocks are told from partial ones",
-        "recipes/pages/explorer.py",
-        "(FULL, mask.full_kv_num_blocks,",
-        "(PARTIAL, mask.full_kv_num_blocks,",
+        "attention/masks.py",
+        "(2, full, block_mask.full_kv_indices)",
+        "(1, full, block_mask.full_kv_indices)",
         "browser/test_explorer.py",
     ),
     # ---- reports ----

@@ -186,6 +186,19 @@ def build_block_mask(
     return _block_mask(touched & ~full, full, (queries, keys), mask_mod, visible_until.device)
 
 
+def block_kinds(block_mask: BlockMask) -> np.ndarray:
+    """Of each block whether the kernel skips it (0), masks it token by token (1) or computes it whole (2): int64
+    [query blocks, key blocks], of the first batch entry and head."""
+    kinds = np.zeros(block_mask.kv_indices.shape[-2:], dtype=np.int64)
+    partial, full = block_mask.kv_num_blocks, block_mask.full_kv_num_blocks
+    for kind, counts, indices in ((1, partial, block_mask.kv_indices), (2, full, block_mask.full_kv_indices)):
+        if counts is None or indices is None:
+            continue
+        for line, count in enumerate(counts[0, 0].tolist()):
+            kinds[line, indices[0, 0, line, :count].tolist()] = kind
+    return kinds
+
+
 def sides_of(block_size: int | tuple[int, int]) -> tuple[int, int]:
     """Queries and keys of a block. Raises ValueError for a size below 1."""
     sides = (block_size, block_size) if isinstance(block_size, int) else block_size

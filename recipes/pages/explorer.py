@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flexmask import LaidOut, Row, build_block_mask, pack
 from flexmask.attention.masks import block_kinds
+from flexmask.model.cost import in_tokens
 from flexmask.text.control_tokens import special_ids
 from flexmask.text.tokenization import token_texts
 from flexmask.tree.layouts import LAYOUTS
@@ -100,7 +101,7 @@ def _computed(laid_out: LaidOut, costs: Costs) -> dict[str, Any]:
         "trained": trained,
         "pairs": pairs,
         "in_blocks": blocks * costs.block_size**2,
-        "cost": tokens + costs.pair * pairs + costs.head * trained if known else None,
+        "cost": in_tokens(tokens, pairs, trained, costs.pair, costs.head) if known else None,
     }
 
 

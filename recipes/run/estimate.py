@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel
 
-from flexmask.model.cost import head_cost, pair_cost
+from flexmask.model.cost import head_cost, in_tokens, pair_cost
 from flexmask.training.batches import train_batches
 from flexmask.tree.segments import pass_lengths
 from recipes.configuration.rules import ConfigError
@@ -84,9 +84,9 @@ class Work:
 
     def speed_up(self, model: PreTrainedModel) -> float:
         """How many times the operations of packed per-turn training are those of this layout."""
-        of_pair, of_trained = pair_cost(model), head_cost(model) * int(self.trained.sum())
-        per_turn = self.pass_tokens + of_pair * self.pass_pairs + of_trained
-        return per_turn / (int(self.tokens.sum()) + of_pair * self.pairs + of_trained)
+        trained, costs = int(self.trained.sum()), (pair_cost(model), head_cost(model))
+        per_turn = in_tokens(self.pass_tokens, self.pass_pairs, trained, *costs)
+        return per_turn / in_tokens(int(self.tokens.sum()), self.pairs, trained, *costs)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from recipes.configuration.overrides import override
 from recipes.configuration.schema import ObjectiveKind
 from recipes.evaluation.replies import Thinking
 from recipes.pages.chats import Chats
-from recipes.pages.curves import drawn, not_drawn, plots_of
-from recipes.pages.page import ASSETS, picture, write_page
+from recipes.pages.curves import drawn, not_drawn, plots_of, write_page_of_plots
+from recipes.pages.page import picture
 from recipes.pages.sentences import sentences
 from recipes.run.folder import CHATS, REPORT, SAID
 from recipes.run.record import Record, read_run
@@ -60,13 +60,11 @@ def write_report(folder: Path) -> Path:
     record = read_run(folder)
     chats = Chats.of(record.chats)
     path = folder / REPORT
-    write_page(
+    write_page_of_plots(
         path,
         "report.html",
-        styles=("vendor/uPlot.min.css", "report.css"),
-        scripts=("vendor/uPlot.iife.min.js", "report.js"),
-        data={"plots": (plots := _plots(record))},
-        values={
+        _plots(record),
+        {
             "title": f"{record.name}: report",
             "name": record.name,
             "finished": record.result is not None,
@@ -78,7 +76,6 @@ def write_report(folder: Path) -> Path:
             "sources": _sources(record.data),
             "lines": cut("\n".join(record.said.get("lines", ())), _LONGEST_TEXT, SAID),
             "left_out": _left_out(record),
-            "plots": plots,
             "not_drawn": not_drawn(record.metrics),
             **_mask(record),
             "replies": _replies(record.result or {}),
@@ -87,7 +84,6 @@ def write_report(folder: Path) -> Path:
             "chosen": chats.chosen,
             "warnings": _warnings(record),
             "environment": _environment(record),
-            "licence": (ASSETS / "vendor/uPlot.LICENSE").read_text(encoding="utf-8"),
         },
     )
     return checked_size(path)

@@ -30,7 +30,7 @@ endif
 .PHONY: help install lock train evaluate report merge replay bench inspect explore licences sweep picture docs notebook test journeys browser-test network-test support mutations gpu-test check clean
 
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="..." goes to the command: make train ARGS="duplication=per_turn seed=1 wandb=off"'
 
 install: $(STAMP) ## make .venv (the other targets do it by themselves)

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedTokenizerBase
 
-from flexmask.attention.masks import build_block_mask, dense_mask
+from flexmask.attention.masks import block_kinds, build_block_mask, dense_mask
 from flexmask.text import tokenization
 from flexmask.text.rendering import Role
 from flexmask.tree.packing import Pack
@@ -82,14 +82,7 @@ def _runs(roles: np.ndarray) -> list[tuple[int, int, Role]]:
 
 def plot_block_mask(block_mask: BlockMask, axes: Axes) -> None:
     """What the kernel computes: blocks it skips, blocks it masks token by token, blocks it computes whole."""
-    partial, full = block_mask.kv_num_blocks, block_mask.full_kv_num_blocks
-    rows, columns = block_mask.kv_indices.shape[-2:]
-    image = np.zeros((rows, columns), dtype=int)
-    for value, counts, indices in ((1, partial, block_mask.kv_indices), (2, full, block_mask.full_kv_indices)):
-        if counts is None or indices is None:
-            continue
-        for i, count in enumerate(counts[0, 0].tolist()):
-            image[i, indices[0, 0, i, :count].tolist()] = value
+    image = block_kinds(block_mask)
     axes.imshow(image, cmap=ListedColormap(BLOCK_COLORS), vmin=0, vmax=2, interpolation="nearest")
     axes.set_xlabel(f"key block ({block_mask.BLOCK_SIZE[1]} tokens)")
     axes.set_ylabel(f"query block ({block_mask.BLOCK_SIZE[0]} tokens)")

@@ -66,7 +66,11 @@ def compare(folder: Path) -> None:
     """Write and print the comparison. Raises ValueError where a run has no result: at last, unless none has one."""
     from recipes.pages.sweep import write_sweep  # which shows what is read here
 
-    sweep = read_runs(folder)
+    sweep = read_sweep(folder)
+    if not sweep.variants:
+        if sweep.missing:
+            print(write_sweep(folder))  # which says of each run why
+        raise _without_results(folder, sweep)
     table = markdown_table(sweep)
     missing = _reasons(sweep.missing)
     (folder / "comparison.md").write_text(f"{table}{missing}\n" if missing else table, encoding="utf-8")
@@ -84,8 +88,12 @@ def read_runs(folder: Path) -> Sweep:
     """The runs of a sweep. Raises ValueError when none has a result."""
     sweep = read_sweep(folder)
     if not sweep.variants:
-        raise ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(sweep.missing)}")
+        raise _without_results(folder, sweep)
     return sweep
+
+
+def _without_results(folder: Path, sweep: Sweep) -> ValueError:
+    return ValueError(f"{folder}: no run with a {RESULT} in it{_reasons(sweep.missing)}")
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -189,8 +197,12 @@ def short(value: str) -> str:
 
 
 def by_name(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
-    """The results of the runs of each variant, by its name: what `plot` draws."""
-    return {", ".join(map(short, variant)): results for variant, results in sweep.variants.items()}
+    """The results of the runs of each variant, by its name: what `plot` draws. Numbers that are alike in four digits
+    have one name, and their runs stand together under it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for variant, results in sweep.variants.items():
+        found.setdefault(", ".join(map(short, variant)), []).extend(results)
+    return found
 
 
 def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:

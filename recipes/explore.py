@@ -1,7 +1,7 @@
 """Write a page that shows what each token sees, to be opened in a browser.
 
     make explore                                                        the embedded default, its first conversation
-    make explore ARGS="3 my.jsonl:12 data=jsonl data.path=my.jsonl"     two conversations of a file, by index and name
+    make explore ARGS="my.jsonl:1 my.jsonl:2 data=jsonl data.path=my.jsonl"   two conversations of a file, by line
     make explore ARGS="--out page.html attention.block_size=16"         another file, and smaller blocks of the mask
 
 Takes the words of `recipes.inspector` and reads model, template and data as that does; no weights are loaded. One

@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> dict:
         config = ranks.agreed(lambda: with_folder(config, run, claims))
         folder = Path(config.output_dir)
         stop.message = go_on(folder)
-        print(f"run folder  {folder}" + (f", going on behind step {start.step}" if resumed else ""))
+        print(f"run folder  {folder}" + (f", going on after step {start.step}" if resumed else ""))
         print("\n".join(run.opening_lines), flush=True)
         said.begin(folder, {"lines": run.opening_lines, **environment(config, run.device)})
         with (
@@ -119,7 +119,7 @@ def train(config: TrainConfig) -> dict:
             save_model(trainer, folder / MODEL)
             result = evaluate_run(config, run, trainer, reporter)
             ranks.agreed(lambda: write_json(folder / RESULT, result))
-        print("\n".join([*closing_lines(result), *adapter_lines(config.adapter, run.end_note, folder)]))
+            print("\n".join([*closing_lines(result), *adapter_lines(config.adapter, run.end_note, folder)]), flush=True)
         print(folder)
     return result
 

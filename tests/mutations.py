@@ -1440,9 +1440,9 @@ FAULTS = [
     Fault(
         "reports: the last line of a step counts",
         "recipes/run/record.py",
-        'return sorted({line["step"]: line[name] for line in metrics if name in line}.items())',
-        'return sorted((line["step"], line[name]) for line in list(metrics)[1:] if name in line)',
-        "recipes/test_report.py",
+        'values = {line["step"]: line[name] for line in metrics if name in line}',
+        'values = {line["step"]: line[name] for line in reversed(list(metrics)) if name in line}',
+        "recipes/test_report_faults.py",
     ),
     Fault(
         "reports: what goes wrong with one costs no run",
@@ -1573,10 +1573,39 @@ FAULTS = [
     ),
     Fault(
         "the explorer: full blocks are told from partial ones",
-        "recipes/pages/explorer.py",
-        "(FULL, mask.full_kv_num_blocks,",
-        "(PARTIAL, mask.full_kv_num_blocks,",
+        "attention/masks.py",
+        "(2, full, block_mask.full_kv_indices)",
+        "(1, full, block_mask.full_kv_indices)",
         "browser/test_explorer.py",
+    ),
+    # ---- reports ----
+    Fault(
+        "reports: a figure that is not finite is a gap",
+        "recipes/run/record.py",
+        "None if value is None or not math.isfinite(value) else value",
+        "value",
+        "recipes/test_report_faults.py",
+    ),
+    Fault(
+        "reports: what is cut is as long as it may be",
+        "recipes/pages/report.py",
+        "min(len(text), most) + 1",
+        "min(len(text), most // 6) + 1",
+        "recipes/test_report_faults.py",
+    ),
+    Fault(
+        "reports: runs of a sweep that are called alike are told apart",
+        "recipes/pages/sweep.py",
+        "if alike[name] > 1 else name",
+        "if alike[name] > 2 else name",
+        "recipes/test_report_faults.py",
+    ),
+    Fault(
+        "reports: a signal while the page is written does not hide how the run ended",
+        "recipes/pages/at_the_end.py",
+        "            except Interrupted as stopped:",
+        "            except KeyboardInterrupt as stopped:",
+        "recipes/test_report_faults.py",
     ),
 ]
 

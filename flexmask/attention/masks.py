@@ -1,7 +1,8 @@
 """The mask rule, written once, and its four forms: mask_mod, score_mod, dense tensor, BlockMask.
 
 A row is a prefix tree in depth-first order, so the subtree of token k is the run [k, visible_until[k]) and
-"k is an ancestor of q, or q itself" is one comparison. Two turns, the first answer standing twice:
+"k is an ancestor of q, or q itself" is `k <= q < visible_until[k]`. Two turns, each part written as one token
+(lines are queries, columns are keys); the first answer stands twice, trained as a1 and for the second turn as a1':
 
            q1 a1' q2 t2 a2 t1 a1        q question, t thinking, a trained answer, a' plain copy
     q1      1
@@ -15,8 +16,9 @@ A row is a prefix tree in depth-first order, so the subtree of token k is the ru
 Packed rows and padding follow from the same rule: a row's subtrees end with the row, and a pad token, which only a
 BlockMask has, is given `visible_until = own index + 1`, so it sees itself and no softmax is empty.
 
-A layer may restrict the rule further, always in positions: a sliding window, or chunks. Such a restriction is two
-functions: its mask_mod, and its bounds over a pair of blocks (`_window_blocks`, `_chunk_blocks`).
+A layer of the model may see less than the rule allows: only a sliding window, or only its own chunk. Both are counted
+in positions and not in indices. Each such restriction is written as two functions: a mask_mod, which answers for one
+pair of tokens, and bounds that answer for a whole pair of blocks (`_window_blocks`, `_chunk_blocks`).
 """
 
 import math
@@ -182,6 +184,19 @@ def build_block_mask(
         lines = list(context.blocks)
         touched, full = touched[lines], full[lines]
     return _block_mask(touched & ~full, full, (queries, keys), mask_mod, visible_until.device)
+
+
+def block_kinds(block_mask: BlockMask) -> np.ndarray:
+    """Of each block whether the kernel skips it (0), masks it token by token (1) or computes it whole (2): int64
+    [query blocks, key blocks], of the first batch entry and head."""
+    kinds = np.zeros(block_mask.kv_indices.shape[-2:], dtype=np.int64)
+    partial, full = block_mask.kv_num_blocks, block_mask.full_kv_num_blocks
+    for kind, counts, indices in ((1, partial, block_mask.kv_indices), (2, full, block_mask.full_kv_indices)):
+        if counts is None or indices is None:
+            continue
+        for line, count in enumerate(counts[0, 0].tolist()):
+            kinds[line, indices[0, 0, line, :count].tolist()] = kind
+    return kinds
 
 
 def sides_of(block_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -22,3 +22,9 @@ def head_cost(model: PreTrainedModel) -> float:
     head = model.get_output_embeddings()
     weights = model.num_parameters(exclude_embeddings=True)
     return head.weight.numel() / weights if head is not None and weights else 0.0
+
+
+def in_tokens(tokens: int, pairs: int, trained: int, of_pair: float, of_trained: float) -> float:
+    """What forward and backward cost, in tokens: `tokens` that are computed, `pairs` of a query and a key that it sees,
+    and the logits of `trained` tokens, of which one costs `of_pair` (`pair_cost`) and `of_trained` (`head_cost`)."""
+    return tokens + of_pair * pairs + of_trained * trained

@@ -58,35 +58,40 @@ from flexmask.tree.packing import Pack
 
 
 class OnePassTrainer(ReferencingTrainer):
-    """`transformers.Trainer` whose loss is the sum over passes, normalised over the whole optimizer step.
+    """`transformers.Trainer` that trains each conversation in one pass, with the loss of one pass a turn.
 
         OnePassTrainer("Qwen/Qwen3-0.6B", OnePassConfig("out"), train_dataset=records).train()
 
     model: a causal language model, wrapped or not, or the name or folder of one; or `model_init`, which makes it.
     args: an `OnePassConfig`; or `TrainingArguments` with an `OnePassCollator` as `data_collator`. Neither is changed.
-    train_dataset, eval_dataset: a list, `datasets.Dataset` or stream (`IterableDataset`, with `max_steps`) of records
-        (`read_record`), of `Conversation` or `Calls` objects, or of the rows of one each
-        (`prepare_conversation(...).rows`). `eval_dataset` may be a dict of them.
-    processing_class: the tokenizer, which prepares what is not rows yet and is saved in every checkpoint; a model given
-        by name brings its own. Where conversations are prepared, tokenizer and model are made to agree on the end of
-        turn that is trained (`flexmask.align_end_of_turn`), with a warning that says what has changed.
+    train_dataset, eval_dataset: a list, `datasets.Dataset` or stream (`IterableDataset`, with `max_steps`). Each item
+        is one conversation: a record (what `read_record` takes), a `Conversation` or `Calls` object, or its finished
+        rows (`prepare_conversation(...).rows`). `eval_dataset` may be a dict of such data sets.
+    processing_class: the tokenizer. It prepares records and conversations, and is saved in every checkpoint; a model
+        given by name brings its own. Where conversations are prepared, tokenizer and model are made to agree on the end
+        of turn that is trained (`flexmask.align_end_of_turn`), with a warning that says what has changed.
 
-    `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. Each process trains a share
-    of the rows of a batch, so that all have as much to do. The loss of a step is the weighted sum of token losses
-    divided by the sum of weights over all its packs, accumulation and processes. Beside `loss`, logs `thinking_loss`,
-    `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`, `pack_fill` (the share of `pack_length` that
-    packs fill), `block_sparsity` (of this process) and, under several, `rank_spread` (what the one that has most to
-    do costs over the mean), each over the interval since the last log. `train_loss` and the other totals of a resumed
-    run are those of all its steps.
-    `torch_compile` compiles the model's layers, each by itself.
+    `per_device_train_batch_size` and `gradient_accumulation_steps` count conversations. The rows of a batch are shared
+    out over processes so that each has about as much to do. The loss of an optimizer step is the weighted sum of token
+    losses divided by the sum of the weights, both over all packs of the step: of every batch that is accumulated, on
+    every process.
 
-    objective: for data whose answers compete (`flexmask.objectives.preference.Preference`); None is fine-tuning. The
-        loss is then the mean over conversations, and `preference_accuracy` and `preference_margin` are logged too. The
-        reference is the model as it is given, which is asked once, before the first step; its answers stay in
-        `reference-*.npz` in the folder of checkpoints, for a run that goes on.
+    Beside `loss` (nats a trained token, weighted) these are logged, each over the interval since the last log:
+    `thinking_loss`, `answer_loss`, `tokens_per_second`, `trained_tokens_per_second`, `pack_fill` (tokens of the packs
+    over `pack_length`), `block_sparsity` (the share of blocks that are not computed, in the last pack of this process)
+    and, where there are several processes, `rank_spread` (the work of the process that has most to do, over the mean of
+    all). `train_loss` and the other totals of a resumed run are those of all its steps. `torch_compile` compiles the
+    model's layers, each by itself.
 
-    A model with layers whose state does not branch with the tree (`unbranched_layers` of support.py) is trained
-    on rows that do not branch either (layout "per_turn"), one a pack, with a warning.
+    objective: for data whose answers compete (`flexmask.objectives.preference.Preference`); None is fine-tuning. With
+        an objective the loss is the mean over conversations, and `preference_accuracy` and `preference_margin` are
+        logged too. The reference that an objective compares with is the model as it was given: its log-probabilities
+        are computed once, before the first step, and kept in `reference-*.npz` in the folder of checkpoints, where a
+        resumed run finds them.
+
+    A model with layers whose state does not branch with the tree (`unbranched_layers` of support.py) needs rows that do
+    not branch: prepare them with layout "per_turn". A row that branches raises UnsupportedModelError. Each of its rows
+    is a pack of its own, as a warning says.
 
     Raises, before the first step, ValueError for data or settings that cannot be trained with, and
     UnsupportedModelError for a model that cannot be exact on its rows; NonFiniteLossError before the optimizer steps.

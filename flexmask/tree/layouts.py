@@ -1,19 +1,24 @@
 """Passes -> prefix tree -> rows.
 
-Passes that begin with the same tokens share them: merging them by longest common prefix gives a tree whose
-nodes are runs of tokens between two branch points. Written in depth-first order the tree is a row, and every
-subtree is one contiguous stretch of it; that is all the mask rule needs.
+A pass is the text of one turn as tokens: its prompt, as inference shows it, and the answer to it. Passes that begin
+with the same tokens share them. Merging passes by longest common prefix gives a tree whose nodes are runs of tokens
+between two branch points. Its tokens in depth-first order are a row, in which every subtree is one contiguous stretch;
+that is all the mask rule needs (`flexmask.attention.masks`). Two turns, each part written as if it were one token:
 
        q1 a1' q2 t2 a2 t1 a1        passes  q1 t1 a1  and  q1 a1' q2 t2 a2
        0  1   1  1  1  2  2         node (0 is the parent of 1 and of 2)
-       0  1   2  3  4  1  2         position_ids
-       7  5   5  5  5  7  7         visible_until
-      -1  0   1  2  3  0  5         previous
+       0  1   2  3  4  1  2         position_ids: the position in the token's own pass
+       7  5   5  5  5  7  7         visible_until: the index at which the token's subtree ends
+      -1  0   1  2  3  0  5         previous: the index of the token in front of it in its own pass
 
-Of the branches of a node the one of the latest pass comes first. So what later turns see (questions and plain copies)
-stands together at the front of the row and the trained answers behind it, the last turn's first: a query sees a few
-long stretches of keys, and blocks are wasted at their ends only. With the branches the other way round every earlier
-turn is a hole, and attention in blocks computes about twice as many pairs over a long conversation.
+    q question, t thinking, a trained answer, a' plain copy: the answer without its thinking, as later turns see it
+
+Where a node has several branches, the one that holds the latest pass is written first. So what later turns see
+(questions and plain copies) stands together at the front of the row, then come the thinking and the answer of the last
+turn, then those of the turn before it, and so on back to the first. A query thus sees a few long stretches of keys, and
+only at the ends of these do blocks of attention hold pairs that are computed for nothing. In the opposite order the
+branch of each earlier turn would lie between the questions that must not see it, and attention in blocks would compute
+about twice as many pairs over a long conversation.
 """
 
 import math
@@ -30,11 +35,15 @@ LAYOUTS = ("one_pass", "per_turn", "keep_thinking", "last_turn")
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A forest in depth-first order: what the model sees of one conversation, or of a part of it.
+    """The passes of one conversation, or some of them where not all fit in a pack, as one sequence of S tokens.
 
-    `input_ids` (int64), `roles` (int8) and `loss_weights` (float32) have shape [S]. The node table has one entry a
-    node, in depth-first order: tokens `node_start[n]:node_end[n]`, continuing node `node_parent[n]` (-1 for a root).
-    `passes` says which tokens each pass trains.
+    It holds a prefix tree in depth-first order, or several behind each other where passes begin with different tokens.
+
+    `input_ids` (int64), `roles` (int8, values of `flexmask.text.rendering.Role`) and `loss_weights` (float32) have
+    shape [S]; `loss_weights[i]` weighs the prediction of token i, and is 0 for context. `node_start`, `node_end` and
+    `node_parent` (integers, shape [N]) have one entry for each of N nodes, in depth-first order: node n is the tokens
+    `node_start[n]:node_end[n]` and continues node `node_parent[n]`, or nothing where that is -1 (a root). `passes` says
+    which tokens each pass trains.
     """
 
     name: str
@@ -70,8 +79,8 @@ class Row:
 
     @property
     def visible_pairs(self) -> int:
-        """How many pairs of a query and a key that it sees there are: each token sees those before it on its path, and
-        itself."""
+        """The number of pairs (query, key) in which the query sees the key: each token sees itself and all tokens
+        before it in its own pass."""
         return int(self.position_ids.sum()) + len(self)
 
     @property
@@ -97,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class LaidOut:
-    """Rows of one conversation, and the turns whose pass is longer than a pack and was dropped.
+    """The rows of one conversation, and in `dropped_turns` the turns dropped because their pass is longer than a pack.
 
     `tokens_distinct`: distinct prefixes of the passes in `rows`, the fewest tokens that an exact method computes.
     `retokenized_texts` as `flexmask.text.tokenization.TextTokenizer` counts them. `ends` are the token ids that end the

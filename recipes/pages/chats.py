@@ -24,6 +24,7 @@ class Chats:
 
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, Any]]) -> "Chats":
+        lines = [dict.fromkeys(_TEXTS) | line for line in lines]  # older runs have not written all of them down
         every = [
             _chat(name, history, list(turns))
             for (name, history), turns in itertools.groupby(lines, lambda one: (one["conversation"], one["history"]))
@@ -67,7 +68,7 @@ def _chat(name: str, history: str, turns: list[Mapping[str, Any]]) -> dict[str, 
         "history": history,
         "wrong": bool(wrong or unasked),
         "mark": ", ".join(marks),
-        "turns": [{**turn, **{key: _cut(turn.get(key)) for key in _TEXTS}} for turn in turns],
+        "turns": [turn | {key: _cut(turn[key]) for key in _TEXTS} for turn in turns],
     }
 
 

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from recipes.pages.page import ASSETS, write_page
 
 Points = Sequence[tuple[int, float | None]]
 MOST_POINTS = 1_500  # of all curves of a plot at most so many steps are drawn
@@ -55,6 +58,20 @@ PLOTS = (
     Plot("Spread over processes", "most over mean", {"rank_spread": "cost"}),
 )
 _DRAWN = {name for plot in PLOTS for name in plot.figures}
+
+
+def write_page_of_plots(
+    path: Path, template: str, plots: Sequence[Mapping[str, Any]], values: Mapping[str, Any]
+) -> None:
+    """Write a page of a template that draws plots, each as `drawn` gives it, with uPlot and its licence."""
+    write_page(
+        path,
+        template,
+        styles=("vendor/uPlot.min.css", "report.css"),
+        scripts=("vendor/uPlot.iife.min.js", "report.js"),
+        data={"plots": plots},
+        values={**values, "plots": plots, "licence": (ASSETS / "vendor/uPlot.LICENSE").read_text(encoding="utf-8")},
+    )
 
 
 def plots_of(pairs: bool) -> tuple[Plot, ...]:

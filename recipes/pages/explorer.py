@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from flexmask import LaidOut, Row, build_block_mask, pack
+from flexmask.attention.masks import block_kinds
+from flexmask.model.cost import in_tokens
 from flexmask.text.control_tokens import special_ids
 from flexmask.text.tokenization import token_texts
 from flexmask.tree.layouts import LAYOUTS
 from flexmask.tree.segments import seen_by_passes
-
-SKIPPED, PARTIAL, FULL = range(3)
 
 
 @dataclass
@@ -70,13 +70,13 @@ def conversation_data(
     assert isinstance(one_pass, LaidOut)
     per_turn = laid_out["per_turn"]
     against = None if isinstance(per_turn, str) else _computed(per_turn, costs)["cost"]
-    layouts = []
+    layouts, seen = [], [(row, seen_by_passes(row)) for row in one_pass.rows]
     for name in LAYOUTS:
         found = laid_out[name]
         if isinstance(found, str):
             layouts.append({"name": name, "refused": found})
             continue
-        rows = [_row_data(row, one_pass.rows if name != "one_pass" else (), vocabulary, costs) for row in found.rows]
+        rows = [_row_data(row, seen if name != "one_pass" else (), vocabulary, costs) for row in found.rows]
         computed = _computed(found, costs)
         cost = computed.pop("cost")
         faster = against / cost if against and cost else None
@@ -101,12 +101,14 @@ def _computed(laid_out: LaidOut, costs: Costs) -> dict[str, Any]:
         "trained": trained,
         "pairs": pairs,
         "in_blocks": blocks * costs.block_size**2,
-        "cost": tokens + costs.pair * pairs + costs.head * trained if known else None,
+        "cost": in_tokens(tokens, pairs, trained, costs.pair, costs.head) if known else None,
     }
 
 
-def _row_data(row: Row, known: Sequence[Row], vocabulary: Vocabulary, costs: Costs) -> dict[str, Any]:
-    """known: rows whose tokens need not be written again."""
+def _row_data(
+    row: Row, known: Sequence[tuple[Row, np.ndarray]], vocabulary: Vocabulary, costs: Costs
+) -> dict[str, Any]:
+    """known: rows whose tokens need not be written again, each with `seen_by_passes` of it."""
     at = np.flatnonzero(row.passes.is_here)
     return {
         "turns": row.turns,
@@ -119,13 +121,13 @@ def _row_data(row: Row, known: Sequence[Row], vocabulary: Vocabulary, costs: Cos
     }
 
 
-def _place_of(row: Row, known: Sequence[Row]) -> dict[str, Any] | None:
+def _place_of(row: Row, known: Sequence[tuple[Row, np.ndarray]]) -> dict[str, Any] | None:
     """Where the tokens of a row that is one pass stand in another row: its number, and the stretches [start, end) of
     it. None where they do not."""
     if not row.is_chain:
         return None
-    for number, other in enumerate(known):
-        seen, turns = seen_by_passes(other), other.turns
+    for number, (other, seen) in enumerate(known):
+        turns = other.turns
         for turn in set(row.turns) & set(turns):
             path = np.flatnonzero(seen[:, turns.index(turn)])
             if np.array_equal(other.input_ids[path], row.input_ids):
@@ -137,14 +139,7 @@ def _place_of(row: Row, known: Sequence[Row]) -> dict[str, Any] | None:
 
 def _blocks(row: Row, size: int) -> dict[str, Any]:
     """The block mask of a row by itself: how many blocks of each kind, and a line a query block, as runs."""
-    mask = build_block_mask(torch.from_numpy(row.visible_until)[None], size)
-    kinds = np.full(mask.kv_indices.shape[-2:], SKIPPED)
-    for kind, counts, indices in (
-        (PARTIAL, mask.kv_num_blocks, mask.kv_indices),
-        (FULL, mask.full_kv_num_blocks, mask.full_kv_indices),
-    ):
-        for line, count in enumerate(counts[0, 0].tolist()):
-            kinds[line, indices[0, 0, line, :count].tolist()] = kind
+    kinds = block_kinds(build_block_mask(torch.from_numpy(row.visible_until)[None], size))
     return {
         "size": size,
         "counts": np.bincount(kinds.ravel(), minlength=3).tolist(),

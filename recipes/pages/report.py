@@ -1,5 +1,6 @@
 """report.html of a run: a page of its own files, and of nothing else, so that it can be made again at any time."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ from recipes.configuration.overrides import override
 from recipes.configuration.schema import ObjectiveKind
 from recipes.evaluation.replies import Thinking
 from recipes.pages.chats import Chats
-from recipes.pages.curves import drawn, not_drawn, plots_of
-from recipes.pages.page import ASSETS, picture, write_page
+from recipes.pages.curves import drawn, not_drawn, plots_of, write_page_of_plots
+from recipes.pages.page import picture
 from recipes.pages.sentences import sentences
 from recipes.run.folder import CHATS, REPORT, SAID
 from recipes.run.record import Record, read_run
@@ -59,13 +60,11 @@ def write_report(folder: Path) -> Path:
     record = read_run(folder)
     chats = Chats.of(record.chats)
     path = folder / REPORT
-    write_page(
+    write_page_of_plots(
         path,
         "report.html",
-        styles=("vendor/uPlot.min.css", "report.css"),
-        scripts=("vendor/uPlot.iife.min.js", "report.js"),
-        data={"plots": (plots := _plots(record))},
-        values={
+        _plots(record),
+        {
             "title": f"{record.name}: report",
             "name": record.name,
             "finished": record.result is not None,
@@ -77,7 +76,6 @@ def write_report(folder: Path) -> Path:
             "sources": _sources(record.data),
             "lines": cut("\n".join(record.said.get("lines", ())), _LONGEST_TEXT, SAID),
             "left_out": _left_out(record),
-            "plots": plots,
             "not_drawn": not_drawn(record.metrics),
             **_mask(record),
             "replies": _replies(record.result or {}),
@@ -86,7 +84,6 @@ def write_report(folder: Path) -> Path:
             "chosen": chats.chosen,
             "warnings": _warnings(record),
             "environment": _environment(record),
-            "licence": (ASSETS / "vendor/uPlot.LICENSE").read_text(encoding="utf-8"),
         },
     )
     return checked_size(path)
@@ -100,10 +97,14 @@ def checked_size(path: Path) -> Path:
 
 def cut(text: str, most: int, where: str) -> str:
     """At most so many bytes of a text, and where the rest of it is."""
-    size = len(escape(text).encode("utf-8", "backslashreplace"))
-    if size <= most:
+
+    def fits(count: int) -> bool:
+        return len(escape(text[:count]).encode("utf-8", "backslashreplace")) <= most
+
+    if len(text) <= most and fits(len(text)):
         return text
-    kept = text[: most * len(text) // size]
+    # Signs take one byte or more, and not all of a text take as many as its first ones.
+    kept = text[: bisect_left(range(1, min(len(text), most) + 1), True, key=lambda count: not fits(count))]
     return f"{kept} … ({len(text) - len(kept):,} more characters in {where})"
 
 
@@ -111,21 +112,28 @@ def _state(record: Record) -> str:
     result = record.result
     if result is not None:
         steps = f"{result['steps']:,} steps in {result['train_seconds']:,.0f} s of training"
-        if result["steps"] < result["planned_steps"]:
-            return f"Ended early, after {steps}, of {result['planned_steps']:,}: the held-out loss went down no more."
+        planned = result.get("planned_steps", result["steps"])  # which the oldest results lack
+        if result["steps"] < planned:
+            return f"Ended early, after {steps}, of {planned:,}: the held-out loss went down no more."
         return f"Finished: {steps}."
     if stopped := record.said.get("stopped"):
-        return f"Has no result. {stopped}"
+        return f"Has no result. {cut(stopped, _LONGEST_WARNING, SAID)}"
     saved = f"a checkpoint of step {record.saved_step:,}" if record.saved_step else "no checkpoint"
-    go_on = typed("train", override("resume", record.config.output_dir or record.folder))
+    go_on = typed("train", override("resume", _place(record)))
     return f"Has no result, and {saved}: it was still running, or was killed. Go on with: {go_on}"
+
+
+def _place(record: Record) -> str | Path:
+    """The folder as the run was told it, from which its paths are seen; where it lies now, if somebody has moved it."""
+    told = record.config.output_dir
+    return told if told and Path(told).resolve() == record.folder.resolve() else record.folder
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
     """What somebody looks for first: (value, what it is)."""
     result = record.result or {}
     losses = [value for _, value in record.curve("loss") if value is not None]
-    speeds = [value for _, value in record.curve("tokens_per_second")]
+    speeds = [value for _, value in record.curve("tokens_per_second") if value is not None]
     steps = max((line["step"] for line in record.metrics), default=0)
     found = [
         (_share(result.get("success_rate")), "episodes succeeded"),

@@ -39,8 +39,8 @@ def sentences(config: TrainConfig, data: Mapping[str, Any]) -> list[str]:
     return [
         f"{_model(config)} {_data(config, data)}",
         " ".join(one for one in (_objective(config), _layout(config), _context(config)) if one),
-        f"{_length(config.trainer)} {_optimizer(config.trainer)} {_packs(config)}",
-        _evaluation(config),
+        f"{_length(config)} {_optimizer(config.trainer)} {_packs(config)}",
+        _evaluation(config, data),
     ]
 
 
@@ -62,13 +62,17 @@ def _model(config: TrainConfig) -> str:
 
 
 def _data(config: TrainConfig, data: Mapping[str, Any]) -> str:
-    source, items = _source(config), "conversations" if config.objective.kind is ObjectiveKind.sft else "pairs"
+    source, items = _source(config), f"{_item(config)}s"
     if "conversations" not in data:
         return f"The data is {source}."
     return (
         f"The data is {source}: {data['conversations']:,} {items} with {data['turns']:,} trained turns, and "
         f"{data['heldout_conversations']:,} more that are held out."
     )
+
+
+def _item(config: TrainConfig) -> str:
+    return "conversation" if config.objective.kind is ObjectiveKind.sft else "pair"
 
 
 def _source(config: TrainConfig) -> str:
@@ -123,8 +127,9 @@ def rule(context: ContextConfig | Mapping[str, Any]) -> str:
     return f"{context.rule}({', '.join(f'{name}={value!r}' for name, value in context.arguments.items())})"
 
 
-def _length(trainer: TrainerConfig) -> str:
-    a_step = f"{trainer.conversations_per_step:,} conversation{'s' * (trainer.conversations_per_step != 1)}"
+def _length(config: TrainConfig) -> str:
+    trainer = config.trainer
+    a_step = f"{trainer.conversations_per_step:,} {_item(config)}{'s' * (trainer.conversations_per_step != 1)}"
     if trainer.steps is not None:
         return f"It goes on for {trainer.steps:,} optimizer steps of {a_step} each."
     return f"It goes {trainer.epochs:g} times through the data, with {a_step} an optimizer step."
@@ -156,8 +161,10 @@ def _packs(config: TrainConfig) -> str:
     return said + f" The seed is {config.seed}."
 
 
-def _evaluation(config: TrainConfig) -> str:
+def _evaluation(config: TrainConfig, data: Mapping[str, Any]) -> str:
     trainer, chats = config.trainer, config.evaluation
+    if data.get("heldout_conversations") == 0:
+        return "No conversation is held out, so there are no held-out losses and no chats."
     said = "Held-out losses are measured at the end"
     if trainer.evaluate_every:
         said = f"Held-out losses are measured every {trainer.evaluate_every:,} steps"
@@ -172,6 +179,6 @@ def _evaluation(config: TrainConfig) -> str:
     history = histories.get(chats.history, "its own earlier answers, and then the data's,")
     up_to = "" if chats.conversations is None else "up to "
     return (
-        f"{said}. Then the model chats through {up_to}{count} with {history} in the history; an answer is right by the "
-        f"matcher {chats.matcher}."
+        f"{said}. Then the model chats through {up_to}{count} with {history} in the history; which answers are right "
+        f"is judged by the matcher {chats.matcher}."
     )

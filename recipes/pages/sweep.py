@@ -1,13 +1,14 @@
 """report.html of a sweep: its table and plot, the curves of all jobs together, and what did not come to an end."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from recipes.compare import PLOT, Sweep, columns_of, read_sweep, rows_of, short
 from recipes.configuration.compose import RUN_CONFIG
-from recipes.pages.curves import drawn, plots_of
-from recipes.pages.page import ASSETS, picture, write_page
+from recipes.pages.curves import drawn, plots_of, write_page_of_plots
+from recipes.pages.page import picture
 from recipes.pages.report import checked_size, cut
 from recipes.run.folder import METRICS, REPORT
 from recipes.run.record import Line, curve_of, json_lines
@@ -26,30 +27,25 @@ def write_sweep(folder: Path) -> Path:
     if not sweep.variants and not sweep.missing:
         raise ValueError(f"{folder}: no run lies in it: none of its folders has a {RUN_CONFIG}")
     names = _names(sweep)
-    plots = _plots(folder, names)
     missing = [_missing(folder, name, reason) for name, reason in list(sweep.missing.items())[:_MOST_MISSING]]
     path = folder / REPORT
-    write_page(
+    write_page_of_plots(
         path,
         "sweep.html",
-        styles=("vendor/uPlot.min.css", "report.css"),
-        scripts=("vendor/uPlot.iife.min.js", "report.js"),
-        data={"plots": plots},
-        values={
+        _plots(folder, names),
+        {
             "title": f"{folder.resolve().name}: report of a sweep",
             "name": folder.resolve().name,
             "state": _state(sweep),
             "complete": not sweep.missing,
-            "keys": sweep.keys,
+            "keys": sweep.keys if len(sweep.variants) > 1 else [],
             "header": [*sweep.names, "seed"],
             "columns": [name for name, _, _ in columns_of(sweep)] if sweep.variants else [],
             "rows": [(row, _report(folder, row.folder)) for row in rows_of(sweep)] if sweep.variants else [],
             "picture": picture(folder / PLOT) if (folder / PLOT).is_file() else None,
-            "plots": plots,
             "curves": (min(len(names), MOST_CURVES), len(names)),
             "missing": missing,
             "more_missing": len(sweep.missing) - len(missing),
-            "licence": (ASSETS / "vendor/uPlot.LICENSE").read_text(encoding="utf-8"),
         },
     )
     return checked_size(path)
@@ -81,6 +77,9 @@ def _names(sweep: Sweep) -> dict[str, str]:
     for variant, results in sweep.variants.items():
         for one in results:
             found[one["folder"]] = ", ".join([*map(short, variant), f"seed {one['seed']}"])
+    # Names are short, and runs may differ in nothing that is trained: those that are alike get their folder's.
+    alike = Counter(found.values())
+    found = {folder: f"{name}, {folder}" if alike[name] > 1 else name for folder, name in found.items()}
     return found | {name: f"{name} (no result)" for name in sweep.missing}
 
 

@@ -8,9 +8,8 @@ import numpy as np
 from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel
 
-from flexmask.model.cost import head_cost, pair_cost
+from flexmask.model.cost import head_cost, in_tokens, pair_cost
 from flexmask.training.batches import train_batches
-from flexmask.tree.layouts import Row
 from flexmask.tree.segments import pass_lengths
 from recipes.configuration.rules import ConfigError
 from recipes.configuration.schema import Layout, ObjectiveKind, TrainConfig
@@ -60,7 +59,7 @@ class Work:
                 longest = max(longest, *map(len, item))
                 for row in item:
                     pairs += row.visible_pairs
-                    lengths = _lengths(row)
+                    lengths = pass_lengths(row).astype(np.int64)
                     pass_tokens += int(lengths.sum())
                     pass_pairs += int((lengths * (lengths + 1) // 2).sum())
         return cls(np.array(tokens), np.array(trained), pairs, pass_tokens, pass_pairs, rows, longest, split, packs)
@@ -85,13 +84,9 @@ class Work:
 
     def speed_up(self, model: PreTrainedModel) -> float:
         """How many times the operations of packed per-turn training are those of this layout."""
-        of_pair, of_trained = pair_cost(model), head_cost(model) * int(self.trained.sum())
-        per_turn = self.pass_tokens + of_pair * self.pass_pairs + of_trained
-        return per_turn / (int(self.tokens.sum()) + of_pair * self.pairs + of_trained)
-
-
-def _lengths(row: Row) -> np.ndarray:
-    return pass_lengths(row).astype(np.int64)
+        trained, costs = int(self.trained.sum()), (pair_cost(model), head_cost(model))
+        per_turn = in_tokens(self.pass_tokens, self.pass_pairs, trained, *costs)
+        return per_turn / in_tokens(int(self.tokens.sum()), self.pairs, trained, *costs)
 
 
 @dataclass(frozen=True)

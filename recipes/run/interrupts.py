@@ -56,13 +56,13 @@ class StopAfterStep(TrainerCallback):
             )
 
     def check(self, step: int, steps: int, folder: Path) -> None:
-        """Raise Interrupted where a signal has ended the training of `folder`, behind `step` of `steps`."""
+        """Raise Interrupted where a signal has ended the training of `folder`, after `step` of `steps`."""
         if not self.stopping:
             return
         saved = last_checkpoint(folder)
         kept = f"with a checkpoint of step {saved[1]}" if saved else "without a checkpoint"
         raise Interrupted(
-            self.received or signal.SIGTERM, f"stopped behind step {step} of {steps}, {kept}. {self.message}"
+            self.received or signal.SIGTERM, f"stopped after step {step} of {steps}, {kept}. {self.message}"
         )
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:

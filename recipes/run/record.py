@@ -1,6 +1,7 @@
 """The files of a run's folder, read back: whatever it has got to, and whatever it was."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,12 @@ def read_run(folder: Path) -> Record:
 
 
 def curve_of(metrics: Iterable[Line], name: str) -> list[tuple[int, float | None]]:
-    """(step, value) of a figure, in order. A run that went on may log steps again: the last line of a step counts."""
-    return sorted({line["step"]: line[name] for line in metrics if name in line}.items())
+    """(step, value) of a figure, in order, None where the value is not finite. A run that went on may log steps again:
+    the last line of a step counts."""
+    values = {line["step"]: line[name] for line in metrics if name in line}
+    return [
+        (step, None if value is None or not math.isfinite(value) else value) for step, value in sorted(values.items())
+    ]
 
 
 def json_lines(path: Path) -> Iterator[Line]:
@@ -87,18 +92,18 @@ def json_lines(path: Path) -> Iterator[Line]:
     """
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         yield _parsed(line, f"{path}:{number}")
 
 
 def _object(path: Path) -> Line | None:
-    return _parsed(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+    return _parsed(path.read_bytes(), str(path)) if path.is_file() else None
 
 
-def _parsed(text: str, place: str) -> Line:
+def _parsed(text: bytes, place: str) -> Line:
     try:
-        found = json.loads(text)
+        found = json.loads(text.decode("utf-8"))
     except ValueError as error:
         raise ValueError(f"{place}: is no JSON ({error})") from error
     if not isinstance(found, dict):

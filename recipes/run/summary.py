@@ -101,6 +101,11 @@ def data_lines(config: TrainConfig, data: LoadedData, rows: PreparedData, heldou
         f"data        {counted(len(rows.items), items)}, {counted(rows.turns, 'trained turn')}, "
         f"{len(data.heldout):,} held out"
     ]
+    if not len(data.heldout):
+        lines.append(
+            "            so no loss is measured on held-out conversations and the model does not chat; "
+            "data.heldout_conversations=1 holds one out"
+        )
     if config.data.kind not in GENERATED:
         lines.append(f"            read as {formats}")
     if config.data.kind is DataKind.mix:

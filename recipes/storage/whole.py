@@ -16,6 +16,8 @@ def write_whole(path: Path, text: str, errors: str = "strict") -> None:
         partial.write_text(text, encoding="utf-8", errors=errors)
         partial.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # it would take what little room is left
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

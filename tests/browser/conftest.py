@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browser.explored import Shown, shown_in
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 # Without them Chromium asks for addresses of its own maker in the background.
@@ -58,3 +59,14 @@ def open_page(browser) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert wrong == []
+
+
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory) -> Shown:
+    return shown_in(tmp_path_factory.mktemp("explorer"))
+
+
+@pytest.fixture
+def page(shown, open_page) -> Page:
+    """The explorer's page of what is `shown`."""
+    return open_page(shown.path, width=1300, height=1000)

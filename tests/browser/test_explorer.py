@@ -3,24 +3,13 @@
 import random
 
 import numpy as np
-import pytest
 import torch
-from browser.explored import IN_SIGHT, PLACE, assert_lit, lit, lit_text, shown_in, until, visible
+from browser.explored import IN_SIGHT, PLACE, assert_lit, lit, lit_text, until, visible
 from playwright.sync_api import expect
 
 from flexmask import build_block_mask, dense_mask
 from flexmask.text.tokenization import token_texts
 from flexmask.tree.layouts import LAYOUTS
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    return shown_in(tmp_path_factory.mktemp("explorer"))
-
-
-@pytest.fixture
-def page(shown, open_page):
-    return open_page(shown.path, width=1300, height=1000)
 
 
 def choose_row(page, conversation, layout, number):

@@ -6,20 +6,10 @@ import statistics
 
 import numpy as np
 import pytest
-from browser.explored import PLACE, Shown, assert_lit, shown_in, until
+from browser.explored import PLACE, Shown, assert_lit, until
 
 from flexmask.text.tokenization import token_texts
 from recipes.configuration.compose import compose
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    return shown_in(tmp_path_factory.mktemp("explorer"))
-
-
-@pytest.fixture
-def page(shown, open_page):
-    return open_page(shown.path, width=1300, height=1000)
 
 
 def test_hostile_text_is_text(page, shown):

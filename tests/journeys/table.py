@@ -78,11 +78,12 @@ TABLE = {
         shows=("call 2 (message 5)", "seen by", "the context rule keep_last_tool_results changes nothing")
     ),
     # own data, own model
+    f'make train ARGS="{OWN_FILE} data.heldout_conversations=1 trainer.steps=20"': How(args=TINY_MODEL, leaves=RUN),
     f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B trainer=finetune {OWN_FILE}"': How(
         replace=NO_HUB, args=FINETUNE, leaves=RUN
     ),
-    'make inspect ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
-        replace={"Qwen/Qwen3-0.6B": "models/dense"}, shows=("my.jsonl:12", "plain copy", "trained answer")
+    'make inspect ARGS="my.jsonl:1 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
+        replace={"Qwen/Qwen3-0.6B": "models/dense"}, shows=("my.jsonl:1", "plain copy", "trained answer")
     ),
     f'make train ARGS="model=hub model.name_or_path=Qwen/Qwen3-1.7B adapter=lora trainer=lora {OWN_FILE}"': How(
         replace=NO_HUB, args=FINETUNE, leaves=ADAPTER
@@ -124,15 +125,14 @@ TABLE = {
         shows=("tutoring/train[0]: ", "1 of the data's 120 conversations"),
         leaves=("runs/explorer/tutoring_train_0.html",),
     ),
-    'make explore ARGS="my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
+    'make explore ARGS="my.jsonl:1 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
         replace={"Qwen/Qwen3-0.6B": "models/dense"},
-        shows=("my.jsonl:12: ", "1 of the data's 12 conversations"),
-        leaves=("runs/explorer/my.jsonl_12.html",),
+        shows=("my.jsonl:1: ", "1 of the data's 12 conversations"),
+        leaves=("runs/explorer/my.jsonl_1.html",),
     ),
-    'make explore ARGS="3 my.jsonl:12 data=jsonl data.path=my.jsonl model=hub model.name_or_path=Qwen/Qwen3-0.6B"': How(
-        replace={"Qwen/Qwen3-0.6B": "models/dense"},
-        shows=("my.jsonl:12: ", "2 of the data's 12 conversations"),
-        leaves=("runs/explorer/my.jsonl_*_and_1_more.html",),
+    f'make explore ARGS="my.jsonl:1 my.jsonl:2 {OWN_FILE}"': How(
+        shows=("my.jsonl:1: ", "my.jsonl:2: ", "2 of the data's 12 conversations"),
+        leaves=("runs/explorer/my.jsonl_1_and_1_more.html",),
     ),
     'make train ARGS="experiment=qwen3_0_6b_mathchatsync"': How(
         args=f"{LOCAL_MODEL} data.path=my.jsonl {FINETUNE} evaluation.max_new_tokens=8", leaves=RUN
@@ -259,7 +259,7 @@ TABLE = {
     "NPROC=8 make evaluate": How(replace=TWO, args="runs/one", needs="finished", shows=("answer_accuracy",), why=CORES),
     # documentation and house
     "make picture": How(leaves=("docs/images/block_mask.png", "docs/images/state_branches.png")),
-    "make notebook": How(leaves=("runs/notebooks/*.ipynb",)),
+    "make notebook": How(runs_in="test_notebooks.py", why="what they show is looked at"),
     "make docs": How(runs_in=".ci/run", why="the whole checkout, not a copy"),
     'make docs ARGS="-b linkcheck"': How(
         replace={"make": "make --dry-run"}, shows=("-b linkcheck",), why="links lead out of here"

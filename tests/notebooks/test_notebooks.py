@@ -1,23 +1,19 @@
-"""Every notebook runs from top to bottom, is stored without outputs, and reads the same as the text beside it."""
+"""Every notebook is stored without outputs and reads the same as the text beside it (tests/journeys runs them)."""
 
-import os
 import re
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PICTURES = {"01": 3, "02": 2, "03": 1, "04": 0, "05": 0}  # that each draws, at least
-MINUTES = 3
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
 
-def test_each_notebook_is_known():
-    assert [path.name[:2] for path in NOTEBOOKS] == list(PICTURES)
+def test_there_are_notebooks():
+    assert NOTEBOOKS
 
 
 @named
@@ -31,20 +27,6 @@ def test_notebook_is_stored_without_outputs(path):
 def test_notebook_reads_as_its_text(path):
     cells, text = nbformat.read(path, as_version=4).cells, jupytext.read(path.with_suffix(".py")).cells
     assert [(cell.cell_type, cell.source) for cell in cells] == [(cell.cell_type, cell.source) for cell in text]
-
-
-# Breaks if an API that a cell uses changes, or what a cell asserts. The cells must also draw what they promise, within
-# the time that the page promises, and print nothing that a reader has to explain away: no warning, no place of this
-# machine.
-@named
-def test_notebook_runs(path):
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=60 * MINUTES, resources={"metadata": {"path": str(ROOT)}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= PICTURES[path.name[:2]]
-    said = "".join(output.get("text", "") + str(output.get("data", {}).get("text/plain", "")) for output in outputs)
-    assert not re.search("warning", said, re.IGNORECASE)
-    assert not any(place in said for place in (str(ROOT), os.path.expanduser("~"), "/tmp"))
 
 
 # It is what a sceptic is sent: everything must stand on the page, and the page must stay one.

@@ -99,6 +99,14 @@ def test_a_conversation_by_name(run, file, columns):
     assert "computed in layout one_pass" in done.stdout and "rows        2, the longest of" in done.stdout
 
 
+# Breaks if a run on a small file ends without chats and nothing has said why, or if what it says to do does not help.
+def test_that_nothing_is_held_out_is_said(run, file):
+    said = "so no loss is measured on held-out conversations and the model does not chat"
+    assert f"{said}; data.heldout_conversations=1 holds one out" in " ".join(run(*of(file)).stdout.split())
+    done = run(*of(file, "data.heldout_conversations=1"))
+    assert "1 held out" in done.stdout and said not in " ".join(done.stdout.split())
+
+
 def test_the_first_conversation_is_the_default_and_markup_in_it_is_text(run, file):
     done = run(*of(file, "--full"))
     assert "my.jsonl:1" in done.stdout and "no [bold] thinking<|im_end|>" in done.stdout

@@ -28,7 +28,7 @@ let lit = { token: null, key: null };
 function showConversation(number) {
   conversation = data.conversations[number];
   at("name").textContent = conversation.name;
-  at("about").textContent = [conversation.heldout ? "held out" : "", conversation.calls ? `${conversation.calls.length} calls` : ""].filter(Boolean).join(", ");
+  at("about").textContent = [conversation.heldout ? "held out" : "", conversation.calls ? `${conversation.calls.length} ${conversation.calls.length === 1 ? "call" : "calls"}` : ""].filter(Boolean).join(", ");
   at("notes").replaceChildren(...conversation.notes.map((note) => make("li", {}, note)));
   showComparison();
   const first = conversation.layouts.find((one) => one.name === data.layout && one.rows?.length);

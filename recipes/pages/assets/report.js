@@ -21,7 +21,7 @@
       scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
       axes: [
         { ...axis, values: (u, splits) => splits.map(one => Number.isInteger(one) ? one.toLocaleString("en") : "") },
-        { ...axis, size: 64, values: (u, splits) => splits.map(one => one == null ? "" : number(one)) },
+        { ...axis, size: 76, values: (u, splits) => splits.map(one => one == null ? "" : number(one)) },
       ],
       series: [
         { label: "step", value: (u, step) => step == null ? "–" : step.toLocaleString("en") },

@@ -31,6 +31,7 @@ from recipes.configuration.schema import (
     TrainConfig,
     TrainerConfig,
 )
+from recipes.sources.flaws import check_flaws
 
 
 class ConfigError(ValueError):
@@ -156,9 +157,11 @@ def _data(data: DataConfig) -> Iterator[str]:
         if data.sources:
             yield f"data.sources: only for data=mix, and this is data.kind={data.kind}"
         yield from _source(data, "data")
+    if data.flaws and data.kind not in GENERATED - {DataKind.tutoring_pairs}:
+        yield f"data.flaws={data.flaws}: only for generated conversations, and this is data.kind={data.kind}"
     if data.thinking_format not in (None, "auto") and data.thinking_format.count("{thinking}") != 1:
         yield f"data.thinking_format={data.thinking_format!r}: must be auto or hold {{thinking}} once"
-    for check, value in ((tags_of, data.thinking_tags), (check_key, data.episode_key)):
+    for check, value in ((tags_of, data.thinking_tags), (check_key, data.episode_key), (check_flaws, data.flaws)):
         try:
             check(value)
         except ValueError as error:

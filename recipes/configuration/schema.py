@@ -227,6 +227,9 @@ class DataConfig:
     thinking_format: str | None = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the chat template
     processes: int | None = None  # that render conversations; null: one a processor
+    # Of generated data: which share of what is thought is made worse for training, by flaw: {wrong_step: 0.25}. Flaws
+    # are wrong_step, irrelevant, shuffled, truncated and missing (docs/studies/reasoning_quality.md).
+    flaws: dict[str, float] = field(default_factory=dict)
     date: str = "${now:%Y-%m-%d}"  # year-month-day: what a template that writes today's date shows, in all of the run
 
 
@@ -316,6 +319,11 @@ class EvaluationConfig:
     conversations: int | None = 100  # at most so many are chatted with; null: all that are held out; 0: no evaluation
     history: History = History.own
     matcher: str = "exact"  # when an answer is right: exact, number, contains, or a function's "package.module:name"
+    # When thinking is right, beside the data's: as matcher; null: it is not judged.
+    thinking_matcher: str | None = None
+    # Whether answers follow their thinking: last_number, or a function's "package.module:name", changes a number in it
+    # and says which answer should come then (recipes/evaluation/probes.py); null: it is not tried.
+    probe: str | None = None
     max_new_tokens: int = 256  # most tokens of a reply; one that is longer counts as wrong
     batch_size: int = 64  # conversations that are chatted with side by side
     # What the harness shows that the model is for, under which it is measured; null: as it is trained.

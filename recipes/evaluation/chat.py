@@ -32,7 +32,8 @@ from flexmask.text.template import ChatTemplate, RejectedError
 from recipes.configuration.schema import History
 from recipes.evaluation.environments import MOST_CALLS, Environment, act, same_calls
 from recipes.evaluation.matchers import Matcher, load_matcher
-from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
+from recipes.evaluation.probes import Probe
+from recipes.evaluation.replies import ChatResult, ChatTurn, Thinking, parse_reply, thinking_begun
 
 _CALLS = "a turn calls a tool, and tools do not run here"
 _CALLS_SOMEWHERE = f"{_CALLS}; evaluation.history=teacher asks the other turns of such a conversation"
@@ -47,6 +48,8 @@ def chat(
     batch_size: int,
     history: str = History.own,
     matcher: Matcher | None = None,
+    thinking_matcher: Matcher | None = None,
+    probe: Probe | None = None,
     environment: Callable[[Conversation], Environment] | None = None,
     template_kwargs: dict[str, Any] | None = None,
     date: datetime.date | None = None,
@@ -85,6 +88,7 @@ def chat(
             ChatTemplate(tokenizer, one, template_kwargs, date=date),
             History(history),
             _guarded(matcher or load_matcher("exact"), errors),
+            thinking_matcher and _guarded(thinking_matcher, errors),
             rule,
             Prompts(one, tokenizer, template_kwargs, date, control_tokens=None),
             environment(one) if environment is not None and history == History.own else None,
@@ -103,10 +107,12 @@ def chat(
             asked = [question for one in waiting if (question := one.question(tokenizer, max_new_tokens, positions))]
             for batch in _batches(asked, batch_size):
                 replies = generate(plain, [question.ids for question in batch], batch[0].room, ends)
-                for question, (reply, ended) in zip(batch, replies, strict=True):
-                    # Without tidying of the spaces in front of signs, which some tokenizers do unless told not to.
-                    text = tokenizer.decode(reply, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-                    question.of.take(question.prompt, text, ended, tokenizer)
+                written = [(_text(tokenizer, reply), ended) for reply, ended in replies]
+                follows = (
+                    _follow(plain, tokenizer, batch, written, probe, ends, errors) if probe else [None] * len(batch)
+                )
+                for question, (text, ended), followed in zip(batch, written, follows, strict=True):
+                    question.of.take(question.prompt, text, ended, tokenizer, followed)
                 before, done = done, sum(one.done for one in chats)
                 advance(done - before)
         advance(sum(one.done for one in chats) - done)
@@ -139,6 +145,7 @@ class _Chat:
     template: ChatTemplate
     history: History
     matcher: Matcher
+    thinking_matcher: Matcher | None
     rule: Rule | None
     prompts: Prompts
     environment: Environment | None
@@ -187,9 +194,16 @@ class _Chat:
             return None
         return _Question(self, prompt, ids, room)
 
-    def take(self, prompt: str, generated: str, ended: bool, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Note the reply to the last question."""
-        reply, expected = parse_reply(prompt, generated, ended), self._expected(self.next)
+    @property
+    def expected(self) -> dict[str, Any]:
+        """The data's message in the place of the next answer."""
+        return self._expected(self.next)
+
+    def take(
+        self, prompt: str, generated: str, ended: bool, tokenizer: PreTrainedTokenizerBase, follows: bool | None = None
+    ) -> None:
+        """Note the reply to the last question; `follows`: whether its answer follows from changed thinking."""
+        reply, expected = parse_reply(prompt, generated, ended), self.expected
         message: dict[str, Any] = {"role": "assistant", "content": reply.answer}
         results: list[dict[str, Any]] = []
         if self.environment is not None:
@@ -197,6 +211,9 @@ class _Chat:
         right = self.matcher(message["content"], expected["content"], self.messages)
         if self.environment is not None and not same_calls(message, expected):
             right = False
+        thought = None
+        if self.thinking_matcher is not None and "reasoning_content" in expected:
+            thought = self.thinking_matcher(reply.thinking, expected["reasoning_content"], self.messages)
         turn = ChatTurn(
             turn=self.to_ask[self.next],
             asked=_behind_answer(self.messages),
@@ -205,6 +222,8 @@ class _Chat:
             expects_thinking="reasoning_content" in expected and THINK_CLOSE not in thinking_begun(prompt),
             thinking_tokens=len(tokenizer(reply.thinking, add_special_tokens=False)["input_ids"]),
             correct=None if right is None else bool(right) and reply.finished,
+            thinking_correct=None if thought is None else bool(thought) and reply.state is Thinking.valid,
+            follows=follows,
         )
         self.turns.append(turn)
         if self.history == History.own:
@@ -295,6 +314,46 @@ def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]
         yield from (batch[start : start + size] for start in range(0, len(batch), size))
 
 
+def _text(tokenizer: PreTrainedTokenizerBase, reply: list[int]) -> str:
+    # Without tidying of the spaces in front of signs, which some tokenizers do unless told not to.
+    return tokenizer.decode(reply, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _follow(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Sequence[_Question],
+    written: Sequence[tuple[str, bool]],
+    probe: Probe,
+    ends: set[int],
+    errors: Counter[str],
+) -> list[bool | None]:
+    """Whether the model answers what follows from its own thinking after `probe` has changed it; None where that cannot
+    be tried: no whole thinking, nothing in it to change, or no room."""
+    tried: list[tuple[int, list[int], str]] = []
+    for index, (question, (text, ended)) in enumerate(zip(batch, written, strict=True)):
+        reply = parse_reply(question.prompt, text, ended)
+        changed = None
+        if reply.state is Thinking.valid:
+            try:
+                changed = probe(reply.thinking, question.of.expected["content"])
+            except Exception as error:  # it may be a user's, and the training before it is done
+                errors[f"{type(error).__name__}: {error}"] += 1
+        if changed is not None:
+            thinking, answer = changed
+            until_answer = text[: text.index(THINK_CLOSE) + len(THINK_CLOSE)].replace(reply.thinking, thinking)
+            tried.append(
+                (index, tokenizer(question.prompt + until_answer, add_special_tokens=False)["input_ids"], answer)
+            )
+    found: list[bool | None] = [None] * len(batch)
+    if tried:
+        answers = generate(model, [ids for _, ids, _ in tried], batch[0].room, ends)
+        for (index, _, expected), (reply, _) in zip(tried, answers, strict=True):
+            of = batch[index].of
+            found[index] = of.matcher(_text(tokenizer, reply).strip(), expected, of.messages)
+    return found
+
+
 def _guarded(matcher: Matcher, errors: Counter[str]) -> Matcher:
     """The matcher, which counts as False where it raises: it may be a user's, and the training before it is done."""
 
@@ -321,7 +380,7 @@ def _warn(chats: Sequence[_Chat], history: str, errors: Counter[str]) -> None:
         )
     if errors:
         warnings.warn(
-            f"evaluation.matcher raised on {errors.total():,} replies, which count as wrong; most often "
+            f"a matcher or a probe raised on {errors.total():,} replies, which count as wrong or not tried; most often "
             f"{errors.most_common(1)[0][0]}",
             stacklevel=3,
         )

@@ -17,6 +17,7 @@ from recipes.distributed import ranks
 from recipes.evaluation.chat import chat, turns_to_ask
 from recipes.evaluation.environments import OF_KIND
 from recipes.evaluation.matchers import load_matcher
+from recipes.evaluation.probes import load_probe
 from recipes.evaluation.replies import ChatResult, figures
 from recipes.terminal.progress import progress
 
@@ -37,7 +38,10 @@ def evaluate_chats(
     there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and `chat` raise, which no
     conversation causes that `recipes.preparation.rows.prepare_heldout` finds valid.
     """
-    matcher = load_matcher(evaluation.matcher)
+    matcher, probe = load_matcher(evaluation.matcher), load_probe(evaluation.probe)
+    of_thinking = evaluation.thinking_matcher and load_matcher(
+        evaluation.thinking_matcher, "evaluation.thinking_matcher"
+    )
     asked = sample(heldout, evaluation.conversations, data.seed)
     rule = rule_of(context)
     rules = [rule if isinstance(some, Conversation) else None for some in asked for _ in conversations_of(some)]
@@ -60,6 +64,8 @@ def evaluate_chats(
                 batch_size=evaluation.batch_size,
                 history=history,
                 matcher=matcher,
+                thinking_matcher=of_thinking or None,
+                probe=probe,
                 environment=OF_KIND.get(data.kind),
                 template_kwargs=data.template_kwargs,
                 date=datetime.date.fromisoformat(data.date),

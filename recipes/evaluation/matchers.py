@@ -20,7 +20,7 @@ _Plain = Callable[[str, str], bool | None]
 
 # A minus is a sign where nothing that it could subtract from, or join to, stands right before it (not in "5-3",
 # "GPT-4", "10%-20%"). A currency may stand on either side of it. A comma belongs to a number between thousands.
-_NUMBER = re.compile(
+NUMBER = re.compile(
     r"""(?: (?<![\w%)\]}]) (?P<minus>[-\u2212]) )?  (?: \\?[$€£¥₹] (?P<inner>[-\u2212])? )?
         (?P<digits> (?: \d{1,3}(?:,\d{3})+(?!\d) | \d+ ) (?:\.\d+)? | (?<![\w.])\.\d+ )
         (?P<exponent> [eE][-+]?\d{1,3}(?!\w) )?""",
@@ -45,7 +45,7 @@ def last_number(text: str) -> Decimal | None:
     Read are signs, decimals, thousands separated by commas and exponents ("-1,234.50", ".5", "2e3"). Currency, percent
     and other units stand beside a number and change nothing: "50%" is 50. A comma is no decimal point: "3,5" ends in 5.
     """
-    numbers = list(_NUMBER.finditer(text))
+    numbers = list(NUMBER.finditer(text))
     if not numbers:
         return None
     last = numbers[-1]
@@ -67,15 +67,15 @@ def contains(answer: str, expected: str) -> bool | None:
 _OWN: dict[str, _Plain] = {"exact": exact, "number": number, "contains": contains}
 
 
-def load_matcher(name: str) -> Matcher:
-    """The matcher that `evaluation.matcher` names: one of ours, or a function as `package.module:function`, which is
-    looked for in the current folder as well.
+def load_matcher(name: str, key: str = "evaluation.matcher") -> Matcher:
+    """The matcher that a setting names: one of ours, or a function as `package.module:function`, which is looked for in
+    the current folder as well.
 
     Raises ConfigError when there is none, or it can be called neither with two texts nor with the messages beside them.
     """
     if name in _OWN:
         return without_history(_OWN[name])
-    key = f"evaluation.matcher={name}"
+    key = f"{key}={name}"
     if not is_import_path(name):
         raise ConfigError(
             f"{key}: no such matcher; choose {', '.join(_OWN)}, or give a function package.module:function"

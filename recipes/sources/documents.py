@@ -1,19 +1,19 @@
 """A document that is written and edited over turns under constraints which can be checked.
 
-A session has 4 to 6 turns. The first asks for a line; each later one for an edit of the document in an earlier
-*answer*: a line more with a given last word, or that begins with the name of another line; a line cut to fewer words; a
-name replaced everywhere; lines in another order. Thinking counts words and takes names up, the answer is the document:
+A session has 3 to 6 turns. The first asks for a line; each later one for an edit of the document in an earlier
+*answer*: a line more, of a length that is given or that another line has; a line cut to fewer words; a name replaced;
+a line put in front of the others. Thinking counts words and takes names up, the answer is the document:
 
-    user       Write a line of 4 words with Mia.
+    user       Write a line of 4 words with Mia that ends with boats.
     thinking   1 Mia 2 likes 3 red 4 boats.
     assistant  Mia likes red boats
-    user       Add a line of 3 words that ends with snow.
+    user       Add a line as long as line 1 with Tom that ends with snow.
     thinking   Line 1 is 1 Mia 2 likes 3 red 4 boats.
-               1 Tom 2 sees 3 snow.
+               1 Tom 2 sees 3 deep 4 snow.
     assistant  Mia likes red boats
-               Tom sees snow
+               Tom sees deep snow
 
-The numbers stand ready in the thinking before a turn, which inference hides; a model has to count the words of the
+The counts stand ready in the thinking before a turn, which inference hides; a model has to count the words of the
 answers instead. An answer is right if it keeps what was asked for (`keeps`): which words it chooses is up to it, and
 what it edits is its own document, not the data's.
 """
@@ -28,22 +28,27 @@ from typing import Any
 
 from recipes.sources.tutoring import Split
 
-NAMES = ("Mia", "Tom", "Ana", "Ben", "Zoe", "Sam", "Eva", "Leo")
-VERBS = ("likes", "sees", "draws", "finds", "wants", "has")
-KINDS = ("red", "big", "old", "new", "small", "green")
-THINGS = ("boats", "birds", "trees", "hats", "coins", "snow")
-MOST_LINES, LEAST_WORDS, MOST_WORDS = 3, 3, 6
+# What each name does, and what each thing may be called.
+VERBS = {
+    "Mia": "likes", "Tom": "sees", "Ana": "draws", "Ben": "finds", "Zoe": "wants", "Sam": "has", "Eva": "paints",
+    "Leo": "loses",
+}  # fmt: skip
+KINDS = {
+    "boats": ("fast", "red"), "birds": ("wild", "green"), "trees": ("old", "tall"), "hats": ("new", "blue"),
+    "coins": ("small", "round"), "snow": ("fresh", "deep"), "cards": ("thin", "white"), "shells": ("big", "pink"),
+}  # fmt: skip
+MOST_LINES, LEAST_WORDS, MOST_WORDS = 3, 3, 5
 
 Line = tuple[str, ...]
 Document = tuple[Line, ...]
 
 # What is asked for. The generator fills them in, and the checker reads them; neither knows of the other.
 REQUESTS = {
-    "write": "Write a line of {n} words with {name}.",
-    "end": "Add a line of {n} words that ends with {word}.",
-    "begin": "Add a line of {n} words that begins with the name of line {i}.",
+    "write": "Write a line of {n} words with {name} that ends with {word}.",
+    "add": "Add a line of {n} words with {name} that ends with {word}.",
+    "match": "Add a line as long as line {i} with {name} that ends with {word}.",
     "cut": "Cut line {i} to {n} words.",
-    "rename": "Write {name} in place of the name of line {i}.",
+    "rename": "Write {name} in place of the name in line {i}.",
     "move": "Put line {i} first.",
 }
 _FIELDS = {"n": r"(?P<n>\d)", "i": r"(?P<i>\d)", "name": r"(?P<name>\w+)", "word": r"(?P<word>\w+)"}
@@ -74,31 +79,30 @@ def keeps(answer: str, expected: str, history: Sequence[Mapping[str, Any]]) -> b
     if kind is None:
         raise ValueError(f"no request of a document: {request!r}")
     n, i = int(asked.get("n") or 0), int(asked.get("i") or 1) - 1
-    if kind == "write":
-        return len(after) == 1 and len(after[0]) == n and asked["name"] in after[0]
-    if i >= len(before):
+    if kind != "write" and i >= len(before):
         return False  # an earlier answer has lost the line, and nothing can be done to it
-    named = _name(before[i]) if before else None
     match kind:
-        case "end":
-            return after[:-1] == before and len(after[-1]) == n and after[-1][-1] == asked["word"]
-        case "begin":
-            return named is not None and after[:-1] == before and len(after[-1]) == n and after[-1][0] == named
+        case "write" | "add" | "match":
+            size = len(before[i]) if kind == "match" else n
+            return after[:-1] == before and len(after[-1]) == size and _says(after[-1], asked["name"], asked["word"])
         case "cut":
-            rest = len(after) == len(before) and all(
-                a == b for k, (a, b) in enumerate(zip(after, before, strict=True)) if k != i
-            )
+            rest = after[:i] == before[:i] and after[i + 1 :] == before[i + 1 :] and len(after) == len(before)
             return rest and len(after[i]) == n and _in_order(after[i], before[i])
         case "rename":
+            named = _name(before[i])
             renamed = tuple(asked["name"] if word == named else word for word in before[i])
             return named is not None and after == (*before[:i], renamed, *before[i + 1 :])
         case _:
             return after == (before[i], *before[:i], *before[i + 1 :])
 
 
+def _says(line: Line, name: str, last: str) -> bool:
+    return name in line and line[-1] == last
+
+
 def _name(line: Line) -> str | None:
     """The first name in a line."""
-    return next((word for word in line if word in NAMES), None)
+    return next((word for word in line if word in VERBS), None)
 
 
 def _in_order(words: Line, of: Line) -> bool:
@@ -121,22 +125,24 @@ def sessions(seed: int, split: Split) -> Iterator[dict]:
         raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
     rng = random.Random(f"documents/{split}/{seed}")
     while True:
-        first = _line(rng.randint(LEAST_WORDS, MOST_WORDS), rng)
-        places = [words.index(word) for word in first for words in (NAMES, VERBS, KINDS, THINGS) if word in words]
-        if (sum(place * 3**k for k, place in enumerate(places)) % 7 == 0) == (split == "heldout"):
+        first = _line((), rng)
+        name, thing = list(VERBS).index(first[0]), list(KINDS).index(first[-1])
+        if ((name + 3 * thing + len(first)) % 7 == 0) == (split == "heldout"):
             yield {"messages": _session(first, rng)}
 
 
-def _line(size: int, rng: random.Random, name: str | None = None) -> Line:
-    """Name, verb, as many kinds as there is room for, thing."""
-    kinds = rng.sample(KINDS, size - 3)
-    return (name or rng.choice(NAMES), rng.choice(VERBS), *kinds, rng.choice(THINGS))
+def _line(beside: Document, rng: random.Random, size: int | None = None) -> Line:
+    """Name, verb, as many kinds as there is room for, thing; its name and thing stand in no line beside it."""
+    name = rng.choice([name for name in VERBS if all(name != line[0] for line in beside)])
+    thing = rng.choice([thing for thing in KINDS if all(thing != line[-1] for line in beside)])
+    kinds = KINDS[thing][: (size or rng.randint(LEAST_WORDS, MOST_WORDS)) - 3]
+    return (name, VERBS[name], *kinds, thing)
 
 
 def _session(first: Line, rng: random.Random) -> list[dict]:
     document: Document = (first,)
-    messages = _turn(REQUESTS["write"].format(n=len(first), name=first[0]), [_counted(first)], document)
-    for _ in range(rng.randint(3, 5)):
+    messages = _turn(_request("write", 0, first), [_counted(first)], document)
+    for _ in range(rng.randint(2, 5)):
         request, thinking, document = _edit(document, rng)
         messages += _turn(request, thinking, document)
     return messages
@@ -144,33 +150,37 @@ def _session(first: Line, rng: random.Random) -> list[dict]:
 
 def _edit(document: Document, rng: random.Random) -> tuple[str, list[str], Document]:
     """(request, thinking, the document that it leads to)"""
-    kinds = ["rename", "rename"]
-    kinds += ["end", "begin", "end", "begin"] if len(document) < MOST_LINES else []
+    kinds = ["rename"]
+    kinds += ["add", "match", "match"] if len(document) < MOST_LINES else []
     kinds += ["move"] if len(document) > 1 else []
     long = [i for i, line in enumerate(document) if len(line) > LEAST_WORDS]
-    kinds += ["cut", "cut"] if long else []
+    kinds += ["cut"] if long else []
     kind = rng.choice(kinds)
     i = rng.choice(long) if kind == "cut" else rng.randrange(1 if kind == "move" else 0, len(document))
-    line, size = document[i], rng.randint(LEAST_WORDS, MOST_WORDS)
-    recalled = f"Line {i + 1} is {_counted(line)}"
-    if kind == "cut":
-        size = rng.randrange(LEAST_WORDS, len(line))
-        new = (*line[: size - 1], line[-1])
-    elif kind == "rename":
-        new = (rng.choice([name for name in NAMES if name != line[0]]), *line[1:])
-    elif kind == "end":
-        new = _line(size, rng)
+    line = document[i]
+    match kind:
+        case "add":
+            new = _line(document, rng)
+        case "match":
+            new = _line(document, rng, len(line))
+        case "cut":
+            new = (*line[: rng.randrange(LEAST_WORDS, len(line)) - 1], line[-1])
+        case "rename":
+            new = (rng.choice([name for name in VERBS if all(name != other[0] for other in document)]), *line[1:])
+        case _:
+            new = line
+    if kind in ("add", "match"):
+        changed = (*document, new)
     else:
-        new = _line(size, rng, name=line[0])
-    changed = {
-        "end": (*document, new),
-        "begin": (*document, new),
-        "cut": (*document[:i], new, *document[i + 1 :]),
-        "rename": (*document[:i], new, *document[i + 1 :]),
-        "move": (line, *document[:i], *document[i + 1 :]),
-    }[kind]
-    thinking = [recalled] if kind == "move" else [_counted(new)] if kind == "end" else [recalled, _counted(new)]
-    return REQUESTS[kind].format(n=len(new), i=i + 1, name=new[0], word=new[-1]), thinking, changed
+        changed = (
+            (line, *document[:i], *document[i + 1 :]) if kind == "move" else (*document[:i], new, *document[i + 1 :])
+        )
+    recalled = [] if kind == "add" else [f"Line {i + 1} is {_counted(line)}"]
+    return _request(kind, i, new), recalled + ([] if kind == "move" else [_counted(new)]), changed
+
+
+def _request(kind: str, i: int, new: Line) -> str:
+    return REQUESTS[kind].format(n=len(new), i=i + 1, name=new[0], word=new[-1])
 
 
 def _counted(line: Line) -> str:

@@ -10,9 +10,10 @@ import hashlib
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from recipes.distributed.processes import available_processors, mapping
 from recipes.sources import Entry, Part, documents, programs
 from recipes.sources.conversation_store import Reading, ReadPart, StoredConversations, keep_part
 from recipes.sources.files import read_path
+from recipes.sources.flaws import flawed
 from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
 from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
@@ -176,8 +178,8 @@ def _generated(data: DataConfig) -> LoadedData:
         (heldout_count,) = share([count])
     reading = Reading("auto", data.seed)
     read = [
-        _read(parts_of_entries(_entries(data.kind, number, data.seed, split)), reading, data)
-        for number, split in ((count, "train"), (heldout_count, "heldout"))
+        _read(parts_of_entries(_entries(data.kind, number, data.seed, split, flaws)), reading, data)
+        for number, split, flaws in ((count, "train", data.flaws), (heldout_count, "heldout", {}))
     ]
     train, heldout = map(_numbers, read)
     counts = SourceCounts(count + heldout_count, count, heldout_count, 0)
@@ -283,8 +285,11 @@ def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[P
     return read_hub(hub_id, hub_config, source.split, key)
 
 
-def _entries(kind: DataKind, count: int, seed: int, split: str) -> Iterator[Entry]:
-    for index, record in enumerate(itertools.islice(_GENERATORS[kind](seed, split), count)):
+def _entries(
+    kind: DataKind, count: int, seed: int, split: str, flaws: Mapping[str, float] = MappingProxyType({})
+) -> Iterator[Entry]:
+    records = itertools.islice(_GENERATORS[kind](seed, split), count)
+    for index, record in enumerate(flawed(records, flaws, seed) if flaws else records):
         yield f"{kind}/{split}[{index}]", record
 
 

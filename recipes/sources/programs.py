@@ -1,26 +1,22 @@
 """Sessions in which a small program is written and changed, in a language of our own that a checker executes.
 
-A session has 4 to 6 turns. The first asks for a program; each later one changes the program of an earlier *answer*: a
-step more, another step, one left out, two swapped, or the first program taken up again. Thinking plans in words,
-the answer is the program:
+A session has 3 to 6 turns. The first asks for a program; each later one changes the program of an earlier *answer*: a
+line is changed or added, takes the number of another line, or is left out, or the first program is taken up again.
+Thinking plans in words, the answer is the program:
 
-    user       Write a program: multiply by 3, then add 4.
-    thinking   Now 1 times 3, 2 plus 4.
-    assistant  y = x
-               y = y * 3
-               y = y + 4
-               return y
-    user       Make step 1 subtract x.
-    thinking   New minus x.
-               Was 1 times 3, 2 plus 4.
-               Now 1 minus x, 2 plus 4.
-    assistant  y = x
-               y = y - x
-               y = y + 4
-               return y
+    user       Let a be x times 3 and b be a plus 4.
+    thinking   Now a is x times 3, b is a plus 4.
+    assistant  a = x * 3
+               b = a + 4
+    user       Let a be x minus the number of b.
+    thinking   Was a is x times 3, b is a plus 4.
+               New a is x minus 4.
+               Now a is x minus 4, b is a plus 4.
+    assistant  a = x - 4
+               b = a + 4
 
 The words of a plan stand ready in the thinking before it, which inference hides; a model has to read the lines of the
-answers instead. An answer is right if its program gives the same results as the data's (`same_results`): texts are not
+answers instead. An answer is right if its program computes the same as the data's (`same_results`): texts are not
 compared, and a program that does the same in another way is right.
 """
 
@@ -30,50 +26,52 @@ import itertools
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recipes.sources.tutoring import Split
 
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
-ORDERS = {"+": "add", "-": "subtract", "*": "multiply by"}
-AMOUNTS = (*"23456789", "x")
-MOST_STEPS = 4
+NAMES = "abcd"
+NUMBERS = "23456789"
 INPUTS = (-7, -2, -1, 0, 1, 3, 5, 11)  # programs that agree on all of them are taken for the same
 
 # What `run` bears, whatever a model writes.
 MOST_LINES, MOST_DIGITS = 20, 30
-_LINE = re.compile(r"y = y (?P<operator>[-+*]) (?P<amount>x|[0-9]{1,4})")
+_LINE = re.compile(r"(?P<name>[a-z]) = (?P<left>[a-z]|[0-9]{1,4}) (?P<operator>[-+*]) (?P<right>[a-z]|[0-9]{1,4})")
 
 
 class ProgramError(ValueError):
     """A text is no program, or one that computes too much."""
 
 
-def run(program: str, x: int) -> int:
-    """What a program returns for x. A program is `y = x`, then lines `y = y + AMOUNT` with +, - or * and a number or x,
-    then `return y`. Nothing else is understood, so nothing else can happen.
+def run(program: str, x: int) -> dict[str, int]:
+    """What every variable of a program is at its end, by name; x is what it is given. A program is lines like
+    `b = a + 4`: a variable, and two variables or numbers joined by +, - or *. Nothing else is understood, so nothing
+    else can happen.
 
     Raises ProgramError naming the line.
     """
     lines = program.strip().splitlines()
-    if len(lines) > MOST_LINES:
-        raise ProgramError(f"{len(lines)} lines; at most {MOST_LINES}")
-    if len(lines) < 2 or lines[0] != "y = x" or lines[-1] != "return y":
-        raise ProgramError(f"a program begins with 'y = x' and ends with 'return y': {program!r}")
-    y = x
-    for number, line in enumerate(lines[1:-1], start=2):
+    if not 1 <= len(lines) <= MOST_LINES:
+        raise ProgramError(f"{len(lines)} lines; a program has 1 to {MOST_LINES}")
+    values = {"x": x}
+    for number, line in enumerate(lines, start=1):
         read = _LINE.fullmatch(line)
         if read is None:
             raise ProgramError(f"line {number}: {line!r} is no step")
-        amount = x if read["amount"] == "x" else int(read["amount"])
-        y = {"+": y + amount, "-": y - amount, "*": y * amount}[read["operator"]]
-        if abs(y) >= 10**MOST_DIGITS:
+        try:
+            left, right = (int(one) if one.isdecimal() else values[one] for one in (read["left"], read["right"]))
+        except KeyError as error:
+            raise ProgramError(f"line {number}: {line!r} uses {error}, which has no value yet") from error
+        value = {"+": left + right, "-": left - right, "*": left * right}[read["operator"]]
+        if abs(value) >= 10**MOST_DIGITS:
             raise ProgramError(f"line {number}: the result has more than {MOST_DIGITS} digits")
-    return y
+        values[read["name"]] = value
+    return values
 
 
 def same_results(answer: str, expected: str) -> bool:
-    """Whether two programs return the same for every one of INPUTS. A matcher (`evaluation.matcher`)."""
+    """Whether two programs compute the same for every one of INPUTS. A matcher (`evaluation.matcher`)."""
     try:
         return all(run(answer, x) == run(expected, x) for x in INPUTS)
     except ProgramError:
@@ -84,20 +82,18 @@ def same_results(answer: str, expected: str) -> bool:
 class Step:
     """A line of a program."""
 
+    name: str
+    left: str
     operator: str
-    amount: str
+    number: str
 
     @property
     def line(self) -> str:
-        return f"y = y {self.operator} {self.amount}"
+        return f"{self.name} = {self.left} {self.operator} {self.number}"
 
     @property
-    def plan(self) -> str:
-        return f"{WORDS[self.operator]} {self.amount}"
-
-    @property
-    def order(self) -> str:
-        return f"{ORDERS[self.operator]} {self.amount}"
+    def value(self) -> str:
+        return f"{self.left} {WORDS[self.operator]} {self.number}"
 
 
 Program = tuple[Step, ...]
@@ -118,61 +114,68 @@ def sessions(seed: int, split: Split) -> Iterator[dict]:
         raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
     rng = random.Random(f"programs/{split}/{seed}")
     while True:
-        first = (_step(rng), _step(rng))
-        one, other = (AMOUNTS.index(step.amount) + 9 * list(WORDS).index(step.operator) for step in first)
+        first = (_step(0, rng), _step(1, rng))
+        one, other = (int(step.number) + 8 * list(WORDS).index(step.operator) for step in first)
         if ((one + 5 * other) % 7 == 0) == (split == "heldout"):
             yield {"messages": _session(first, rng)}
 
 
-def _step(rng: random.Random) -> Step:
-    return Step(rng.choice(list(WORDS)), rng.choice(AMOUNTS))
+def _step(at: int, rng: random.Random) -> Step:
+    """Line `at` (from 0) of a program: of x or a variable of a line before it."""
+    return Step(NAMES[at], rng.choice("x" + NAMES[:at]), rng.choice(list(WORDS)), rng.choice(NUMBERS))
 
 
 def _session(first: Program, rng: random.Random) -> list[dict]:
     one, other = first
     programs = [first]
-    messages = _turn(f"Write a program: {one.order}, then {other.order}.", [f"Now {_plan(first)}."], first)
-    for _ in range(rng.randint(3, 5)):
-        request, program, new, look_back = _change(programs, rng)
-        thinking = [f"New {new.plan}."] if new else []
-        thinking.append(f"First {_plan(programs[0])}." if look_back else f"Was {_plan(programs[-1])}.")
+    request = f"Let {one.name} be {one.value} and {other.name} be {other.value}."
+    messages = _turn(request, [f"Now {_plan(first)}."], first)
+    for _ in range(rng.randint(2, 5)):
+        request, before, new, program = _change(programs, rng)
+        thinking = [f"First {_plan(before)}." if "first" in request else f"Was {_plan(before)}."]
+        thinking += [f"New {new.name} is {new.value}."] if new else []
         messages += _turn(request, [*thinking, f"Now {_plan(program)}."], program)
         programs.append(program)
     return messages
 
 
-def _change(programs: list[Program], rng: random.Random) -> tuple[str, Program, Step | None, bool]:
-    """(request, the program that it asks for, its new step, whether it is made from the first program, not the last)."""
-    last, step = programs[-1], _step(rng)
-    at = rng.randrange(len(last))
-    kinds = ["change", "change"]
-    kinds += ["append", "insert"] if len(last) < MOST_STEPS else []
-    kinds += ["delete", "swap"] if len(last) > 1 else []
-    kinds += ["back"] if len(programs) > 1 else []
-    match rng.choice(kinds):
-        case "change":
-            return f"Make step {at + 1} {step.order}.", (*last[:at], step, *last[at + 1 :]), step, False
+def _change(programs: list[Program], rng: random.Random) -> tuple[str, Program, Step | None, Program]:
+    """(request, the program that it changes, its new line, the program that it asks for)"""
+    last = programs[-1]
+    kinds = ["change", "number"]
+    kinds += ["append", "append"] if len(last) < len(NAMES) else []
+    kinds += ["delete"] if len(last) > 2 else []
+    kinds += ["first"] if len(programs) > 1 else []
+    kind = rng.choice(kinds)
+    if kind == "delete":
+        return f"Leave {last[-1].name} out.", last, None, last[:-1]
+    before = programs[0] if kind == "first" else last
+    at = len(before) if kind in ("append", "first") else rng.randrange(len(before))
+    new = _step(at, rng)
+    program = (*before[:at], new, *before[at + 1 :])
+    match kind:
+        case "first":
+            return f"Take your first program and then let {new.name} be {new.value}.", before, new, program
         case "append":
-            return f"At the end {step.order}.", (*last, step), step, False
-        case "insert":
-            return f"Before all steps {step.order}.", (step, *last), step, False
-        case "delete":
-            return f"Leave step {at + 1} out.", (*last[:at], *last[at + 1 :]), None, False
-        case "swap":
-            at = min(at, len(last) - 2)
-            swapped = (*last[:at], last[at + 1], last[at], *last[at + 2 :])
-            return f"Swap steps {at + 1} and {at + 2}.", swapped, None, False
-        case _:
-            return f"Take your first program, and at the end {step.order}.", (*programs[0], step), step, True
+            return f"Then let {new.name} be {new.value}.", before, new, program
+        case "change":
+            return f"Let {new.name} be {new.value}.", before, new, program
+    of = rng.choice([step for step in before if step.name != new.name])
+    new = replace(new, number=of.number)
+    request = f"Let {new.name} be {new.left} {WORDS[new.operator]} the number of {of.name}."
+    return request, before, new, (*before[:at], new, *before[at + 1 :])
 
 
 def _plan(program: Program) -> str:
-    return ", ".join(f"{number} {step.plan}" for number, step in enumerate(program, start=1))
+    return ", ".join(f"{step.name} is {step.value}" for step in program)
 
 
 def _turn(request: str, thinking: list[str], program: Program) -> list[dict]:
-    code = "\n".join(("y = x", *(step.line for step in program), "return y"))
     return [
         {"role": "user", "content": request},
-        {"role": "assistant", "content": code, "reasoning_content": "\n".join(thinking)},
+        {
+            "role": "assistant",
+            "content": "\n".join(step.line for step in program),
+            "reasoning_content": "\n".join(thinking),
+        },
     ]

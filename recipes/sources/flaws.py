@@ -1,0 +1,112 @@
+"""Thinking made worse, for studies of how good it has to be (`data.flaws`, docs/studies/reasoning_quality.md).
+
+Answers stay as they are, so that each flaw is one of the thinking alone:
+
+    right        Recall last 40.  Add 40 + 32: 0 + 2 = 2, 4 + 3 = 7.  Result 72.
+    wrong_step   Recall last 40.  Add 40 + 32: 0 + 2 = 5, 4 + 3 = 7.  Result 72.
+    irrelevant   the thinking of a turn of another conversation
+    shuffled     Result 72.  Recall last 40.  Add 40 + 32: 0 + 2 = 2, 4 + 3 = 7.
+    truncated    Recall last 40.  Add 40 + 32: 0 +
+    missing      none
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+_NUMBER = re.compile(r"\d+")
+
+
+def flawed(records: Iterable[dict[str, Any]], shares: Mapping[str, float], seed: int) -> Iterator[dict[str, Any]]:
+    """The records, with `shares` of the turns that think made worse: {"wrong_step": 0.25}; the same for the same seed.
+
+    records: `{"messages": [...]}` whose thinking is `reasoning_content`. A thinking that a flaw cannot change (one line
+    cannot be shuffled, one without a number has no wrong one) stays as it is. The first conversation has no other one
+    in front of it whose thinking could stand there.
+
+    Raises ValueError for a flaw that does not exist, and shares outside 0 to 1 or above 1 together.
+    """
+    check_flaws(shares)
+    rng = random.Random(f"flaws/{seed}")
+    others: list[str] = []  # thinking of the conversation before
+    for record in records:
+        messages, own = [], []
+        for message in record["messages"]:
+            thinking = message.get("reasoning_content")
+            if thinking:
+                own.append(thinking)
+                flaw = _drawn(shares, rng)
+                changed = _FLAWS[flaw](thinking, others, rng) if flaw else thinking
+                message = {key: value for key, value in message.items() if key != "reasoning_content"}
+                message |= {"reasoning_content": changed} if changed else {}
+            messages.append(message)
+        others = own or others
+        yield record | {"messages": messages}
+
+
+def check_flaws(shares: Mapping[str, float]) -> None:
+    """Raises ValueError for a flaw that does not exist, and shares outside 0 to 1 or above 1 together."""
+    for name, share in shares.items():
+        if name not in _FLAWS:
+            raise ValueError(f"flaws.{name}: no such flaw; there are {', '.join(_FLAWS)}")
+        if not 0 <= share <= 1:
+            raise ValueError(f"flaws.{name}={share}: must be from 0 to 1")
+    if sum(shares.values()) > 1:
+        raise ValueError(f"flaws={dict(shares)}: more than 1 together; a turn has one flaw")
+
+
+def _drawn(shares: Mapping[str, float], rng: random.Random) -> str | None:
+    at = rng.random()
+    for name, share in shares.items():
+        if at < share:
+            return name
+        at -= share
+    return None
+
+
+def _wrong_step(thinking: str, others: list[str], rng: random.Random) -> str:
+    """One number is another one of as many digits."""
+    found = list(_NUMBER.finditer(thinking))
+    if not found:
+        return thinking
+    at = rng.choice(found)
+    digits = len(at.group())
+    least = 10 ** (digits - 1) if digits > 1 else 0
+    wrong = rng.choice([number for number in range(least, 10**digits) if number != int(at.group())])
+    return f"{thinking[: at.start()]}{wrong}{thinking[at.end() :]}"
+
+
+def _irrelevant(thinking: str, others: list[str], rng: random.Random) -> str:
+    return rng.choice([one for one in others if one != thinking] or [thinking])
+
+
+def _shuffled(thinking: str, others: list[str], rng: random.Random) -> str:
+    """Its lines in another order."""
+    lines = thinking.splitlines()
+    if len(set(lines)) < 2:
+        return thinking
+    while (order := rng.sample(lines, len(lines))) == lines:
+        pass
+    return "\n".join(order)
+
+
+def _truncated(thinking: str, others: list[str], rng: random.Random) -> str:
+    """Cut behind one of its words but the last."""
+    ends = [at.end() for at in re.finditer(r"\S+", thinking)]
+    return thinking[: rng.choice(ends[:-1])] if len(ends) > 1 else thinking
+
+
+def _missing(thinking: str, others: list[str], rng: random.Random) -> str:
+    return ""
+
+
+_FLAWS: dict[str, Callable[[str, list[str], random.Random], str]] = {
+    "wrong_step": _wrong_step,
+    "irrelevant": _irrelevant,
+    "shuffled": _shuffled,
+    "truncated": _truncated,
+    "missing": _missing,
+}

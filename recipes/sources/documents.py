@@ -2,16 +2,16 @@
 
 A session has 3 to 6 turns. The first asks for a line; each later one for an edit of the document in an earlier
 *answer*: a line more, of a length that is given or that another line has; a line cut to fewer words; a name replaced;
-a line put in front of the others. Thinking counts words and takes names up, the answer is the document:
+a line put in front of the others. Lines have letters. Thinking counts words, the answer is the document:
 
     user       Write a line of 4 words with Mia that ends with boats.
-    thinking   1 Mia 2 likes 3 red 4 boats.
-    assistant  Mia likes red boats
-    user       Add a line as long as line 1 with Tom that ends with snow.
-    thinking   Line 1 is 1 Mia 2 likes 3 red 4 boats.
-               1 Tom 2 sees 3 deep 4 snow.
-    assistant  Mia likes red boats
-               Tom sees deep snow
+    thinking   New A 1 Mia 2 likes 3 red 4 boats.
+    assistant  A Mia likes red boats
+    user       Add a line as long as line A with Tom that ends with snow.
+    thinking   Keep A 1 Mia 2 likes 3 red 4 boats.
+               New B 1 Tom 2 sees 3 deep 4 snow.
+    assistant  A Mia likes red boats
+               B Tom sees deep snow
 
 The counts stand ready in the thinking before a turn, which inference hides; a model has to count the words of the
 answers instead. An answer is right if it keeps what was asked for (`keeps`): which words it chooses is up to it, and
@@ -37,7 +37,8 @@ KINDS = {
     "boats": ("fast", "red"), "birds": ("wild", "green"), "trees": ("old", "tall"), "hats": ("new", "blue"),
     "coins": ("small", "round"), "snow": ("fresh", "deep"), "cards": ("thin", "white"), "shells": ("big", "pink"),
 }  # fmt: skip
-MOST_LINES, LEAST_WORDS, MOST_WORDS = 3, 3, 5
+LETTERS = "ABC"
+LEAST_WORDS, MOST_WORDS = 3, 5
 
 Line = tuple[str, ...]
 Document = tuple[Line, ...]
@@ -46,21 +47,24 @@ Document = tuple[Line, ...]
 REQUESTS = {
     "write": "Write a line of {n} words with {name} that ends with {word}.",
     "add": "Add a line of {n} words with {name} that ends with {word}.",
-    "match": "Add a line as long as line {i} with {name} that ends with {word}.",
-    "cut": "Cut line {i} to {n} words.",
-    "rename": "Write {name} in place of the name in line {i}.",
-    "move": "Put line {i} first.",
+    "match": "Add a line as long as line {line} with {name} that ends with {word}.",
+    "cut": "Cut line {line} to {n} words.",
+    "rename": "Write {name} in place of the name in line {line}.",
+    "move": "Put line {line} first.",
 }
-_FIELDS = {"n": r"(?P<n>\d)", "i": r"(?P<i>\d)", "name": r"(?P<name>\w+)", "word": r"(?P<word>\w+)"}
+_FIELDS = {"n": r"(?P<n>\d)", "line": r"(?P<line>[A-C])", "name": r"(?P<name>\w+)", "word": r"(?P<word>\w+)"}
 _READ = {
     kind: re.compile(re.escape(text).replace(r"\{", "{").replace(r"\}", "}").format(**_FIELDS))
     for kind, text in REQUESTS.items()
 }
 
 
-def document_of(text: str) -> Document:
-    """The lines of an answer, and their words."""
-    return tuple(tuple(line.split()) for line in text.strip().splitlines())
+def document_of(text: str) -> Document | None:
+    """The words of each line of an answer; None where the lines do not have their letters, in order."""
+    lines = [line.split() for line in text.strip().splitlines()]
+    if not all(lines) or [line[0] for line in lines] != list(LETTERS[: len(lines)]):
+        return None
+    return tuple(tuple(line[1:]) for line in lines)
 
 
 def keeps(answer: str, expected: str, history: Sequence[Mapping[str, Any]]) -> bool:
@@ -72,13 +76,15 @@ def keeps(answer: str, expected: str, history: Sequence[Mapping[str, Any]]) -> b
     request = history[-1]["content"]
     earlier = [message["content"] for message in history if message["role"] == "assistant"]
     before, after = document_of(earlier[-1]) if earlier else (), document_of(answer)
+    if not before and earlier or not after or not all(after):
+        return False
     kind, asked = next(
         ((kind, read.groupdict()) for kind, pattern in _READ.items() if (read := pattern.fullmatch(request))),
         (None, {}),
     )
     if kind is None:
         raise ValueError(f"no request of a document: {request!r}")
-    n, i = int(asked.get("n") or 0), int(asked.get("i") or 1) - 1
+    n, i = int(asked.get("n") or 0), LETTERS.index(asked.get("line", "A"))
     if kind != "write" and i >= len(before):
         return False  # an earlier answer has lost the line, and nothing can be done to it
     match kind:
@@ -141,17 +147,17 @@ def _line(beside: Document, rng: random.Random, size: int | None = None) -> Line
 
 def _session(first: Line, rng: random.Random) -> list[dict]:
     document: Document = (first,)
-    messages = _turn(_request("write", 0, first), [_counted(first)], document)
+    messages = _turn(_request("write", 0, first), first, document)
     for _ in range(rng.randint(2, 5)):
-        request, thinking, document = _edit(document, rng)
-        messages += _turn(request, thinking, document)
+        request, new, document = _edit(document, rng)
+        messages += _turn(request, new, document)
     return messages
 
 
-def _edit(document: Document, rng: random.Random) -> tuple[str, list[str], Document]:
-    """(request, thinking, the document that it leads to)"""
+def _edit(document: Document, rng: random.Random) -> tuple[str, Line | None, Document]:
+    """(request, its new line, the document that it leads to)"""
     kinds = ["rename"]
-    kinds += ["add", "match", "match"] if len(document) < MOST_LINES else []
+    kinds += ["add", "match", "match"] if len(document) < len(LETTERS) else []
     kinds += ["move"] if len(document) > 1 else []
     long = [i for i, line in enumerate(document) if len(line) > LEAST_WORDS]
     kinds += ["cut"] if long else []
@@ -175,21 +181,20 @@ def _edit(document: Document, rng: random.Random) -> tuple[str, list[str], Docum
         changed = (
             (line, *document[:i], *document[i + 1 :]) if kind == "move" else (*document[:i], new, *document[i + 1 :])
         )
-    recalled = [] if kind == "add" else [f"Line {i + 1} is {_counted(line)}"]
-    return _request(kind, i, new), recalled + ([] if kind == "move" else [_counted(new)]), changed
+    return _request(kind, i, new), new if kind != "move" else None, changed
 
 
 def _request(kind: str, i: int, new: Line) -> str:
-    return REQUESTS[kind].format(n=len(new), i=i + 1, name=new[0], word=new[-1])
+    return REQUESTS[kind].format(n=len(new), line=LETTERS[i], name=new[0], word=new[-1])
 
 
-def _counted(line: Line) -> str:
-    return " ".join(f"{number} {word}" for number, word in enumerate(line, start=1)) + "."
-
-
-def _turn(request: str, thinking: list[str], document: Document) -> list[dict]:
-    text = "\n".join(" ".join(line) for line in document)
+def _turn(request: str, new: Line | None, document: Document) -> list[dict]:
+    plan, lines = [], []
+    for letter, line in zip(LETTERS, document, strict=False):
+        counted = " ".join(f"{number} {word}" for number, word in enumerate(line, start=1))
+        plan.append(f"{'New' if line == new else 'Keep'} {letter} {counted}.")
+        lines.append(" ".join((letter, *line)))
     return [
         {"role": "user", "content": request},
-        {"role": "assistant", "content": text, "reasoning_content": "\n".join(thinking)},
+        {"role": "assistant", "content": "\n".join(lines), "reasoning_content": "\n".join(plan)},
     ]

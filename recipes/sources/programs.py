@@ -5,13 +5,13 @@ line is changed or added, takes the number of another line, or is left out, or t
 Thinking plans in words, the answer is the program:
 
     user       Let a be x times 3 and b be a plus 4.
-    thinking   Now a is x times 3, b is a plus 4.
+    thinking   New a is x times 3.
+               New b is a plus 4.
     assistant  a = x * 3
                b = a + 4
     user       Let a be x minus the number of b.
-    thinking   Was a is x times 3, b is a plus 4.
-               New a is x minus 4.
-               Now a is x minus 4, b is a plus 4.
+    thinking   New a is x minus 4.
+               Keep b is a plus 4.
     assistant  a = x - 4
                b = a + 4
 
@@ -129,18 +129,16 @@ def _session(first: Program, rng: random.Random) -> list[dict]:
     one, other = first
     programs = [first]
     request = f"Let {one.name} be {one.value} and {other.name} be {other.value}."
-    messages = _turn(request, [f"Now {_plan(first)}."], first)
+    messages = _turn(request, first, first)
     for _ in range(rng.randint(2, 5)):
-        request, before, new, program = _change(programs, rng)
-        thinking = [f"First {_plan(before)}." if "first" in request else f"Was {_plan(before)}."]
-        thinking += [f"New {new.name} is {new.value}."] if new else []
-        messages += _turn(request, [*thinking, f"Now {_plan(program)}."], program)
+        request, new, program = _change(programs, rng)
+        messages += _turn(request, (new,) if new else (), program)
         programs.append(program)
     return messages
 
 
-def _change(programs: list[Program], rng: random.Random) -> tuple[str, Program, Step | None, Program]:
-    """(request, the program that it changes, its new line, the program that it asks for)"""
+def _change(programs: list[Program], rng: random.Random) -> tuple[str, Step | None, Program]:
+    """(request, its new line, the program that it asks for)"""
     last = programs[-1]
     kinds = ["change", "number"]
     kinds += ["append", "append"] if len(last) < len(NAMES) else []
@@ -148,34 +146,31 @@ def _change(programs: list[Program], rng: random.Random) -> tuple[str, Program, 
     kinds += ["first"] if len(programs) > 1 else []
     kind = rng.choice(kinds)
     if kind == "delete":
-        return f"Leave {last[-1].name} out.", last, None, last[:-1]
+        return f"Leave {last[-1].name} out.", None, last[:-1]
     before = programs[0] if kind == "first" else last
     at = len(before) if kind in ("append", "first") else rng.randrange(len(before))
     new = _step(at, rng)
     program = (*before[:at], new, *before[at + 1 :])
     match kind:
         case "first":
-            return f"Take your first program and then let {new.name} be {new.value}.", before, new, program
+            return f"Take your first program and then let {new.name} be {new.value}.", new, program
         case "append":
-            return f"Then let {new.name} be {new.value}.", before, new, program
+            return f"Then let {new.name} be {new.value}.", new, program
         case "change":
-            return f"Let {new.name} be {new.value}.", before, new, program
+            return f"Let {new.name} be {new.value}.", new, program
     of = rng.choice([step for step in before if step.name != new.name])
     new = replace(new, number=of.number)
     request = f"Let {new.name} be {new.left} {WORDS[new.operator]} the number of {of.name}."
-    return request, before, new, (*before[:at], new, *before[at + 1 :])
+    return request, new, (*before[:at], new, *before[at + 1 :])
 
 
-def _plan(program: Program) -> str:
-    return ", ".join(f"{step.name} is {step.value}" for step in program)
-
-
-def _turn(request: str, thinking: list[str], program: Program) -> list[dict]:
+def _turn(request: str, new: Program, program: Program) -> list[dict]:
+    plan = [f"{'New' if step in new else 'Keep'} {step.name} is {step.value}." for step in program]
     return [
         {"role": "user", "content": request},
         {
             "role": "assistant",
             "content": "\n".join(step.line for step in program),
-            "reasoning_content": "\n".join(thinking),
+            "reasoning_content": "\n".join(plan),
         },
     ]

@@ -45,6 +45,7 @@ COLUMNS = (
 )
 PLOT = "comparison.png"
 LAYOUT = "duplication.layout"
+FLAWS = "data.flaws"
 COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E00", "last_turn": "#CC79A7"}
 
 
@@ -116,9 +117,15 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def _settings(path: Path) -> dict[str, str]:
-    """The settings of a run that shape its training but for the seed, as text."""
+    """The settings of a run that shape its training but for the seed, as text. Flaws of its data are one setting."""
     saved = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    return {key: str(value) for key, value in settings_of_training(saved).items() if key != "seed"}
+    found = {key: str(value) for key, value in settings_of_training(saved).items() if key != "seed"}
+    flaws = {key: found.pop(key) for key in [*found] if key.startswith(f"{FLAWS}.")}
+    if flaws:
+        found[FLAWS] = " ".join(f"{key.removeprefix(f'{FLAWS}.')} {share}" for key, share in flaws.items())
+    elif found.get(FLAWS) == "{}":
+        found[FLAWS] = "none"
+    return found
 
 
 def _missing(folder: Path, finished: set[Path]) -> dict[str, str]:

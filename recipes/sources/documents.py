@@ -1,6 +1,6 @@
 """A document that is written and edited over turns under constraints which can be checked.
 
-A session has 3 to 6 turns. The first asks for a line; each later one for an edit of the document in an earlier
+A session has 3 to 5 turns. The first asks for a line; each later one for an edit of the document in an earlier
 *answer*: a line more, of a length that is given or that another line has; a line cut to fewer words; a name replaced;
 a line put in front of the others. Lines have letters. Thinking counts words, the answer is the document:
 
@@ -37,7 +37,7 @@ KINDS = {
     "boats": ("fast", "red"), "birds": ("wild", "green"), "trees": ("old", "tall"), "hats": ("new", "blue"),
     "coins": ("small", "round"), "snow": ("fresh", "deep"), "cards": ("thin", "white"), "shells": ("big", "pink"),
 }  # fmt: skip
-LETTERS = "ABC"
+LETTERS = "AB"
 LEAST_WORDS, MOST_WORDS = 3, 5
 
 Line = tuple[str, ...]
@@ -52,7 +52,7 @@ REQUESTS = {
     "rename": "Write {name} in place of the name in line {line}.",
     "move": "Put line {line} first.",
 }
-_FIELDS = {"n": r"(?P<n>\d)", "line": r"(?P<line>[A-C])", "name": r"(?P<name>\w+)", "word": r"(?P<word>\w+)"}
+_FIELDS = {"n": r"(?P<n>\d)", "line": r"(?P<line>[A-B])", "name": r"(?P<name>\w+)", "word": r"(?P<word>\w+)"}
 _READ = {
     kind: re.compile(re.escape(text).replace(r"\{", "{").replace(r"\}", "}").format(**_FIELDS))
     for kind, text in REQUESTS.items()
@@ -148,7 +148,7 @@ def _line(beside: Document, rng: random.Random, size: int | None = None) -> Line
 def _session(first: Line, rng: random.Random) -> list[dict]:
     document: Document = (first,)
     messages = _turn(_request("write", 0, first), first, document)
-    for _ in range(rng.randint(2, 5)):
+    for _ in range(rng.randint(2, 4)):
         request, new, document = _edit(document, rng)
         messages += _turn(request, new, document)
     return messages

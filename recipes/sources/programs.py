@@ -1,6 +1,6 @@
 """Sessions in which a small program is written and changed, in a language of our own that a checker executes.
 
-A session has 3 to 6 turns. The first asks for a program; each later one changes the program of an earlier *answer*: a
+A session has 3 to 5 turns. The first asks for a program; each later one changes the program of an earlier *answer*: a
 line is changed or added, takes the number of another line, or is left out, or the first program is taken up again.
 Thinking plans in words, the answer is the program:
 
@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from recipes.sources.tutoring import Split
 
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
-NAMES = "abcd"
+NAMES = "abc"
 NUMBERS = "23456789"
 INPUTS = (-7, -2, -1, 0, 1, 3, 5, 11)  # programs that agree on all of them are taken for the same
 
@@ -121,8 +121,8 @@ def sessions(seed: int, split: Split) -> Iterator[dict]:
 
 
 def _step(at: int, rng: random.Random) -> Step:
-    """Line `at` (from 0) of a program: of x or a variable of a line before it."""
-    return Step(NAMES[at], rng.choice("x" + NAMES[:at]), rng.choice(list(WORDS)), rng.choice(NUMBERS))
+    """Line `at` (from 0) of a program: of x, and behind it of the variable before."""
+    return Step(NAMES[at], f"x{NAMES}"[at], rng.choice(list(WORDS)), rng.choice(NUMBERS))
 
 
 def _session(first: Program, rng: random.Random) -> list[dict]:
@@ -130,7 +130,7 @@ def _session(first: Program, rng: random.Random) -> list[dict]:
     programs = [first]
     request = f"Let {one.name} be {one.value} and {other.name} be {other.value}."
     messages = _turn(request, first, first)
-    for _ in range(rng.randint(2, 5)):
+    for _ in range(rng.randint(2, 4)):
         request, new, program = _change(programs, rng)
         messages += _turn(request, (new,) if new else (), program)
         programs.append(program)

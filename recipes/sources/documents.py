@@ -5,13 +5,13 @@ A session has 3 to 5 turns. The first asks for a line; each later one for an edi
 a line put in front of the others. Lines have letters. Thinking counts words, the answer is the document:
 
     user       Write a line of 4 words with Mia that ends with boats.
-    thinking   New A 1 Mia 2 likes 3 red 4 boats.
-    assistant  A Mia likes red boats
+    thinking   New A 1 Mia 2 likes 3 fast 4 boats.
+    assistant  A Mia likes fast boats
     user       Add a line as long as line A with Tom that ends with snow.
-    thinking   Keep A 1 Mia 2 likes 3 red 4 boats.
-               New B 1 Tom 2 sees 3 deep 4 snow.
-    assistant  A Mia likes red boats
-               B Tom sees deep snow
+    thinking   Keep A 1 Mia 2 likes 3 fast 4 boats.
+               New B 1 Tom 2 sees 3 fresh 4 snow.
+    assistant  A Mia likes fast boats
+               B Tom sees fresh snow
 
 The counts stand ready in the thinking before a turn, which inference hides; a model has to count the words of the
 answers instead. An answer is right if it keeps what was asked for (`keeps`): which words it chooses is up to it, and

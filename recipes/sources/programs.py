@@ -1,7 +1,8 @@
 """Sessions in which a small program is written and changed, in a language of our own that a checker executes.
 
 A session has 3 to 5 turns. The first asks for a program; each later one changes the program of an earlier *answer*: a
-line is changed or added, takes the number of another line, or is left out, or the first program is taken up again.
+line gets another number, that of the request or of another line, a line is added or left out, or the first program is
+taken up again.
 Thinking plans in words, the answer is the program:
 
     user       Let a be x times 3 and b be a plus 4.
@@ -9,10 +10,11 @@ Thinking plans in words, the answer is the program:
                New b is a plus 4.
     assistant  a = x * 3
                b = a + 4
-    user       Let a be x minus the number of b.
-    thinking   New a is x minus 4.
+    user       Let the number in a be that of b.
+    thinking   Number 4.
+               New a is x times 4.
                Keep b is a plus 4.
-    assistant  a = x - 4
+    assistant  a = x * 4
                b = a + 4
 
 The words of a plan stand ready in the thinking before it, which inference hides; a model has to read the lines of the
@@ -129,10 +131,11 @@ def _session(first: Program, rng: random.Random) -> list[dict]:
     one, other = first
     programs = [first]
     request = f"Let {one.name} be {one.value} and {other.name} be {other.value}."
-    messages = _turn(request, first, first)
+    messages = _turn(request, [], first, first)
     for _ in range(rng.randint(2, 4)):
         request, new, program = _change(programs, rng)
-        messages += _turn(request, (new,) if new else (), program)
+        number = [f"Number {new.number}."] if new and "number" in request else []
+        messages += _turn(request, number, (new,) if new else (), program)
         programs.append(program)
     return messages
 
@@ -148,24 +151,21 @@ def _change(programs: list[Program], rng: random.Random) -> tuple[str, Step | No
     if kind == "delete":
         return f"Leave {last[-1].name} out.", None, last[:-1]
     before = programs[0] if kind == "first" else last
-    at = len(before) if kind in ("append", "first") else rng.randrange(len(before))
-    new = _step(at, rng)
-    program = (*before[:at], new, *before[at + 1 :])
-    match kind:
-        case "first":
-            return f"Take your first program and then let {new.name} be {new.value}.", new, program
-        case "append":
-            return f"Then let {new.name} be {new.value}.", new, program
-        case "change":
-            return f"Let {new.name} be {new.value}.", new, program
-    of = rng.choice([step for step in before if step.name != new.name])
-    new = replace(new, number=of.number)
-    request = f"Let {new.name} be {new.left} {WORDS[new.operator]} the number of {of.name}."
+    if kind in ("append", "first"):
+        new = _step(len(before), rng)
+        begin = "Take your first program and then" if kind == "first" else "Then"
+        return f"{begin} let {new.name} be {new.value}.", new, (*before, new)
+    at = rng.randrange(len(before))
+    of = rng.choice([step for step in before if step != before[at]])
+    number = of.number if kind == "number" else rng.choice(NUMBERS)
+    new = replace(before[at], number=number)
+    request = f"Let the number in {new.name} be {f'that of {of.name}' if kind == 'number' else number}."
     return request, new, (*before[:at], new, *before[at + 1 :])
 
 
-def _turn(request: str, new: Program, program: Program) -> list[dict]:
-    plan = [f"{'New' if step in new else 'Keep'} {step.name} is {step.value}." for step in program]
+def _turn(request: str, number: list[str], new: Program, program: Program) -> list[dict]:
+    plan = [*number]
+    plan += [f"{'New' if step in new else 'Keep'} {step.name} is {step.value}." for step in program]
     return [
         {"role": "user", "content": request},
         {

@@ -5,17 +5,17 @@ line gets another number, that of the request or of another line, a line is adde
 taken up again.
 Thinking plans in words, the answer is the program:
 
-    user       Let a be x times 3 and b be a plus 4.
-    thinking   New a is x times 3.
-               New b is a plus 4.
-    assistant  a = x * 3
-               b = a + 4
+    user       Let a be 3 times x and b be 4 plus a.
+    thinking   New a is 3 times x.
+               New b is 4 plus a.
+    assistant  a = 3 * x
+               b = 4 + a
     user       Let the number in a be that of b.
     thinking   Number 4.
-               New a is x times 4.
-               Keep b is a plus 4.
-    assistant  a = x * 4
-               b = a + 4
+               New a is 4 times x.
+               Keep b is 4 plus a.
+    assistant  a = 4 * x
+               b = 4 + a
 
 The words of a plan stand ready in the thinking before it, which inference hides; a model has to read the lines of the
 answers instead. An answer is right if its program computes the same as the data's (`same_results`): texts are not
@@ -48,7 +48,7 @@ class ProgramError(ValueError):
 
 def run(program: str, x: int) -> dict[str, int]:
     """What every variable of a program is at its end, by name; x is what it is given. A program is lines like
-    `b = a + 4`: a variable, and two variables or numbers joined by +, - or *. Nothing else is understood, so nothing
+    `b = 4 + a`: a variable, and two variables or numbers joined by +, - or *. Nothing else is understood, so nothing
     else can happen.
 
     Raises ProgramError naming the line.
@@ -85,17 +85,17 @@ class Step:
     """A line of a program."""
 
     name: str
-    left: str
-    operator: str
     number: str
+    operator: str
+    variable: str
 
     @property
     def line(self) -> str:
-        return f"{self.name} = {self.left} {self.operator} {self.number}"
+        return f"{self.name} = {self.number} {self.operator} {self.variable}"
 
     @property
     def value(self) -> str:
-        return f"{self.left} {WORDS[self.operator]} {self.number}"
+        return f"{self.number} {WORDS[self.operator]} {self.variable}"
 
 
 Program = tuple[Step, ...]
@@ -124,7 +124,7 @@ def sessions(seed: int, split: Split) -> Iterator[dict]:
 
 def _step(at: int, rng: random.Random) -> Step:
     """Line `at` (from 0) of a program: of x, and behind it of the variable before."""
-    return Step(NAMES[at], f"x{NAMES}"[at], rng.choice(list(WORDS)), rng.choice(NUMBERS))
+    return Step(NAMES[at], rng.choice(NUMBERS), rng.choice(list(WORDS)), f"x{NAMES}"[at])
 
 
 def _session(first: Program, rng: random.Random) -> list[dict]:

@@ -45,10 +45,10 @@ def carried_out(request, answers):
     if gone := re.fullmatch(r"Leave ([a-z]) out\.", request):
         return [line for line in lines if not line.startswith(f"{gone[1]} =")]
     program = dict(line.split(" = ") for line in lines)
-    for name, left, operator, number in re.findall(r"([a-z]) be ([a-z]) (plus|minus|times) (\d)", request):
-        program[name] = f"{left} {PAIRS[operator]} {number}"
+    for name, number, operator, variable in re.findall(r"([a-z]) be (\d) (plus|minus|times) ([a-z])", request):
+        program[name] = f"{number} {PAIRS[operator]} {variable}"
     for name, number, of in re.findall(r"number in ([a-z]) be (?:(\d)|that of ([a-z]))", request):
-        program[name] = program[name][:-1] + (number or program[of][-1])
+        program[name] = (number or program[of][0]) + program[name][1:]
     return [f"{name} = {value}" for name, value in program.items()]
 
 

@@ -8,6 +8,7 @@ stand together.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 
 from recipes.configuration.compose import RUN_CONFIG
 from recipes.configuration.overrides import override
+from recipes.pages.flaw_plot import plot_flaws
 from recipes.run.folder import METRICS, RESULT, settings_of_training
 from recipes.run.record import curve_of, json_lines
 from recipes.run.sweeps import FAILED
@@ -78,7 +80,8 @@ def compare(folder: Path) -> None:
     table = markdown_table(sweep)
     missing = _reasons(sweep.missing)
     (folder / "comparison.md").write_text(f"{table}{missing}\n" if missing else table, encoding="utf-8")
-    plot(by_name(sweep)).savefig(folder / PLOT, dpi=110)
+    drawn = plot_flaws(_flawed(folder, sweep)) if FLAWS in sweep.keys else plot(by_name(sweep))
+    drawn.savefig(folder / PLOT, dpi=110)
     print(table)
     print(folder / "comparison.md")
     print(folder / PLOT)
@@ -86,6 +89,15 @@ def compare(folder: Path) -> None:
     if missing:
         total = len(sweep.missing) + sum(map(len, sweep.variants.values()))
         raise ValueError(f"{len(sweep.missing)} of {total} runs have no result:{missing}")
+
+
+def _flawed(folder: Path, sweep: Sweep) -> list[tuple[dict[str, float], float, dict[str, Any]]]:
+    """(shares by flaw, loss weight of thinking, result) of each run."""
+    found = []
+    for result in itertools.chain.from_iterable(sweep.variants.values()):
+        config = OmegaConf.load(folder / result["folder"] / RUN_CONFIG)
+        found.append((dict(config.data.flaws), config.duplication.thinking_weight, result))
+    return found
 
 
 def read_runs(folder: Path) -> Sweep:

@@ -5,17 +5,16 @@ line gets another number, that of the request or of another line, a line is adde
 taken up again.
 Thinking plans in words, the answer is the program:
 
-    user       Let a be 3 times x and b be 4 plus a.
-    thinking   New a is 3 times x.
-               New b is 4 plus a.
-    assistant  a = 3 * x
-               b = 4 + a
-    user       Let the number in a be that of b.
-    thinking   Number 4.
-               New a is 4 times x.
-               Keep b is 4 plus a.
-    assistant  a = 4 * x
-               b = 4 + a
+    user       Let a=3 times x, b=4 plus a.
+    thinking   New a=3 times x.
+               New b=4 plus a.
+    assistant  a=3*x
+               b=4+a
+    user       Put the number of b in a.
+    thinking   New a=4 times x.
+               Keep b=4 plus a.
+    assistant  a=4*x
+               b=4+a
 
 The words of a plan stand ready in the thinking before it, which inference hides; a model has to read the lines of the
 answers instead. An answer is right if its program computes the same as the data's (`same_results`): texts are not
@@ -39,7 +38,7 @@ INPUTS = (-7, -2, -1, 0, 1, 3, 5, 11)  # programs that agree on all of them are 
 
 # What `run` bears, whatever a model writes.
 MOST_LINES, MOST_DIGITS = 20, 30
-_LINE = re.compile(r"(?P<name>[a-z]) = (?P<left>[a-z]|[0-9]{1,4}) (?P<operator>[-+*]) (?P<right>[a-z]|[0-9]{1,4})")
+_LINE = re.compile(r"(?P<name>[a-z]) ?= ?(?P<left>[a-z]|[0-9]{1,4}) ?(?P<operator>[-+*]) ?(?P<right>[a-z]|[0-9]{1,4})")
 
 
 class ProgramError(ValueError):
@@ -48,7 +47,7 @@ class ProgramError(ValueError):
 
 def run(program: str, x: int) -> dict[str, int]:
     """What every variable of a program is at its end, by name; x is what it is given. A program is lines like
-    `b = 4 + a`: a variable, and two variables or numbers joined by +, - or *. Nothing else is understood, so nothing
+    `b=4+a`: a variable, and two variables or numbers joined by +, - or *. Nothing else is understood, so nothing
     else can happen.
 
     Raises ProgramError naming the line.
@@ -91,11 +90,11 @@ class Step:
 
     @property
     def line(self) -> str:
-        return f"{self.name} = {self.number} {self.operator} {self.variable}"
+        return f"{self.name}={self.number}{self.operator}{self.variable}"
 
     @property
-    def value(self) -> str:
-        return f"{self.number} {WORDS[self.operator]} {self.variable}"
+    def words(self) -> str:
+        return f"{self.name}={self.number} {WORDS[self.operator]} {self.variable}"
 
 
 Program = tuple[Step, ...]
@@ -130,12 +129,10 @@ def _step(at: int, rng: random.Random) -> Step:
 def _session(first: Program, rng: random.Random) -> list[dict]:
     one, other = first
     programs = [first]
-    request = f"Let {one.name} be {one.value} and {other.name} be {other.value}."
-    messages = _turn(request, [], first, first)
+    messages = _turn(f"Let {one.words}, {other.words}.", first, first)
     for _ in range(rng.randint(2, 4)):
         request, new, program = _change(programs, rng)
-        number = [f"Number {new.number}."] if new and "number" in request else []
-        messages += _turn(request, number, (new,) if new else (), program)
+        messages += _turn(request, (new,) if new else (), program)
         programs.append(program)
     return messages
 
@@ -154,18 +151,17 @@ def _change(programs: list[Program], rng: random.Random) -> tuple[str, Step | No
     if kind in ("append", "first"):
         new = _step(len(before), rng)
         begin = "Take your first program and then" if kind == "first" else "Then"
-        return f"{begin} let {new.name} be {new.value}.", new, (*before, new)
+        return f"{begin} let {new.words}.", new, (*before, new)
     at = rng.randrange(len(before))
     of = rng.choice([step for step in before if step != before[at]])
     number = of.number if kind == "number" else rng.choice(NUMBERS)
     new = replace(before[at], number=number)
-    request = f"Let the number in {new.name} be {f'that of {of.name}' if kind == 'number' else number}."
+    request = f"Put {f'the number of {of.name}' if kind == 'number' else number} in {new.name}."
     return request, new, (*before[:at], new, *before[at + 1 :])
 
 
-def _turn(request: str, number: list[str], new: Program, program: Program) -> list[dict]:
-    plan = [*number]
-    plan += [f"{'New' if step in new else 'Keep'} {step.name} is {step.value}." for step in program]
+def _turn(request: str, new: Program, program: Program) -> list[dict]:
+    plan = [f"{'New' if step in new else 'Keep'} {step.words}." for step in program]
     return [
         {"role": "user", "content": request},
         {

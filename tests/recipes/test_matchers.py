@@ -107,7 +107,12 @@ def test_a_matcher_of_the_users_own(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path])
-    assert load_matcher("scoring_of_mine:first_letter")("ab", "ac") is True
+    assert load_matcher("scoring_of_mine:first_letter")("ab", "ac", []) is True
+
+
+def test_a_matcher_may_take_the_messages_as_well():
+    history = [{"role": "user", "content": "Write a line of 3 words with Mia that ends with boats."}]
+    assert load_matcher("recipes.sources.documents:keeps")("A Mia likes boats", "", history) is True
 
 
 @pytest.mark.parametrize(
@@ -117,7 +122,7 @@ def test_a_matcher_of_the_users_own(tmp_path, monkeypatch):
         ("math:", "no such matcher"),
         ("no_such_module_here:f", r"cannot be imported \(ModuleNotFoundError"),
         ("math:no_such", r"cannot be imported \(AttributeError"),
-        ("os:getpid", "cannot be called with"),
+        ("os:getpid", r"cannot be called with \(answer, expected\), nor with \(answer, expected, messages\)"),
     ],
 )
 def test_a_wrong_matcher_is_a_named_error(name, message):

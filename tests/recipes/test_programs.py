@@ -43,13 +43,13 @@ def carried_out(request, answers):
     if request.startswith("Take your first program"):
         lines = answers[0].splitlines()
     if gone := re.fullmatch(r"Leave ([a-z]) out\.", request):
-        return [line for line in lines if not line.startswith(f"{gone[1]} =")]
-    program = dict(line.split(" = ") for line in lines)
-    for name, number, operator, variable in re.findall(r"([a-z]) be (\d) (plus|minus|times) ([a-z])", request):
-        program[name] = f"{number} {PAIRS[operator]} {variable}"
-    for name, number, of in re.findall(r"number in ([a-z]) be (?:(\d)|that of ([a-z]))", request):
+        return [line for line in lines if not line.startswith(f"{gone[1]}=")]
+    program = dict(line.split("=") for line in lines)
+    for name, number, operator, variable in re.findall(r"([a-z])=(\d) (plus|minus|times) ([a-z])", request):
+        program[name] = f"{number}{PAIRS[operator]}{variable}"
+    for number, of, name in re.findall(r"Put (?:(\d)|the number of ([a-z])) in ([a-z])", request):
         program[name] = (number or program[of][0]) + program[name][1:]
-    return [f"{name} = {value}" for name, value in program.items()]
+    return [f"{name}={value}" for name, value in program.items()]
 
 
 def test_every_answer_follows_from_its_request_and_an_earlier_answer(records):
@@ -59,8 +59,8 @@ def test_every_answer_follows_from_its_request_and_an_earlier_answer(records):
         for question, answer in zip(record["messages"][::2], record["messages"][1::2], strict=True):
             assert carried_out(question["content"], answers) == answer["content"].splitlines()
             answers.append(answer["content"])
-            kinds.add(question["content"].split()[0] + ("that of" in question["content"]) * " that of")
-    assert kinds == {"Let", "Let that of", "Then", "Leave", "Take"}
+            kinds.add(question["content"].split()[0] + ("number of" in question["content"]) * " number of")
+    assert kinds == {"Let", "Put", "Put number of", "Then", "Leave", "Take"}
 
 
 def test_what_a_program_computes():

@@ -154,9 +154,8 @@ def _change(programs: list[Program], rng: random.Random) -> tuple[str, Step | No
         return f"{begin} let {new.words}.", new, (*before, new)
     at = rng.randrange(len(before))
     of = rng.choice([step for step in before if step != before[at]])
-    number = of.number if kind == "number" else rng.choice(NUMBERS)
-    new = replace(before[at], number=number)
-    request = f"Put {f'the number of {of.name}' if kind == 'number' else number} in {new.name}."
+    new = replace(before[at], number=of.number if kind == "number" else rng.choice(NUMBERS))
+    request = f"Put the number of {of.name} in {new.name}." if kind == "number" else f"Now {new.name}={new.number}."
     return request, new, (*before[:at], new, *before[at + 1 :])
 
 

@@ -31,6 +31,21 @@ def logged_episode(episode, name):
     return [logged(asked, CALLING, **beside), logged(after, ANSWER, **beside)]
 
 
+def turns_of_dialog(dialog):
+    """A line for each turn of a dialog that its agent began, what the agent answered beside the messages: as AReaL's
+    data of tau2-bench have it."""
+    greeted = [{"role": "system", "content": "be brief"}, {"role": "assistant", "content": "what is it?"}, QUESTION]
+    calls = [{"name": "add", "arguments": {"a": 3, "b": 4}}]
+    after = [*greeted, {"role": "assistant", "content": "", "reasoning": "ask", "tool_calls": calls},
+             {"role": "tool", "content": "7"}]  # fmt: skip
+    answers = [{"content": "", "thinking": "ask", "tool_calls": calls}, {"content": "seven", "thinking": "add them"}]
+    return [
+        {"messages": messages, "answer": {"role": "assistant", **answer},
+         "metadata": {"source_dialog_id": dialog, "turn_index": i, "correct": 1, "reward": 1.0}}
+        for i, (messages, answer) in enumerate(zip((greeted, after), answers, strict=True))
+    ]  # fmt: skip
+
+
 def atif_steps():
     """A question, a call of a tool with its result, and an answer."""
     return [

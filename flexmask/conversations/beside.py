@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flexmask.conversations.calls import read_tools
+from flexmask.conversations.formats.answered import is_message
 from flexmask.conversations.messages import joined_text
-from flexmask.conversations.values import parse_json, shown
+from flexmask.conversations.values import is_empty, parse_json, shown
 
 Left = dict[Any, Any]
 SYSTEM_KEYS = ("system", "system_prompt", "instructions")
@@ -24,7 +25,7 @@ DESCRIBING_KEYS = frozenset(
     "id uuid idx index source sources dataset data_source subset split category categories domain topic topics subject "
     "task type tags language lang locale license url title author user user_id model generator "
     "version date time timestamp created modified metadata meta info extra extra_info score scores rating "
-    "quality difficulty level reward result results answer expected_answer ground_truth verified correct length hash "
+    "quality difficulty level reward verified correct length hash "
     "num_turns turns token_count usage temperature seed".split()
 )
 _DESCRIBING_PART = re.compile(
@@ -100,6 +101,13 @@ def as_switch(value: Any) -> bool | None:
     return SWITCHES.get(str(value).lower()) if isinstance(value, (str, bool)) else None
 
 
-def describes(key: Any) -> bool:
-    """Whether a key is known to describe the conversation."""
+def unread_keys(left: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """Those of the keys `left` that hold something and are not known to describe the conversation. An answer of a model
+    describes nothing, whatever its key is called."""
+    return tuple(
+        key for key, value in left.items() if not is_empty(value) and (is_message(value) or not _describes(key))
+    )
+
+
+def _describes(key: Any) -> bool:
     return isinstance(key, str) and (key in DESCRIBING_KEYS or bool(_DESCRIBING_PART.search(key)))

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexmask.conversations.conversation import Conversation
+from flexmask.conversations.messages import LISTS
 from flexmask.conversations.model_calls import Call, Calls, read_rewards
-from flexmask.conversations.reading import LISTS, read_conversation
+from flexmask.conversations.reading import read_conversation
 from flexmask.conversations.values import are_given, is_empty, parse_json, shown
 
 PAIR = ("chosen", "rejected")

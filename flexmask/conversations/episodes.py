@@ -12,24 +12,24 @@ from typing import Any
 from flexmask.conversations.values import brief, shown
 
 AUTO = "auto"
-# The first of them that a logged request has, in the record, its request, or the `metadata` of either.
+# The first of them that a record of one call has, in itself, its request, or the `metadata` of either.
 KEYS = ("episode_id", "trajectory_id", "rollout_id", "session_id", "conversation_id", "thread_id", "trace_id")
 _UNJOINED = (
-    "logged calls without the id of an episode are a record each, which computes anew what they share; name its key "
-    "with data.episode_key"
+    "calls without the id of an episode are a record each, which computes anew what they share; name its key with "
+    "data.episode_key"
 )
 
 
 def episode_of(
-    record: Mapping[str, Any], name: str, key: str | Sequence[str] | None, *, is_logged: bool
+    record: Mapping[str, Any], name: str, key: str | Sequence[str] | None, *, is_single: bool
 ) -> tuple[str | None, list[str]]:
     """("key=id" of the episode that the calls of a record belong to, None where it has none; notes for the user).
 
-    key: "auto" looks for KEYS in logged requests; one or several others, with dots for what stands inside, in all
-    records of calls; None looks for nothing. Raises ValueError beginning with `name` for an id that is neither text nor
-    a whole number.
+    key: "auto" looks for KEYS in records that hold one call (is_single); one or several others, with dots for what
+    stands inside, in all records of calls; None looks for nothing. Raises ValueError beginning with `name` for an id
+    that is neither text nor a whole number.
     """
-    if key is None or (key == AUTO and not is_logged):
+    if key is None or (key == AUTO and not is_single):
         return None, []
     keys = KEYS if key == AUTO else [key] if isinstance(key, str) else key
     holders = (record, record.get("request"), record.get("request_body"))

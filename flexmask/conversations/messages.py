@@ -9,6 +9,8 @@ from typing import Any
 from flexmask.conversations.conversation import check_weight
 from flexmask.conversations.values import brief, is_empty, shown
 
+# The keys under which a record has its messages.
+LISTS = ("messages", "conversations", "conversation")
 # Keys of a message that describe it: what it says is the same without them.
 DESCRIBING = frozenset(
     "id uuid message_id parent_id index idx turn turn_id timestamp time date created created_at updated_at object "

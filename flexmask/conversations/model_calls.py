@@ -21,17 +21,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
-from flexmask.conversations.beside import SYSTEM_KEYS, TEMPLATE_KEYS, TOOL_KEYS, UNSUPPORTED_KEYS, describes
+from flexmask.conversations.beside import SYSTEM_KEYS, TEMPLATE_KEYS, TOOL_KEYS, UNSUPPORTED_KEYS, unread_keys
 from flexmask.conversations.conversation import Conversation, check_weight
 from flexmask.conversations.episodes import episode_of
-from flexmask.conversations.formats import atif, logged, rollouts, verifiers
+from flexmask.conversations.formats import answered, atif, logged, rollouts, verifiers
 from flexmask.conversations.formats.prompt_completion import is_generated
-from flexmask.conversations.reading import LISTS, read_conversation
-from flexmask.conversations.values import brief, check_values, is_empty, shown
+from flexmask.conversations.messages import LISTS
+from flexmask.conversations.reading import read_conversation
+from flexmask.conversations.values import brief, check_values, shown
 
 CALLS = "calls"
 FORMAT = "calls of a model"
-CALL_RECORDS = (atif, verifiers, logged, rollouts)  # formats that are made records with `calls`
+CALL_RECORDS = (atif, verifiers, logged, rollouts, answered)  # formats that are made records with `calls`
+_SINGLE = (logged, answered)  # of them, those with a call of an episode a record
 # Of a record beside its calls, and of every call without its own.
 _SHARED = (
     *SYSTEM_KEYS, *TOOL_KEYS, "chat_template_kwargs", *TEMPLATE_KEYS, "reasoning", "thinking", *UNSUPPORTED_KEYS
@@ -112,15 +114,15 @@ def read_calls(
     shared = {key: canonical[key] for key in _SHARED if canonical.get(key) is not None}
     if held := [key for key in (*LISTS, "prompt") if canonical.get(key)]:
         raise ValueError(f"{name}: both {CALLS!r} and {held[0]!r}; keep one")
-    alone = reader in (logged, rollouts) and len(given) == 1  # the record is the call
+    alone = reader in (*_SINGLE, rollouts) and len(given) == 1  # the record is the call
     read = [_call(one, name if alone else f"{name}: call {i}", shared, thinking_tags) for i, one in enumerate(given)]
     known = (CALLS, *_SHARED, *_WEIGHTS, *(("rewards",) if reader is None else ()))
-    unread = [key for key in canonical if key not in known and not (describes(key) or is_empty(canonical[key]))]
+    unread = unread_keys({key: value for key, value in canonical.items() if key not in known})
     weight = _weight({key: canonical[key] for key in _WEIGHTS if canonical.get(key) is not None}, name)
     calls = tuple(call if weight == 1 else replace(call, weight=call.weight * weight) for call, _, _ in read)
     rewards = _rewards(record, calls, name) if reader is None else ()
     # Candidates are numbered within a record, so one whose calls compete is joined with no other.
-    episode, note = (None, []) if rewards else episode_of(record, name, episode_key, is_logged=reader is logged)
+    episode, note = (None, []) if rewards else episode_of(record, name, episode_key, is_single=reader in _SINGLE)
     return Calls(
         name,
         calls,
@@ -202,8 +204,8 @@ def _call(
             )
         if held := [key for key in _SHARED if key in left]:
             raise ValueError(f"{where}: {brief(held[0])} beside token ids, which say all there is; remove it")
-        unread = [key for key, value in left.items() if not (describes(key) or is_empty(value))]
-        return Call(where, None, prompt_ids, completion_ids, weight, mask, candidate), unread, ()
+        call = Call(where, None, prompt_ids, completion_ids, weight, mask, candidate)
+        return call, unread_keys(left), ()
     if not isinstance(prompt, Sequence) or isinstance(prompt, (str, bytes)):
         raise ValueError(f"{where}: 'prompt' is {shown(prompt)}; give a list of messages, or token ids")
     pieces = [_ANSWER] if completion_ids is not None else _pieces(completion, where)

@@ -21,6 +21,7 @@ from flexmask.conversations.conversation import (
 from flexmask.conversations.formats import (
     agentic,
     alpaca,
+    answered,
     anthropic,
     glaive,
     harmony,
@@ -31,7 +32,7 @@ from flexmask.conversations.formats import (
     responses,
     sharegpt,
 )
-from flexmask.conversations.messages import ENCRYPTED, join_pieces, joined_text, plain, refuse_other_keys
+from flexmask.conversations.messages import ENCRYPTED, LISTS, join_pieces, joined_text, plain, refuse_other_keys
 from flexmask.conversations.nulls import (
     ARGUMENTS,
     FILLED,
@@ -55,7 +56,6 @@ from flexmask.conversations.values import (
     without_nulls,
 )
 
-LISTS = ("messages", "conversations", "conversation")
 TOKEN_KEYS = ("input_ids", "prompt_ids", "completion_ids", "token_ids", "prompt_token_ids")
 FORMATS = (sharegpt, anthropic, responses, agentic)  # what none of them fits is a chat message
 RECORD_FORMATS = (alpaca, prompt_completion)
@@ -149,7 +149,7 @@ class _Reading:
             template_kwargs=template_kwargs,
             thinks=thinks,
             format=" with ".join(self.formats),
-            unread=tuple(key for key, value in self.left.items() if not (beside.describes(key) or is_empty(value))),
+            unread=beside.unread_keys(self.left),
             notes=tuple(self.notes),
         )
 
@@ -352,8 +352,10 @@ class _Reading:
         return tools
 
     def _check_order(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Note results that no turn sees, or that do not follow their calls."""
+        """Note results that no turn sees, or that do not follow their calls. Raises ValueError where the answer to the
+        last message stands beside the messages."""
         if messages and messages[-1]["role"] != "assistant":
+            answered.refuse_unread(self.left, self.name, messages[-1]["role"])
             self._note("what stands behind the last assistant message is shown to no turn")
         calls: Sequence[Any] = ()
         waiting: list[Any] = []  # the ids of the calls that nothing has answered yet

@@ -178,7 +178,8 @@ def _source(source: SourceConfig, key: str) -> Iterator[str]:
         yield f"{key}.train_conversations={source.train_conversations}: must be at least 1"
     if source.path is not None and not glob.glob(source.path) and not Path(source.path).exists():
         yield f"{key}.path={source.path}: no such file or folder, and no file of that pattern"
-    if source.split != SPLIT and (source.path is not None or source.kind in GENERATED):
+    of_files = source.path is not None and source.hub_id is None  # beside a path, a split is the hub's, as its id is
+    if source.split != SPLIT and (of_files or source.kind in GENERATED):
         yield f"{key}.split={source.split}: only data of the hub has splits; name the file of that split in {key}.path"
     if source.kind is DataKind.mix:
         yield f"{key}.kind=mix: a mix cannot be a source of another; name its sources here"

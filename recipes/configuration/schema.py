@@ -217,8 +217,9 @@ class DataConfig:
     # What delimits thinking inside the text of answers: auto knows those of many models and data sets; others are
     # [opening, closing]; null: no thinking is read from text.
     thinking_tags: Any = "auto"
-    # Under which key records of calls have the id of their episode, whose calls become one record: auto looks in logged
-    # requests for episode_id, session_id, ... (docs/data.md); or keys, a.b for what stands inside; null joins nothing.
+    # Under which key records of calls have the id of their episode, whose calls become one record: auto looks in
+    # records of one call each for episode_id, session_id, ... (docs/data.md); or keys, a.b for what stands inside; null
+    # joins nothing.
     episode_key: Any = "auto"
     not_shown: NotShown = NotShown.error  # a message or tool that the template shows to no trained turn
     empty_thinking: EmptyThinking = EmptyThinking.train  # the empty block that a turn without thinking generates

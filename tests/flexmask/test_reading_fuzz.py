@@ -63,6 +63,7 @@ CALLS = [
     traces.logged([traces.QUESTION], traces.CALLING, session_id="s", metadata={}),
     {"messages": [user()], "choices": [{"message": assistant()}], "metadata": {"episode_id": 3}},
     {"trajectory": [traces.STEP, traces.STEP | {"tokens": None}]},
+    *traces.turns_of_dialog("d"),
 ]  # fmt: skip
 VALUES = [
     None, "", " ", "x", "null", "{}", "[]", "{", '{"a": NaN}', "\ud800", "a\udfff", "\u0000", 0, 1, -1, 10**5000, 0.5,

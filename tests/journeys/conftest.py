@@ -43,3 +43,4 @@ def furnish(folder: Path, models: Path) -> None:
     rollout = {"prompt_ids": [1, 5], "response_ids": [7, 8, 30, 31, 9], "response_mask": [1, 1, 0, 0, 1]}
     assets.write_jsonl(folder / "rollouts.jsonl", [rollout])
     (folder / "gsm8k.jsonl").symlink_to(DATA / "gsm8k_socratic_sample.jsonl")
+    (folder / "tau2.jsonl").symlink_to(DATA / "tau2_sample.jsonl")

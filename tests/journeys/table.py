@@ -144,6 +144,9 @@ TABLE = {
         runs_in="test_experiments.py", why="merged too"
     ),
     'make train ARGS="experiment=gpt_oss_20b_lora_mathchatsync"': How(runs_in="test_experiments.py", why="merged too"),
+    'make train ARGS="experiment=qwen3_4b_tau2"': How(
+        runs_in="test_experiments.py", why="what is left out is looked at"
+    ),
     'make train ARGS="experiment=smollm2_gsm8k"': How(
         args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FINETUNE}", leaves=RUN
     ),

@@ -1,4 +1,6 @@
-"""The experiments that adapt a mixture of experts: each by its own command, on a small model of its architecture."""
+"""The experiments whose results are looked at: each by its own command, on a small model of its architecture."""
+
+import json
 
 import pytest
 import torch
@@ -52,3 +54,23 @@ def test_the_merged_model_gives_the_logits_of_the_adapter(workshop, adapted, mon
     assert moved < 0.02  # sums of weights are rounded to bfloat16, which has 8 bits
     with with_adapter.disable_adapter():
         assert (with_adapter(ids).logits - expected).abs().mean() / expected.abs().mean() > 2 * moved
+
+
+# Seven turns of four dialogs, and one behind a tool that the user called. Breaks if a line is trained otherwise than as
+# the turn that it is, if turns of a dialog stand on both sides of the split, or if a line is lost without a word.
+def test_episodes_of_tau2_are_trained_turn_by_turn(workshop):
+    words = f"model.name_or_path=models/dense data.path=tau2.jsonl {' '.join(SMALL)} data.heldout_conversations=1"
+    command = 'make train ARGS="experiment=qwen3_4b_tau2"'
+    done = workshop.run(f'{command[:-1]} {words} wandb=off"')
+    folder = workshop.folder / done.last_line
+    assert "read as messages and answer\n" in done.out and "3 conversations, " in done.out
+    assert "calls of one 'metadata.source_dialog_id' are one record (data.episode_key) (7 of 7 conv" in done.err
+    result = json.loads((folder / "result.json").read_text())
+    assert result["formats"] == {"messages and answer": 7} and result["steps"] == 3
+    (left_out,) = (json.loads(line) for line in (folder / "left_out.jsonl").read_text().splitlines())
+    assert "tau2.jsonl:8" in str(left_out) and "message 4: unknown key 'tool_calls'" in str(left_out)
+    lines = [json.loads(line) for line in (workshop.folder / "tau2.jsonl").read_text().splitlines()]
+    chats = [json.loads(line) for line in (folder / "chats.jsonl").read_text().splitlines()]
+    held = {lines[int(chat["conversation"].partition(":")[2]) - 1]["metadata"]["source_dialog_id"] for chat in chats}
+    assert len(held) == 1
+    assert len(chats) == sum(one["metadata"]["source_dialog_id"] in held for one in lines[:7])

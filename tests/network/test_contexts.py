@@ -1,18 +1,23 @@
 """Context rules under every real chat template: calls are rendered as the turns that they are."""
 
 import functools
+import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from every_template import load, names
+from stock_templates import STOCK
 
-from flexmask import Calls, Conversation, calls_of
+from flexmask import Calls, Conversation, calls_of, read_record
 from flexmask.conversations.contexts import RULES
+from flexmask.conversations.model_calls import joined
 from flexmask.text.calls import render_calls
 from flexmask.text.rendering import render_conversation
 
 pytestmark = pytest.mark.network
+SAMPLE = Path(__file__).parents[1] / "journeys" / "data" / "tau2_sample.jsonl"
 TOWN = {"type": "object", "properties": {"town": {"type": "string", "description": "its name"}}, "required": ["town"]}
 TOOLS = ({"type": "function", "function": {"name": "weather", "description": "Of a town.", "parameters": TOWN}},)
 
@@ -96,3 +101,24 @@ def test_calls_together_are_each_alone(name, chat):
         if passes is not None:  # by itself a call may say what only another one shows
             np.testing.assert_array_equal(one.input_ids, passes[0].input_ids)
     assert sum(passes is None for passes in alone) < len(alone)
+
+
+# An assistant that greets first, calls without ids, and thinking under two names. Breaks if a turn is trained behind
+# another prompt than the one that inference shows, thinking of the calls since the last question included.
+def test_turns_of_dialogs_are_shown_as_inference_shows_them():
+    tokenizer = STOCK["qwen3"].load("qwen3")
+    lines = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()][:7]
+    found = [read_record(line, f"line {i}") for i, line in enumerate(lines)]
+    passes = render_calls(joined(found), tokenizer).passes
+    for line, one in zip(lines, passes, strict=True):
+        messages = [
+            {("reasoning_content" if key == "reasoning" else key): value for key, value in message.items()}
+            for message in line["messages"]
+        ]
+        shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert tokenizer.decode(one.input_ids[: one.prompt_length]) == shown
+        answer = line["answer"]
+        calls = "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in answer.get("tool_calls", ()))
+        said = f"<think>\n{answer['thinking']}\n</think>\n\n{answer['content']}{calls}<|im_end|>"
+        assert tokenizer.decode(one.input_ids[one.loss_weights > 0]) == said
+    assert any("<think>" in tokenizer.decode(one.input_ids[: one.prompt_length]) for one in passes)

@@ -218,6 +218,10 @@ def test_a_wrong_key_in_a_yaml_file_is_named(tmp_path):
         (["seed=4294967296"], "seed=4294967296: must be less"),
         (["adapter.r=8"], "adapter.r=8: there is no adapter; choose adapter=lora"),
         (["data.split=test"], "data.split=test: only data of the hub has splits"),
+        (
+            ["data=jsonl", f"data.path={__file__}", "data.split=test"],
+            "test: only .*; name the file of that split in dat",
+        ),
         (["data=mix", "data.path=a"], "data.path=a: a mix has it for each source"),
         (["adapter.kind=lora"], "adapter=lora: adapts weights that are trained already"),
         (["data=mix"], "data.sources: has no value"),

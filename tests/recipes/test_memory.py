@@ -281,7 +281,10 @@ PUBLISHED = {
         num_key_value_heads=8, head_dim=64, num_local_experts=32, num_experts_per_tok=4,
     ),
 }  # fmt: skip
-PARAMETERS = dict(zip(PUBLISHED, (596_049_920, 4_022_468_096, 30_532_122_624, 20_914_757_184), strict=True))
+PUBLISHED["qwen3_4b_tau2"] = PUBLISHED["qwen3_4b_mathchatsync"]
+PARAMETERS = dict(
+    zip(PUBLISHED, (596_049_920, 4_022_468_096, 30_532_122_624, 20_914_757_184, 4_022_468_096), strict=True)
+)
 PUBLISHED["qwen3_0_6b_lora"] = PUBLISHED["qwen3_0_6b_mathchatsync"]
 PROCESSES = {"qwen3_4b_mathchatsync": 4}
 FSDP = compose(["experiment=qwen3_4b_mathchatsync"])
@@ -302,7 +305,8 @@ def test_the_published_shapes(name):
 
 
 def test_every_experiment_for_gpus_has_its_memory():
-    assert set(PARAMETERS) == {path.stem for path in Path(CONF_DIR, "experiment").glob("*_mathchatsync.yaml")}
+    folder = Path(CONF_DIR, "experiment")
+    assert set(PARAMETERS) == {path.stem for data in ("mathchatsync", "tau2") for path in folder.glob(f"*_{data}.yaml")}
 
 
 def test_the_documentation_has_the_memory_of_the_experiments():
@@ -312,6 +316,6 @@ def test_the_documentation_has_the_memory_of_the_experiments():
         config, processes = compose([f"experiment={name}"]), PROCESSES.get(name, 1)
         found = memory(meta(name, config), config, processes)
         cells = [f"{size / 1e9:.1f}" for size in (*astuple(found), found.total)]
-        lines.append(f"| {name.removesuffix('_mathchatsync')} | {processes} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {processes} | {' | '.join(cells)} |")
     page = (Path(CONF_DIR).parent / "docs/scaling.md").read_text(encoding="utf-8")
     assert "\n".join(lines) in page, "docs/scaling.md should have:\n" + "\n".join(lines)

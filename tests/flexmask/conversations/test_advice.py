@@ -12,7 +12,7 @@ import pytest
 from records import FLAT, LUND, LUND_TEXT, OSLO, PARAMETERS, SCHEMA, assistant, system, turns, user
 
 import flexmask.conversations
-from flexmask import Calls, calls_of, load_rule, read_record
+from flexmask import Calls, calls_of, load_rule, read_conversation, read_record
 from flexmask.conversations.contexts import source_of
 from flexmask.conversations.conversation import Conversation
 
@@ -93,6 +93,14 @@ CASES = [
     (asked(assistant(), user(), assistant()), "nothing comes before it.* remove it", chat(assistant())),
     (asked(assistant()), "nothing comes before it.* or put a user message first", GOOD),
     (asked(user()), "no assistant message to learn from", None),
+    (asked(user(), answer=assistant(), response=assistant()), "both 'answer' and 'response' hold an answer; keep one",
+     asked(user(), answer=assistant())),
+    (partial(read_conversation, asked(user(), answer=assistant()), "c"), "is not read; read_record reads it, as a call",
+     asked(user(), answer=assistant())),
+    (asked(user(), label=assistant()), "the last message is of the role 'user', and 'label' beside .* under 'answer'",
+     asked(user(), answer=assistant())),
+    (chat(assistant(), user(), answer="4"), "'answer' beside the messages is '4' .*, or remove 'answer'",
+     chat(assistant())),
     (chat(assistant(), documents=["x"]), "'documents' beside the messages is not supported; remove it", GOOD),
     (chat(assistant(), system=3), "'system' is 3 .*; give text", chat(assistant(), system="3")),
     (chat(assistant(), system="s", instructions="t"), "different texts in .*; keep one", chat(assistant(), system="s")),

@@ -158,6 +158,7 @@ KINDS = {
     "trajectory": {"trajectory": [traces.STEP]},
     "verl": traces.VERL,
     "prime-rl": traces.PRIME_RL,
+    "messages and answer": traces.turns_of_dialog("d")[1],
 }
 
 

@@ -303,6 +303,83 @@ def test_unknown_keys_of_a_request_and_a_response_are_named():
     assert read_record(line, "x").unread == ("request.templ", "response.answr")
 
 
+# ---- messages and answer ----
+
+
+# Breaks if the greeting, which stands among what the model was given, is trained in place of the answer, or if lines of
+# a dialog are trained otherwise than the calls that they are.
+def test_an_answer_beside_the_messages_is_what_is_trained():
+    lines = traces.turns_of_dialog("d1")
+    found = [read_record(one, f"t:{i}", episode_key="metadata.source_dialog_id") for i, one in enumerate(lines, 1)]
+    canonical = [{"prompt": one["messages"], "completion": one["answer"]} for one in lines]
+    assert said(joined(found)) == said(read_record({"calls": canonical}, "x"))
+    assert [call.name for call in joined(found).calls] == ["t:1", "t:2"]
+    assert {(one.episode, one.format, one.unread) for one in found} == {
+        ("metadata.source_dialog_id=d1", "messages and answer", ())
+    }
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = CALLING_TEMPLATE
+    passes = render_calls(joined(found), tokenizer).passes
+    trained = [tokenizer.decode(one.input_ids[one.loss_weights > 0]) for one in passes]
+    assert trained == ['<think>\nask\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 3, "b": 4}}\n'
+                       "</tool_call><|im_end|>", "<think>\nadd them\n</think>\n\nseven<|im_end|>"]  # fmt: skip
+
+
+SAID = {"role": "assistant", "content": "seven"}
+GREETED = [traces.QUESTION, {"role": "assistant", "content": "of what?"}, {"role": "user", "content": "of tens"}]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": GREETED, "completion": SAID},
+        {"messages": GREETED, "response": {"content": "seven"}},
+        {"messages": GREETED, "output": [SAID]},
+        {"messages": json.dumps(GREETED), "answer": SAID, "completion": None},
+        {"conversations": [{"from": "human", "value": "add 3 and 4"}, {"from": "gpt", "value": "of what?"},
+                           {"from": "human", "value": "of tens"}], "answer": SAID},
+    ],
+)  # fmt: skip
+def test_an_answer_has_several_names(record):
+    found = read_record(record, "x")
+    assert said(found) == said(read_record({"calls": [{"prompt": GREETED, "completion": SAID}]}, "x"))
+    assert found.unread == () and "calls without the id of an episode" in found.notes[0]
+
+
+# Calls of a line each are joined by the keys that logs have. Breaks if turns of a dialog come to stand on both sides of
+# the held-out split though their lines name it.
+def test_the_id_of_a_dialog_is_looked_for():
+    record = {"messages": GREETED, "answer": SAID, "metadata": {"conversation_id": 7}}
+    assert read_record(record, "x").episode == "conversation_id=7"
+    assert read_record(record, "x", episode_key=None).episode is None
+
+
+@pytest.mark.parametrize("key", ["answer", "completion", "label", "result", "extra_info", "best_model"])
+@pytest.mark.parametrize("held", ["seven", SAID, [traces.QUESTION, SAID]])
+@pytest.mark.parametrize("messages", [GREETED, GREETED[:2], [*GREETED[:2], traces.RESULT]])
+def test_no_answer_is_lost_whatever_its_key_is_called(key, held, messages):
+    """Breaks if an answer vanishes because its key describes conversations elsewhere, or if the history is trained
+    without a word in place of it."""
+    try:
+        found = read_record({"messages": messages, key: held}, "x")
+    except ValueError as error:
+        assert messages is not GREETED[:2] and f"{key!r} beside the messages is" in str(error)
+        return
+    if found.format == "messages and answer":
+        assert found.calls[0].conversation.messages[-1] == SAID
+    else:
+        describing = held == "seven" and key in ("extra_info", "best_model")
+        assert found.unread == (() if describing else (key,)) and found.messages[1]["content"] == "of what?"
+        assert messages == GREETED[:2] or isinstance(held, str) and key not in ("answer", "completion")
+
+
+# Real sets of problems have the number that is right beside a whole conversation. Breaks if they are refused.
+@pytest.mark.parametrize("key", ["answer", "response", "ground_truth", "expected_answer", "solution"])
+def test_what_stands_beside_a_whole_conversation_is_named(key):
+    found = read_record({"messages": [traces.QUESTION, SAID], key: "7", "id": 3}, "x")
+    assert found.unread == (key,) and found.format == "chat messages" and found.notes == ()
+
+
 # ---- ATIF ----
 
 
@@ -467,7 +544,7 @@ def test_what_a_request_says_of_reasoning_and_nothing_reads_is_named():
 @pytest.mark.parametrize(
     "record",
     [*traces.TRAJECTORIES.values(), traces.VERL, traces.TRL, traces.PRIME_RL, traces.episode_of_verifiers(),
-     traces.logged([traces.QUESTION], traces.CALLING), {"trajectory": [traces.STEP]}],
+     traces.logged([traces.QUESTION], traces.CALLING), {"trajectory": [traces.STEP]}, *traces.turns_of_dialog("d")],
 )  # fmt: skip
 def test_every_trace_is_trained_and_left_as_it_was(record):
     before, tokenizer = copy.deepcopy(record), copy.deepcopy(TOKENIZER)

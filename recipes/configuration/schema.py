@@ -228,6 +228,9 @@ class DataConfig:
     thinking_format: str | None = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the chat template
     processes: int | None = None  # that render conversations; null: one a processor
+    # Which answers are good enough to be trained: names of recipes/sources/filters.py (equations, result, thinks,
+    # succeeded) or functions as package.module:function. The others stay in the history, counted; [] trains all.
+    filter: list[str] = field(default_factory=list)
     # Of generated data: which share of what is thought is made worse for training, by flaw: {wrong_step: 0.25}. Flaws
     # are wrong_step, irrelevant, shuffled, truncated and missing (docs/studies/reasoning_quality.md).
     flaws: dict[str, float] = field(default_factory=dict)

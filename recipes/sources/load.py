@@ -26,6 +26,7 @@ from recipes.distributed.processes import available_processors, mapping
 from recipes.sources import Entry, Part, documents, programs
 from recipes.sources.conversation_store import Reading, ReadPart, StoredConversations, keep_part
 from recipes.sources.files import read_path
+from recipes.sources.filters import load_filters
 from recipes.sources.flaws import flawed
 from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
 from recipes.sources.heldout import repeated, share, split_heldout
@@ -125,22 +126,21 @@ def _loaded(data: DataConfig) -> LoadedData:
     mix = data.kind is DataKind.mix
     sources: dict[str, DataConfig | SourceConfig] = dict(data.sources) if mix else {_name(data): data}
     read: list[list[ReadPart]] = []
+    filters = tuple(data.filter)
+    load_filters(filters)  # a wrong name fails before anything is read
     for name, source in sources.items():
         key, prefix = (f"data.sources.{name}", f"{name}/") if mix else ("data", "")
         of_source = source.template_kwargs if mix else None  # else those of the run
         check_template_kwargs(of_source, f"{key}.template_kwargs")
         is_gsm8k = source.kind is DataKind.gsm8k_socratic
-        reading = Reading(data.thinking_tags, data.seed, prefix, is_gsm8k, of_source, data.episode_key)
+        reading = Reading(data.thinking_tags, data.seed, prefix, is_gsm8k, of_source, data.episode_key, filters)
         found = _read(_parts(source, data.seed, key), reading, data)
         if not any(len(one.valid) for one in found):
             left_out = sum(len(one.invalid) for one in found)
             raise ValueError(f"{key}: {_name(source)} has no valid conversation; {left_out:,} were left out")
         read.append(found)
     everything = [one for found in read for one in found]
-    valid = sum(len(one.valid) for one in everything)
-    unread, notes = _total(one.unread for one in everything), _total(one.notes for one in everything)
-    for said in said_of_reading(valid, unread, notes):
-        warnings.warn(said, stacklevel=4)
+    _say_of_reading(everything)
     items = [_items(found) for found in read]
     split = split_heldout([one.order for one in items], data.heldout_conversations)
     train, heldout, episodes, counts, offset = [], [], {}, {}, 0
@@ -176,11 +176,18 @@ def _generated(data: DataConfig) -> LoadedData:
     count, heldout_count = data.train_conversations, data.heldout_conversations
     if heldout_count is None:
         (heldout_count,) = share([count])
-    reading = Reading("auto", data.seed)
+    filters = tuple(data.filter)
+    load_filters(filters)
+    # Flaws and filters are of what is trained; what is held out stays as it was made.
+    of_training, of_heldout = Reading("auto", data.seed, filters=filters), Reading("auto", data.seed)
     read = [
         _read(parts_of_entries(_entries(data.kind, number, data.seed, split, flaws)), reading, data)
-        for number, split, flaws in ((count, "train", data.flaws), (heldout_count, "heldout", {}))
+        for number, split, flaws, reading in (
+            (count, "train", data.flaws, of_training),
+            (heldout_count, "heldout", {}, of_heldout),
+        )
     ]
+    _say_of_reading(read[0])
     train, heldout = map(_numbers, read)
     counts = SourceCounts(count + heldout_count, count, heldout_count, 0)
     return _data([*read[0], *read[1]], train, heldout + count, {_name(data): counts})
@@ -202,6 +209,13 @@ def _data(
         counts,
         dict(_total(one.formats for one in read).most_common()),
     )
+
+
+def _say_of_reading(read: list[ReadPart]) -> None:
+    valid = sum(len(one.valid) for one in read)
+    unread, notes = _total(one.unread for one in read), _total(one.notes for one in read)
+    for said in said_of_reading(valid, unread, notes):
+        warnings.warn(said, stacklevel=5)
 
 
 def _total(counts: Iterable[Counter[str]]) -> Counter[str]:

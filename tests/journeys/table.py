@@ -177,6 +177,7 @@ TABLE = {
     'make report ARGS="runs/<folder>"': How(runs_in="test_report.py", why="what it says is looked at"),
     "make merge": How(args="runs/one", needs="adapted", leaves=MERGED),
     'make merge ARGS="runs/<folder>"': How(replace=ONE, needs="adapted", leaves=MERGED),
+    'make inspect ARGS="data=jsonl data.path=my.jsonl data.filter=[equations,result]"': How(shows=("left out",)),
     "make replay": How(runs_in="test_replay.py", why="after a step that was not finite"),
     'make replay ARGS="runs/<folder>"': How(runs_in="test_replay.py", why="after a step that was not finite"),
     "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/report.html")),
@@ -186,6 +187,21 @@ TABLE = {
     ),
     "make sweep SWEEP=context": How(
         args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| rule |", "| episodes succeeded |")
+    ),
+    "make sweep SWEEP=other_data": How(
+        args=f"{TINY} experiment=programs duplication=one_pass,last_turn seed=0",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| one_pass |", "| last_turn |"),
+    ),
+    "make sweep SWEEP=reasoning_quality": How(
+        args=f"{TINY} duplication.thinking_weight=1 data.flaws={{}},{{missing:0.5}}",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| missing 0.5 |", "| none |"),
+    ),
+    "make sweep SWEEP=real_model": How(
+        args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FINETUNE} experiment=smollm2_study,smollm2_study_last_turn",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| last_turn |",),
     ),
     "make sweep SWEEP=search": How(
         args=f"{TINY} hydra.sweeper.n_trials=2",

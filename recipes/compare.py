@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,23 +192,33 @@ def columns_of(sweep: Sweep) -> list[tuple[str, str, str]]:
 
 
 def rows_of(sweep: Sweep) -> list[TableRow]:
-    """A row a run, and one of means behind the several seeds of a variant; what was not measured is a dash."""
+    """A row a run, and behind the several seeds of a variant one of their means, with the lowest and the highest where
+    they differ; what was not measured is a dash."""
     columns, rows = columns_of(sweep), []
 
     def cells(values: dict) -> list[str]:
         return ["-" if values.get(key) is None else form.format(values[key]) for _, key, form in columns]
 
+    def of_several(results: list[dict]) -> list[str]:
+        found = []
+        for mean, low, high in zip(
+            *(cells({key: _of(how, results, key) for _, key, _ in columns}) for how in (statistics.mean, min, max)),
+            strict=True,
+        ):
+            found.append(mean if low == high else f"{mean} ({low} to {high})")
+        return found
+
     for variant, results in sweep.variants.items():
         named = [short(one) for one in variant]
         rows += [TableRow(named, str(one["seed"]), cells(one), one["folder"]) for one in results]
         if len(results) > 1:
-            means = {key: _mean([result.get(key) for result in results]) for _, key, _ in columns}
-            rows.append(TableRow(named, f"mean of {len(results)}", cells(means), None))
+            rows.append(TableRow(named, f"mean of {len(results)}", of_several(results), None))
     return rows
 
 
-def _mean(values: list[float | None]) -> float | None:
-    return None if None in values else statistics.mean(values)
+def _of(how: Callable[[list[Any]], float], results: list[dict], key: str) -> float | None:
+    values = [result.get(key) for result in results]
+    return None if None in values else how(values)
 
 
 def short(value: str) -> str:

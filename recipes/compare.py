@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,8 @@ def read_sweep(folder: Path) -> Sweep:
     results = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RESULT}"))}
     settings = {path: _settings(path / RUN_CONFIG) for path in results}
     every = sorted({key for one in settings.values() for key in one})
-    keys = [key for key in every if len({one.get(key) for one in settings.values()}) > 1] or [LAYOUT]
+    keys = [key for key in every if len({one.get(key) for one in settings.values()}) > 1]
+    keys = _telling(keys, list(settings.values())) or [LAYOUT]
     variants: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for path, result in sorted(results.items(), key=lambda one: one[1]["seed"]):
         curve = curve_of(json_lines(path / METRICS), "loss")
@@ -127,6 +129,21 @@ def read_sweep(folder: Path) -> Sweep:
     if keys == [LAYOUT]:
         variants = {(name,): variants[name,] for name in COLORS if (name,) in variants}
     return Sweep(keys, variants, _missing(folder, set(results)))
+
+
+def _telling(keys: list[str], settings: list[dict[str, str]]) -> list[str]:
+    """The keys without those that say nothing new: whose value follows from that of one before it, which several
+    variants have in common, as the words of a model follow from its data."""
+    variants = {tuple(one.get(key) for key in keys) for one in settings}
+    telling: list[int] = []
+    for this in range(len(keys)):
+        pairs = {before: {(one[before], one[this]) for one in variants} for before in telling}
+        counts = {before: Counter(one[before] for one in variants) for before in telling}
+        if not any(
+            len(pairs[before]) == len(counts[before]) and min(counts[before].values()) > 1 for before in telling
+        ):
+            telling.append(this)
+    return [keys[this] for this in telling]
 
 
 def _settings(path: Path) -> dict[str, str]:

@@ -170,7 +170,7 @@ def cells_of(folder):
 STUDIES = {
     "other_data": (
         ("answers right", "held-out loss", "tokens computed", "training seconds"),
-        ("words", "layout", "seed"),
+        ("kind", "layout", "seed"),
         itertools.product(("programs", "documents"), ("one_pass", "per_turn", "keep_thinking", "last_turn"), "012"),
     ),
     "reasoning_quality": (

@@ -65,6 +65,16 @@ class Words(StrEnum):
     documents = "documents"
 
 
+class Flaw(StrEnum):
+    """What may be wrong with thinking, while the answer is right: `recipes.sources.flaws`."""
+
+    wrong_step = "wrong_step"
+    irrelevant = "irrelevant"
+    shuffled = "shuffled"
+    truncated = "truncated"
+    missing = "missing"
+
+
 class ControlTokens(StrEnum):
     refuse = "refuse"  # an error that names them
     escape = "escape"  # they become plain text: of what is generated the same characters in plain tokens

@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from recipes.configuration.schema import Flaw
+
 _NUMBER = re.compile(r"\d+")
 
 
@@ -26,10 +28,7 @@ def flawed(records: Iterable[dict[str, Any]], shares: Mapping[str, float], seed:
     records: `{"messages": [...]}` whose thinking is `reasoning_content`. A thinking that a flaw cannot change (one line
     cannot be shuffled, one without a number has no wrong one) stays as it is. The first conversation has no other one
     in front of it whose thinking could stand there.
-
-    Raises ValueError for a flaw that does not exist, and shares outside 0 to 1 or above 1 together.
     """
-    check_flaws(shares)
     rng = random.Random(f"flaws/{seed}")
     others: list[str] = []  # thinking of the conversation before
     for record in records:
@@ -45,17 +44,6 @@ def flawed(records: Iterable[dict[str, Any]], shares: Mapping[str, float], seed:
             messages.append(message)
         others = own or others
         yield record | {"messages": messages}
-
-
-def check_flaws(shares: Mapping[str, float]) -> None:
-    """Raises ValueError for a flaw that does not exist, and shares outside 0 to 1 or above 1 together."""
-    for name, share in shares.items():
-        if name not in _FLAWS:
-            raise ValueError(f"flaws.{name}: no such flaw; there are {', '.join(_FLAWS)}")
-        if not 0 <= share <= 1:
-            raise ValueError(f"flaws.{name}={share}: must be from 0 to 1")
-    if sum(shares.values()) > 1:
-        raise ValueError(f"flaws={dict(shares)}: more than 1 together; a turn has one flaw")
 
 
 def _drawn(shares: Mapping[str, float], rng: random.Random) -> str | None:
@@ -104,9 +92,9 @@ def _missing(thinking: str, others: list[str], rng: random.Random) -> str:
 
 
 _FLAWS: dict[str, Callable[[str, list[str], random.Random], str]] = {
-    "wrong_step": _wrong_step,
-    "irrelevant": _irrelevant,
-    "shuffled": _shuffled,
-    "truncated": _truncated,
-    "missing": _missing,
+    Flaw.wrong_step: _wrong_step,
+    Flaw.irrelevant: _irrelevant,
+    Flaw.shuffled: _shuffled,
+    Flaw.truncated: _truncated,
+    Flaw.missing: _missing,
 }

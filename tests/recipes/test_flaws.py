@@ -4,8 +4,10 @@ import re
 
 import pytest
 
+from recipes.configuration.compose import compose
+from recipes.configuration.rules import ConfigError
 from recipes.sources import tutoring
-from recipes.sources.flaws import check_flaws, flawed
+from recipes.sources.flaws import flawed
 
 FLAWS = ("wrong_step", "irrelevant", "shuffled", "truncated", "missing")
 
@@ -69,13 +71,14 @@ def test_what_each_flaw_does(records):
 
 
 @pytest.mark.parametrize(
-    ("shares", "message"),
+    ("overrides", "message"),
     [
-        ({"sloppy": 0.5}, "flaws.sloppy: no such flaw; there are wrong_step, irrelevant"),
-        ({"missing": 1.5}, "flaws.missing=1.5: must be from 0 to 1"),
-        ({"missing": 0.6, "shuffled": 0.6}, "more than 1 together"),
+        (["data.flaws={sloppy: 0.5}"], "data.flaws.sloppy: no such flaw; there are wrong_step, irrelevant"),
+        (["data.flaws={missing: 1.5}"], "data.flaws.missing=1.5: must be from 0 to 1"),
+        (["data.flaws={missing: 0.6, shuffled: 0.6}"], "more than 1 together"),
+        (["data.flaws={missing: 0.6}", "data=jsonl", "data.path=Makefile"], "only for generated conversations"),
     ],
 )
-def test_shares_that_are_none_are_named(shares, message):
-    with pytest.raises(ValueError, match=message):
-        check_flaws(shares)
+def test_shares_that_are_none_are_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(overrides)

@@ -174,7 +174,7 @@ STUDIES = {
         itertools.product(("programs", "documents"), ("one_pass", "per_turn", "keep_thinking", "last_turn"), "012"),
     ),
     "reasoning_quality": (
-        ("answers right", "thinking right", "tokens of thinking", "held-out loss"),
+        ("answers right", "thinking right", "held-out loss"),
         ("flaws", "thinking_weight"),
         itertools.product(
             ("none", *(f"{flaw} 1" for flaw in ("wrong_step", "irrelevant", "shuffled", "truncated", "missing"))),

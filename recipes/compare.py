@@ -13,7 +13,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ COLUMNS = (
     ("answers right on the data's history", "teacher_answer_accuracy", "{:.1%}"),
     ("thinking right", "thinking_accuracy", "{:.1%}"),
     ("answers follow thinking", "answers_follow_thinking", "{:.1%}"),
+    ("replies probed", "probed_replies", "{:,.0f}"),
     ("tokens of thinking", "thinking_tokens_mean", "{:.1f}"),
     ("held-out loss", "heldout_loss", "{:.4f}"),
     ("last training loss", "loss_last", "{:.4f}"),
@@ -49,19 +50,20 @@ COLUMNS = (
 )
 PLOT = "comparison.png"
 LAYOUT = "duplication.layout"
-FLAWS = "data.flaws"
+FLAWS, THINKING_WEIGHT = "data.flaws", "duplication.thinking_weight"
 COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E00", "last_turn": "#CC79A7"}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """keys: settings in which the runs differ. variants: by the values of these, the results of the runs in order of
+    """keys: settings in which the runs differ; follow: others, whose values follow from these. variants: by the values of these, the results of the runs in order of
     seed, each with the name of its `folder` and its loss curve as `curve`: [(step, loss), ...]. missing: runs without a
     result, and why."""
 
     keys: list[str]
     variants: dict[tuple[str, ...], list[dict[str, Any]]]
     missing: dict[str, str]
+    follow: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +84,8 @@ def compare(folder: Path) -> None:
     table = markdown_table(sweep)
     missing = _reasons(sweep.missing)
     (folder / "comparison.md").write_text(f"{table}{missing}\n" if missing else table, encoding="utf-8")
-    drawn = plot_flaws(_flawed(folder, sweep)) if FLAWS in sweep.keys else plot(by_name(sweep))
+    over_flaws = FLAWS in sweep.keys and not set(sweep.keys) - {FLAWS, THINKING_WEIGHT}
+    drawn = plot_flaws(_flawed(folder, sweep)) if over_flaws else plot(by_name(sweep))
     drawn.savefig(folder / PLOT, dpi=110)
     print(table)
     print(folder / "comparison.md")
@@ -119,8 +122,8 @@ def read_sweep(folder: Path) -> Sweep:
     results = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RESULT}"))}
     settings = {path: _settings(path / RUN_CONFIG) for path in results}
     every = sorted({key for one in settings.values() for key in one})
-    keys = [key for key in every if len({one.get(key) for one in settings.values()}) > 1]
-    keys = _telling(keys, list(settings.values())) or [LAYOUT]
+    differ = [key for key in every if len({one.get(key) for one in settings.values()}) > 1]
+    keys = _telling(differ, list(settings.values())) or [LAYOUT]
     variants: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for path, result in sorted(results.items(), key=lambda one: one[1]["seed"]):
         curve = curve_of(json_lines(path / METRICS), "loss")
@@ -128,7 +131,7 @@ def read_sweep(folder: Path) -> Sweep:
         variants.setdefault(variant, []).append(result | {"curve": curve, "folder": path.name})
     if keys == [LAYOUT]:
         variants = {(name,): variants[name,] for name in COLORS if (name,) in variants}
-    return Sweep(keys, variants, _missing(folder, set(results)))
+    return Sweep(keys, variants, _missing(folder, set(results)), [key for key in differ if key not in keys])
 
 
 def _telling(keys: list[str], settings: list[dict[str, str]]) -> list[str]:
@@ -186,7 +189,8 @@ def markdown_table(sweep: Sweep) -> str:
     for row in rows_of(sweep):
         named = row.variant if row.folder else [f"**{one}**" for one in row.variant]
         lines.append(f"| {' | '.join([*named, row.seed, *row.cells])} |")
-    return "\n".join(lines) + "\n"
+    follow = f"\n{', '.join(sweep.follow)} differ too, and follow from these.\n" if sweep.follow else ""
+    return "\n".join(lines) + "\n" + follow
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,8 @@ def columns_of(sweep: Sweep) -> list[tuple[str, str, str]]:
     """Those of COLUMNS that tell the runs apart."""
     every = [result for results in sweep.variants.values() for result in results]
     columns = [one for one in COLUMNS if any(result.get(one[1]) is not None for result in every)]
+    if not any(result.get("probed_replies") for result in every):
+        columns = [one for one in columns if one[1] != "probed_replies"]
     if len({result["steps"] for result in every}) == 1:
         columns = [one for one in columns if one[1] != "steps"]
     return columns
@@ -259,7 +265,6 @@ def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:
     """Answers right against tokens computed, and the loss curves, of `by_name`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     for number, (name, runs) in enumerate(variants.items()):
-        layout = name.partition(", ")[0]
         color = COLORS.get(name, f"C{number % 10}")
         scored = [run for run in runs if run.get("answer_accuracy") is not None]
         left.scatter(
@@ -271,7 +276,7 @@ def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:
         )
         for i, run in enumerate(runs):
             # Dashed: exact layouts draw over each other, and both must be seen.
-            style = "--" if layout == "per_turn" else "-"
+            style = "--" if "per_turn" in name.split(", ") else "-"
             right.plot(*zip(*run["curve"], strict=True), style, color=color, label=None if i else name)
     left.set_xlabel("tokens computed in training (millions)")
     left.set_ylabel("held-out answers right when chatting (%)")

@@ -140,6 +140,8 @@ def _all_of(file: str, run: Path) -> list[str]:
         f"data.path='{quoted}'",
         "data.hub_id=null",
         "data.sources={}",
+        "data.flaws={}",
+        "data.filter=[]",
         "data.train_conversations=null",
         "data.heldout_conversations=0",
         "duplication.too_long=drop",  # a turn too long to be trained can be asked

@@ -1638,8 +1638,8 @@ FAULTS = [
     Fault(
         "programs are compared for more than one input",
         "recipes/sources/programs.py",
-        "for x in INPUTS)",
-        "for x in INPUTS[4:5])",
+        "return [run(answer, x) for x in INPUTS] == wanted",
+        "return [run(answer, x) for x in INPUTS[4:5]] == wanted[4:5]",
         "recipes/test_programs.py",
     ),
     Fault(
@@ -1687,12 +1687,12 @@ FAULTS = [
     Fault(
         "what a filter refuses stays in the history",
         "recipes/sources/filters.py",
-        """message | {"weight": 0} if _refused(message, record, filters, reasons) else message
-            for message in found.messages
+        """message | {"weight": 0} if reasons else message
+            for message, reasons in zip(found.messages, why, strict=True)
 """,
         """message
-            for message in found.messages
-            if not _refused(message, record, filters, reasons)
+            for message, reasons in zip(found.messages, why, strict=True)
+            if not reasons
 """,
         "recipes/test_filters.py",
     ),

@@ -108,9 +108,9 @@ def chat(
             for batch in _batches(asked, batch_size):
                 replies = generate(plain, [question.ids for question in batch], batch[0].room, ends)
                 written = [(_text(tokenizer, reply), ended) for reply, ended in replies]
-                follows = (
-                    _follow(plain, tokenizer, batch, written, probe, ends, errors) if probe else [None] * len(batch)
-                )
+                follows: list[bool | None] = [None] * len(batch)
+                if probe is not None:
+                    follows = _follow(plain, tokenizer, batch, written, probe, positions, ends, errors)
                 for question, (text, ended), followed in zip(batch, written, follows, strict=True):
                     question.of.take(question.prompt, text, ended, tokenizer, followed)
                 before, done = done, sum(one.done for one in chats)
@@ -211,15 +211,15 @@ class _Chat:
         right = self.matcher(message["content"], expected["content"], self.messages)
         if self.environment is not None and not same_calls(message, expected):
             right = False
-        thought = None
-        if self.thinking_matcher is not None and "reasoning_content" in expected:
+        thinks, thought = "reasoning_content" in expected and THINK_CLOSE not in thinking_begun(prompt), None
+        if self.thinking_matcher is not None and thinks:
             thought = self.thinking_matcher(reply.thinking, expected["reasoning_content"], self.messages)
         turn = ChatTurn(
             turn=self.to_ask[self.next],
             asked=_behind_answer(self.messages),
             reply=reply,
             expected=expected["content"],
-            expects_thinking="reasoning_content" in expected and THINK_CLOSE not in thinking_begun(prompt),
+            expects_thinking=thinks,
             thinking_tokens=len(tokenizer(reply.thinking, add_special_tokens=False)["input_ids"]),
             correct=None if right is None else bool(right) and reply.finished,
             thinking_correct=None if thought is None else bool(thought) and reply.state is Thinking.valid,
@@ -325,32 +325,41 @@ def _follow(
     batch: Sequence[_Question],
     written: Sequence[tuple[str, bool]],
     probe: Probe,
+    positions: int | None,
     ends: set[int],
     errors: Counter[str],
 ) -> list[bool | None]:
     """Whether the model answers what follows from its own thinking after `probe` has changed it; None where that cannot
-    be tried: no whole thinking, nothing in it to change, or no room."""
-    tried: list[tuple[int, list[int], str]] = []
-    for index, (question, (text, ended)) in enumerate(zip(batch, written, strict=True)):
-        reply = parse_reply(question.prompt, text, ended)
-        changed = None
-        if reply.state is Thinking.valid:
-            try:
-                changed = probe(reply.thinking, question.of.expected["content"])
-            except Exception as error:  # it may be a user's, and the training before it is done
-                errors[f"{type(error).__name__}: {error}"] += 1
-        if changed is not None:
-            thinking, answer = changed
-            until_answer = text[: text.index(THINK_CLOSE) + len(THINK_CLOSE)].replace(reply.thinking, thinking)
-            tried.append(
-                (index, tokenizer(question.prompt + until_answer, add_special_tokens=False)["input_ids"], answer)
-            )
+    be tried: no whole thinking, nothing in it to change, no room, or a turn that calls tools in the data."""
     found: list[bool | None] = [None] * len(batch)
-    if tried:
-        answers = generate(model, [ids for _, ids, _ in tried], batch[0].room, ends)
-        for (index, _, expected), (reply, _) in zip(tried, answers, strict=True):
+    tried: dict[int, tuple[list[int], int, str]] = {}  # by place in the batch: tokens, room, the answer that follows
+    for index, (question, (text, ended)) in enumerate(zip(batch, written, strict=True)):
+        reply, expected = parse_reply(question.prompt, text, ended), question.of.expected
+        if reply.state is not Thinking.valid or expected.get("tool_calls"):
+            continue
+        try:
+            changed = probe(reply.thinking, expected["content"])
+        except Exception as error:  # it may be a user's, and the training before it is done
+            errors[f"{type(error).__name__}: {error}"] += 1
+            continue
+        if changed is None:
+            continue
+        thinking, answer = changed
+        # Where the prompt has opened the block, the reply goes on in it.
+        until_answer = text[: text.index(THINK_CLOSE) + len(THINK_CLOSE)].replace(reply.thinking, thinking)
+        ids = tokenizer(question.prompt + until_answer, add_special_tokens=False)["input_ids"]
+        room = question.room if positions is None else min(question.room, positions - len(ids))
+        if room > 0:
+            tried[index] = ids, room, answer
+    for room, alike in itertools.groupby(
+        sorted(tried, key=lambda index: tried[index][1]), lambda index: tried[index][1]
+    ):
+        indices = list(alike)
+        answers = generate(model, [tried[index][0] for index in indices], room, ends)
+        for index, (reply_ids, ended) in zip(indices, answers, strict=True):
             of = batch[index].of
-            found[index] = of.matcher(_text(tokenizer, reply).strip(), expected, of.messages)
+            right = of.matcher(_text(tokenizer, reply_ids).strip(), tried[index][2], of.messages)
+            found[index] = None if right is None else bool(right) and ended
     return found
 
 

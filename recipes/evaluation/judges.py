@@ -22,5 +22,5 @@ def load_judges(evaluation: EvaluationConfig) -> Judges:
     return Judges(
         load_matcher(evaluation.matcher),
         None if of_thinking is None else load_matcher(of_thinking, "evaluation.thinking_matcher"),
-        load_probe(evaluation.probe),
+        load_probe(evaluation.probe, evaluation.matcher),
     )

@@ -45,12 +45,19 @@ def last_number(text: str) -> Decimal | None:
     Read are signs, decimals, thousands separated by commas and exponents ("-1,234.50", ".5", "2e3"). Currency, percent
     and other units stand beside a number and change nothing: "50%" is 50. A comma is no decimal point: "3,5" ends in 5.
     """
-    numbers = list(NUMBER.finditer(text))
-    if not numbers:
-        return None
-    last = numbers[-1]
-    value = Decimal(last["digits"].replace(",", "") + (last["exponent"] or ""))
-    return -value if last["minus"] or last["inner"] else value
+    found = numbers(text)
+    return found[-1] if found else None
+
+
+def numbers(text: str) -> list[Decimal]:
+    """The values of the numbers in a text, in order, read as `last_number` says."""
+    return [value_of(one) for one in NUMBER.finditer(text)]
+
+
+def value_of(number: re.Match[str]) -> Decimal:
+    """The value of a match of NUMBER."""
+    value = Decimal(number["digits"].replace(",", "") + (number["exponent"] or ""))
+    return -value if number["minus"] or number["inner"] else value
 
 
 def contains(answer: str, expected: str) -> bool | None:

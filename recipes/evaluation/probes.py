@@ -18,27 +18,35 @@ Probe = Callable[[str, str], tuple[str, str] | None]
 
 
 def last_number(thinking: str, expected: str) -> tuple[str, str] | None:
-    """The last number of the thinking, wherever it stands there, becomes another one, which the answer must state
-    (with `evaluation.matcher=number`)."""
-    found = [one["digits"] for one in NUMBER.finditer(thinking)]
-    if not found:
+    """The last number of the thinking is another one of as many digits, which the answer must state. Only with
+    `evaluation.matcher=number`."""
+    *_, last = [*NUMBER.finditer(thinking)] or [None]
+    if last is None:
         return None
-    # Of as many digits, and never the same: every digit is another one. The first is not made 0.
-    other = "".join(str((int(digit) + 3) % 10) for digit in re.sub(r"\D", "", found[-1]))
-    other = f"4{other[1:]}" if other[0] == "0" else other
-    return re.sub(rf"(?<![\d.,]){re.escape(found[-1])}(?!\d|[.,]\d)", other, thinking), other
+    start, end = last.span("digits")
+    digits = re.sub(r"\d", lambda digit: str((int(digit[0]) + 3) % 10), last["digits"])
+    digits = f"4{digits[1:]}" if digits[0] == "0" else digits
+    changed = f"{thinking[:start]}{digits}{thinking[end:]}"
+    return changed, changed[last.start() : last.end()]  # with its sign
 
 
 _OWN: dict[str, Probe] = {"last_number": last_number}
 
 
-def load_probe(name: str | None) -> Probe | None:
+def load_probe(name: str | None, matcher: str) -> Probe | None:
     """The probe that `evaluation.probe` names: one of ours, or a function as `package.module:function`.
 
-    Raises ConfigError when there is none, or it cannot be called with two texts.
+    Raises ConfigError when there is none, it cannot be called with two texts, or `matcher` compares no numbers where it
+    changes one.
     """
-    if name is None or name in _OWN:
-        return _OWN[name] if name else None
+    if name is None:
+        return None
+    if name in _OWN:
+        if matcher == "exact":
+            raise ConfigError(
+                f"evaluation.probe={name}: no whole answer is known to follow; give evaluation.matcher=number"
+            )
+        return _OWN[name]
     key = f"evaluation.probe={name}"
     if not is_import_path(name):
         raise ConfigError(f"{key}: no such probe; there is {', '.join(_OWN)}, and yours as package.module:function")

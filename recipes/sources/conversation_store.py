@@ -24,7 +24,7 @@ from flexmask.conversations.model_calls import Call, Calls, joined
 from flexmask.conversations.records import read_record
 from flexmask.importing import code_of
 from recipes.sources import Entry, Part
-from recipes.sources.filters import filtered, load_filters
+from recipes.sources.filters import Filter, filtered, load_filters
 from recipes.sources.gsm8k import to_record
 from recipes.sources.heldout import HASH, hash_of
 from recipes.storage import shards
@@ -69,7 +69,7 @@ class Reading:
         for conversation in filter(None, within) if self.template_kwargs else ():
             both = {**self.template_kwargs, **(conversation.template_kwargs or {})}
             object.__setattr__(conversation, "template_kwargs", both)
-        return filtered(found, record, load_filters(self.filters)) if self.filters else found
+        return filtered(found, entry[1], load_filters(self.filters)) if self.filters else found
 
     def digest(self) -> bytes:
         """A hash of this, and of the code that reads."""
@@ -78,9 +78,16 @@ class Reading:
             self.thinking_tags, self.seed, self.prefix, self.gsm8k, self.template_kwargs, self.episode_key, self.filters
         ]  # fmt: skip
         versions = [version(name) for name in ("pyarrow", "datasets")]
-        own = [place for one in load_filters(self.filters) if (place := code_of(one)) is not None]
+        own = [_place(name, one) for name, one in zip(self.filters, load_filters(self.filters), strict=True)]
         code = shards.digest_of_code(library, Path(__file__).parent, *own)
         return hashlib.sha256(json.dumps([settings, versions], default=list).encode() + code).digest()
+
+
+def _place(name: str, function: Filter) -> Path:
+    place = code_of(function)
+    if place is None:
+        raise ValueError(f"data.filter={name}: its code stands in no file; give a function of a module that has one")
+    return place
 
 
 @dataclass(frozen=True)

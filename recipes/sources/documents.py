@@ -52,7 +52,7 @@ REQUESTS = {
     "rename": "Write {name} in place of the name in line {line}.",
     "move": "Put line {line} first.",
 }
-_FIELDS = {"n": r"(?P<n>\d)", "line": r"(?P<line>[A-B])", "name": r"(?P<name>\w+)", "word": r"(?P<word>\w+)"}
+_FIELDS = {"n": r"(?P<n>\d)", "line": rf"(?P<line>[{LETTERS}])", "name": r"(?P<name>\w+)", "word": r"(?P<word>\w+)"}
 _READ = {
     kind: re.compile(re.escape(text).replace(r"\{", "{").replace(r"\}", "}").format(**_FIELDS))
     for kind, text in REQUESTS.items()
@@ -71,7 +71,8 @@ def keeps(answer: str, expected: str, history: Sequence[Mapping[str, Any]]) -> b
     """Whether an answer keeps what the last message of `history` asks for, and all else of the document in the answer
     before it as it was. A matcher (`evaluation.matcher`); `expected` is not looked at.
 
-    Raises ValueError where the last message is no request of REQUESTS, or the document lacks the line that it names.
+    Raises ValueError where the last message is no request of REQUESTS. Where the document lacks the line or the name
+    that it is about, because an earlier answer has lost it, no answer keeps the request.
     """
     request = history[-1]["content"]
     earlier = [message["content"] for message in history if message["role"] == "assistant"]

@@ -63,7 +63,8 @@ def _wrong_step(thinking: str, others: list[str], rng: random.Random) -> str:
     at = rng.choice(found)
     digits = len(at.group())
     least = 10 ** (digits - 1) if digits > 1 else 0
-    wrong = rng.choice([number for number in range(least, 10**digits) if number != int(at.group())])
+    while (wrong := rng.randrange(least, 10**digits)) == int(at.group()):
+        pass
     return f"{thinking[: at.start()]}{wrong}{thinking[at.end() :]}"
 
 

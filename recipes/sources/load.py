@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -126,6 +126,7 @@ def _loaded(data: DataConfig) -> LoadedData:
     mix = data.kind is DataKind.mix
     sources: dict[str, DataConfig | SourceConfig] = dict(data.sources) if mix else {_name(data): data}
     read: list[list[ReadPart]] = []
+    to_train: list[ReadPart] = []  # the same records without loss on what the filters refuse
     filters = tuple(data.filter)
     load_filters(filters)  # a wrong name fails before anything is read
     for name, source in sources.items():
@@ -133,14 +134,16 @@ def _loaded(data: DataConfig) -> LoadedData:
         of_source = source.template_kwargs if mix else None  # else those of the run
         check_template_kwargs(of_source, f"{key}.template_kwargs")
         is_gsm8k = source.kind is DataKind.gsm8k_socratic
-        reading = Reading(data.thinking_tags, data.seed, prefix, is_gsm8k, of_source, data.episode_key, filters)
+        reading = Reading(data.thinking_tags, data.seed, prefix, is_gsm8k, of_source, data.episode_key)
         found = _read(_parts(source, data.seed, key), reading, data)
+        if filters:
+            to_train += _read(_parts(source, data.seed, key), replace(reading, filters=filters), data)
         if not any(len(one.valid) for one in found):
             left_out = sum(len(one.invalid) for one in found)
             raise ValueError(f"{key}: {_name(source)} has no valid conversation; {left_out:,} were left out")
         read.append(found)
     everything = [one for found in read for one in found]
-    _say_of_reading(everything)
+    _say_of_reading(to_train or everything)
     items = [_items(found) for found in read]
     split = split_heldout([one.order for one in items], data.heldout_conversations)
     train, heldout, episodes, counts, offset = [], [], {}, {}, 0
@@ -168,7 +171,7 @@ def _loaded(data: DataConfig) -> LoadedData:
         train.append(epoch)
         heldout.append(held)
         counts[name] = SourceCounts(len(numbers), len(epoch), len(held), sum(len(one.invalid) for one in found))
-    return _data(everything, np.concatenate(train), np.concatenate(heldout), counts, episodes)
+    return _data(everything, np.concatenate(train), np.concatenate(heldout), counts, episodes, to_train)
 
 
 def _generated(data: DataConfig) -> LoadedData:
@@ -199,11 +202,14 @@ def _data(
     heldout: np.ndarray,
     counts: dict[str, SourceCounts],
     episodes: dict[int, np.ndarray] | None = None,
+    to_train: list[ReadPart] | None = None,
 ) -> LoadedData:
-    """train, heldout: numbers of records, those of all parts counted through. episodes: as in `_Items`."""
+    """train, heldout: numbers of records, those of all parts counted through. episodes: as in `_Items`. to_train: the
+    same parts as they are trained, where that is otherwise."""
     of_all = shards.Shards([one.kept.file for one in read], [one.records for one in read])
+    trained = shards.Shards([one.kept.file for one in to_train], [one.records for one in read]) if to_train else of_all
     return LoadedData(
-        StoredConversations(of_all, train, episodes),
+        StoredConversations(trained, train, episodes),
         StoredConversations(of_all, heldout, episodes),
         {name: why for one in read for name, why in one.invalid.items()},
         counts,

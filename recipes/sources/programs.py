@@ -1,9 +1,8 @@
 """Sessions in which a small program is written and changed, in a language of our own that a checker executes.
 
 A session has 3 to 5 turns. The first asks for a program; each later one changes the program of an earlier *answer*: a
-line gets another number, that of the request or of another line, a line is added or left out, or the first program is
-taken up again.
-Thinking plans in words, the answer is the program:
+line gets a number, that of the request or of another line (which it may have already), a line is added or left out, or
+the first program is taken up again. Thinking plans in words, the answer is the program:
 
     user       Let a=3 times x, b=4 plus a.
     thinking   New a=3 times x.
@@ -72,9 +71,11 @@ def run(program: str, x: int) -> dict[str, int]:
 
 
 def same_results(answer: str, expected: str) -> bool:
-    """Whether two programs compute the same for every one of INPUTS. A matcher (`evaluation.matcher`)."""
+    """Whether two programs compute the same for every one of INPUTS. A matcher (`evaluation.matcher`). Raises
+    ProgramError where `expected` is none."""
+    wanted = [run(expected, x) for x in INPUTS]
     try:
-        return all(run(answer, x) == run(expected, x) for x in INPUTS)
+        return [run(answer, x) for x in INPUTS] == wanted
     except ProgramError:
         return False
 

@@ -104,10 +104,13 @@ def test_thinking_is_judged_by_its_own_matcher(monkeypatch):
     ("thinking", "changed", "answer"),
     [
         ("4*6=24", "4*6=57", "57"),
-        ("24 is 4 * 6, so 24", "57 is 4 * 6, so 57", "57"),
-        ("1,240 + 24", "1,240 + 57", "57"),
-        ("in all 1,240", "in all 4573", "4573"),
-        ("so 0.5", "so 38", "38"),
+        ("24 is 4 * 6, so 24", "24 is 4 * 6, so 57", "57"),
+        ("in all 1,240", "in all 4,573", "4,573"),
+        ("so 0.5", "so 3.8", "3.8"),
+        ("5 - 8 = -3", "5 - 8 = -6", "-6"),
+        ("it is $-4", "it is $-7", "$-7"),
+        ("2e3", "5e3", "5e3"),
+        ("(3,4)", "(3,7)", "7"),
         ("7", "4", "4"),
         ("no number", None, None),
     ],
@@ -136,12 +139,13 @@ def test_another_result_of_a_tutor():
 
 
 def test_a_probe_by_name(tmp_path, monkeypatch):
-    assert load_probe(None) is None and load_probe("last_number") is last_number
-    assert load_probe("recipes.sources.tutoring:another_result") is another_result
+    assert load_probe(None, "exact") is None and load_probe("last_number", "number") is last_number
+    assert load_probe("recipes.sources.tutoring:another_result", "exact") is another_result
     for name, message in (
         ("first_number", "evaluation.probe=first_number: no such probe; there is last_number"),
         ("recipes.sources.tutoring:nothing", "evaluation.probe="),
         ("recipes.sources.tutoring:in_words", "evaluation.probe="),
+        ("last_number", "evaluation.probe=last_number: .* give evaluation.matcher=number"),  # exact would never hold
     ):
         with pytest.raises(ConfigError, match=message):
-            load_probe(name)
+            load_probe(name, "exact")

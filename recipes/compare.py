@@ -56,9 +56,9 @@ COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E0
 
 @dataclass(frozen=True)
 class Sweep:
-    """keys: settings in which the runs differ; follow: others, whose values follow from these. variants: by the values of these, the results of the runs in order of
-    seed, each with the name of its `folder` and its loss curve as `curve`: [(step, loss), ...]. missing: runs without a
-    result, and why."""
+    """keys: settings in which the runs differ. follow: others, whose values follow from these. variants:
+    by the values of the keys, the results of the runs in order of seed, each with the name of its `folder` and its loss
+    curve as `curve`: [(step, loss), ...]. missing: runs without a result, and why."""
 
     keys: list[str]
     variants: dict[tuple[str, ...], list[dict[str, Any]]]

@@ -1680,8 +1680,10 @@ FAULTS = [
     Fault(
         "only division is rounded in an equation",
         "recipes/sources/filters.py",
-        """if "/" in terms else left == right""",
-        """if "/" in terms else abs(left - right) <= 1""",
+        """    if "/" not in terms:
+        return left == right
+""",
+        "",
         "recipes/test_filters.py",
     ),
     Fault(

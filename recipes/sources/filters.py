@@ -158,9 +158,10 @@ def _holds(equation: re.Match[str]) -> bool:
     except ZeroDivisionError:
         return False
     right = _value(equation["right"].lstrip("-")) * (-1 if equation["right"].startswith("-") else 1)
-    decimals = len(equation["right"].partition(".")[2])
-    # A quotient is rounded or cut off to the digits that are written; all else is exact.
-    return abs(left - right) < Fraction(1, 10**decimals) if "/" in terms else left == right
+    if "/" not in terms:
+        return left == right
+    last_digit = Fraction(1, 10 ** len(equation["right"].partition(".")[2]))
+    return abs(left - right) <= last_digit / 2 or 0 <= abs(left) - abs(right) < last_digit
 
 
 def _computed(terms: list[str]) -> Fraction:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from flexmask.importing import function_at, is_import_path
 from recipes.configuration.rules import ConfigError
-from recipes.evaluation.matchers import NUMBER
+from recipes.sources.numbers import NUMBER
 
 Probe = Callable[[str, str], tuple[str, str] | None]
 

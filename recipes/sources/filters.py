@@ -18,7 +18,7 @@ from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.model_calls import Call, Calls
 from flexmask.importing import function_at, is_import_path
 from recipes.configuration.rules import ConfigError
-from recipes.evaluation.matchers import last_number, numbers
+from recipes.sources.numbers import last_number, numbers
 
 Filter = Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.configuration.rules import ConfigError
-from recipes.evaluation.matchers import contains, exact, last_number, load_matcher, number
+from recipes.evaluation.matchers import contains, exact, load_matcher, number
+from recipes.sources.numbers import last_number
 
 values = st.decimals(min_value=-(10**12), max_value=10**12, places=3) | st.integers(-(10**9), 10**9).map(Decimal)
 no_digits = st.text(st.characters(blacklist_categories=["N", "C"]), max_size=20)

@@ -8,11 +8,11 @@ from scripted import TOKENIZER, Scripted
 from flexmask.conversations.conversation import Conversation
 from recipes.configuration.rules import ConfigError
 from recipes.evaluation.chat import chat
-from recipes.evaluation.matchers import last_number as value_of
 from recipes.evaluation.matchers import load_matcher
 from recipes.evaluation.probes import last_number, load_probe
 from recipes.evaluation.replies import figures
 from recipes.sources import tutoring
+from recipes.sources.numbers import last_number as value_of
 from recipes.sources.tutoring import another_result, in_words
 
 

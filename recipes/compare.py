@@ -155,7 +155,7 @@ def _settings(path: Path) -> dict[str, str]:
     found = {key: str(value) for key, value in settings_of_training(saved).items() if key != "seed"}
     flaws = {key: found.pop(key) for key in [*found] if key.startswith(f"{FLAWS}.")}
     if flaws:
-        found[FLAWS] = " ".join(f"{key.removeprefix(f'{FLAWS}.')} {share}" for key, share in flaws.items())
+        found[FLAWS] = " ".join(f"{key.removeprefix(f'{FLAWS}.')} {short(share)}" for key, share in flaws.items())
     elif found.get(FLAWS) == "{}":
         found[FLAWS] = "none"
     return found

@@ -178,7 +178,7 @@ STUDIES = {
         ("flaws", "thinking_weight"),
         itertools.product(
             ("none", *(f"{flaw} 1" for flaw in ("wrong_step", "irrelevant", "shuffled", "truncated", "missing"))),
-            ("1.0", "0.3"),
+            ("1", "0.3"),
         ),
     ),
     "real_model": (

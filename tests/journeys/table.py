@@ -152,7 +152,7 @@ TABLE = {
     'make train ARGS="experiment=programs"': How(args=TINY, leaves=RUN),
     'make train ARGS="experiment=documents"': How(args=TINY, leaves=RUN),
     'make train ARGS="experiment=smollm2_study model.name_or_path=<folder> data.path=<file>"': How(
-        replace=DENSE | {"<file>": "gsm8k.jsonl"}, args=FEW_HELD_OUT, leaves=RUN
+        replace=DENSE | {"<file>": "gsm8k.jsonl"}, args=FEW_HELD_OUT, leaves=RUN, why="a small model"
     ),
     'make train ARGS="experiment=smollm2_gsm8k"': How(
         args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FINETUNE}", leaves=RUN
@@ -220,6 +220,7 @@ TABLE = {
         args=f"{FEW_HELD_OUT} experiment=smollm2_study,smollm2_study_keep_thinking",
         leaves=("runs/sweep/*/comparison.md",),
         shows=("| keep_thinking |",),
+        why="a small model",
     ),
     "make sweep SWEEP=real_model": How(
         args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FEW_HELD_OUT} experiment=smollm2_study,smollm2_study_last_turn",

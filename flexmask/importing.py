@@ -1,10 +1,12 @@
 """A function that a setting names by its import path."""
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 
@@ -32,3 +34,13 @@ def function_at(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"is a {type(function).__name__}, which cannot be called; give the import path of a function")
     return function
+
+
+def code_of(function: Callable[..., Any]) -> Path | None:
+    """Where the code of a function stands: the file of its module, or the folder of the package that it is in. None for
+    code that stands in no file."""
+    module = inspect.getmodule(getattr(function, "func", function))
+    file = getattr(sys.modules.get(module.__name__.partition(".")[0]) if module else None, "__file__", None)
+    if file is None:
+        return None
+    return Path(file).parent if Path(file).name == "__init__.py" else Path(file)

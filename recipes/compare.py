@@ -8,9 +8,12 @@ stand together.
 """
 
 import argparse
+import itertools
 import json
 import statistics
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from omegaconf import OmegaConf
 
 from recipes.configuration.compose import RUN_CONFIG
 from recipes.configuration.overrides import override
+from recipes.pages.flaw_plot import plot_flaws
 from recipes.run.folder import METRICS, RESULT, settings_of_training
 from recipes.run.record import curve_of, json_lines
 from recipes.run.sweeps import FAILED
@@ -33,6 +37,10 @@ COLUMNS = (
     ("answers right", "answer_accuracy", "{:.1%}"),
     ("conversations right", "conversation_accuracy", "{:.1%}"),
     ("answers right on the data's history", "teacher_answer_accuracy", "{:.1%}"),
+    ("thinking right", "thinking_accuracy", "{:.1%}"),
+    ("answers follow thinking", "answers_follow_thinking", "{:.1%}"),
+    ("replies probed", "probed_replies", "{:,.0f}"),
+    ("tokens of thinking", "thinking_tokens_mean", "{:.1f}"),
     ("held-out loss", "heldout_loss", "{:.4f}"),
     ("last training loss", "loss_last", "{:.4f}"),
     ("steps", "steps", "{:,.0f}"),
@@ -42,18 +50,20 @@ COLUMNS = (
 )
 PLOT = "comparison.png"
 LAYOUT = "duplication.layout"
+FLAWS, THINKING_WEIGHT = "data.flaws", "duplication.thinking_weight"
 COLORS = {"one_pass": "#009E73", "per_turn": "#0072B2", "keep_thinking": "#D55E00", "last_turn": "#CC79A7"}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """keys: settings in which the runs differ. variants: by the values of these, the results of the runs in order of
-    seed, each with the name of its `folder` and its loss curve as `curve`: [(step, loss), ...]. missing: runs without a
-    result, and why."""
+    """keys: settings in which the runs differ. follow: others, whose values follow from these. variants:
+    by the values of the keys, the results of the runs in order of seed, each with the name of its `folder` and its loss
+    curve as `curve`: [(step, loss), ...]. missing: runs without a result, and why."""
 
     keys: list[str]
     variants: dict[tuple[str, ...], list[dict[str, Any]]]
     missing: dict[str, str]
+    follow: list[str] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -74,7 +84,9 @@ def compare(folder: Path) -> None:
     table = markdown_table(sweep)
     missing = _reasons(sweep.missing)
     (folder / "comparison.md").write_text(f"{table}{missing}\n" if missing else table, encoding="utf-8")
-    plot(by_name(sweep)).savefig(folder / PLOT, dpi=110)
+    over_flaws = FLAWS in sweep.keys and not set(sweep.keys) - {FLAWS, THINKING_WEIGHT}
+    drawn = plot_flaws(_flawed(folder, sweep)) if over_flaws else plot(by_name(sweep))
+    drawn.savefig(folder / PLOT, dpi=110)
     print(table)
     print(folder / "comparison.md")
     print(folder / PLOT)
@@ -82,6 +94,15 @@ def compare(folder: Path) -> None:
     if missing:
         total = len(sweep.missing) + sum(map(len, sweep.variants.values()))
         raise ValueError(f"{len(sweep.missing)} of {total} runs have no result:{missing}")
+
+
+def _flawed(folder: Path, sweep: Sweep) -> list[tuple[dict[str, float], float, dict[str, Any]]]:
+    """(shares by flaw, loss weight of thinking, result) of each run."""
+    found = []
+    for result in itertools.chain.from_iterable(sweep.variants.values()):
+        config = OmegaConf.load(folder / result["folder"] / RUN_CONFIG)
+        found.append((dict(config.data.flaws), config.duplication.thinking_weight, result))
+    return found
 
 
 def read_runs(folder: Path) -> Sweep:
@@ -101,7 +122,8 @@ def read_sweep(folder: Path) -> Sweep:
     results = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RESULT}"))}
     settings = {path: _settings(path / RUN_CONFIG) for path in results}
     every = sorted({key for one in settings.values() for key in one})
-    keys = [key for key in every if len({one.get(key) for one in settings.values()}) > 1] or [LAYOUT]
+    differ = [key for key in every if len({one.get(key) for one in settings.values()}) > 1]
+    keys = _telling(differ, list(settings.values())) or [LAYOUT]
     variants: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for path, result in sorted(results.items(), key=lambda one: one[1]["seed"]):
         curve = curve_of(json_lines(path / METRICS), "loss")
@@ -109,13 +131,34 @@ def read_sweep(folder: Path) -> Sweep:
         variants.setdefault(variant, []).append(result | {"curve": curve, "folder": path.name})
     if keys == [LAYOUT]:
         variants = {(name,): variants[name,] for name in COLORS if (name,) in variants}
-    return Sweep(keys, variants, _missing(folder, set(results)))
+    return Sweep(keys, variants, _missing(folder, set(results)), [key for key in differ if key not in keys])
+
+
+def _telling(keys: list[str], settings: list[dict[str, str]]) -> list[str]:
+    """The keys without those that say nothing new: whose value follows from that of one before it, which several
+    variants have in common, as the words of a model follow from its data."""
+    variants = {tuple(one.get(key) for key in keys) for one in settings}
+    telling: list[int] = []
+    for this in range(len(keys)):
+        pairs = {before: {(one[before], one[this]) for one in variants} for before in telling}
+        counts = {before: Counter(one[before] for one in variants) for before in telling}
+        if not any(
+            len(pairs[before]) == len(counts[before]) and min(counts[before].values()) > 1 for before in telling
+        ):
+            telling.append(this)
+    return [keys[this] for this in telling]
 
 
 def _settings(path: Path) -> dict[str, str]:
-    """The settings of a run that shape its training but for the seed, as text."""
+    """The settings of a run that shape its training but for the seed, as text. Flaws of its data are one setting."""
     saved = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    return {key: str(value) for key, value in settings_of_training(saved).items() if key != "seed"}
+    found = {key: str(value) for key, value in settings_of_training(saved).items() if key != "seed"}
+    flaws = {key: found.pop(key) for key in [*found] if key.startswith(f"{FLAWS}.")}
+    if flaws:
+        found[FLAWS] = " ".join(f"{key.removeprefix(f'{FLAWS}.')} {short(share)}" for key, share in flaws.items())
+    elif found.get(FLAWS) == "{}":
+        found[FLAWS] = "none"
+    return found
 
 
 def _missing(folder: Path, finished: set[Path]) -> dict[str, str]:
@@ -146,7 +189,8 @@ def markdown_table(sweep: Sweep) -> str:
     for row in rows_of(sweep):
         named = row.variant if row.folder else [f"**{one}**" for one in row.variant]
         lines.append(f"| {' | '.join([*named, row.seed, *row.cells])} |")
-    return "\n".join(lines) + "\n"
+    follow = f"\n{', '.join(sweep.follow)} differ too, and follow from these.\n" if sweep.follow else ""
+    return "\n".join(lines) + "\n" + follow
 
 
 @dataclass(frozen=True)
@@ -163,29 +207,41 @@ def columns_of(sweep: Sweep) -> list[tuple[str, str, str]]:
     """Those of COLUMNS that tell the runs apart."""
     every = [result for results in sweep.variants.values() for result in results]
     columns = [one for one in COLUMNS if any(result.get(one[1]) is not None for result in every)]
+    if not any(result.get("probed_replies") for result in every):
+        columns = [one for one in columns if one[1] != "probed_replies"]
     if len({result["steps"] for result in every}) == 1:
         columns = [one for one in columns if one[1] != "steps"]
     return columns
 
 
 def rows_of(sweep: Sweep) -> list[TableRow]:
-    """A row a run, and one of means behind the several seeds of a variant; what was not measured is a dash."""
+    """A row a run, and behind the several seeds of a variant one of their means, with the lowest and the highest where
+    they differ; what was not measured is a dash."""
     columns, rows = columns_of(sweep), []
 
     def cells(values: dict) -> list[str]:
         return ["-" if values.get(key) is None else form.format(values[key]) for _, key, form in columns]
 
+    def of_several(results: list[dict]) -> list[str]:
+        found = []
+        for mean, low, high in zip(
+            *(cells({key: _of(how, results, key) for _, key, _ in columns}) for how in (statistics.mean, min, max)),
+            strict=True,
+        ):
+            found.append(mean if low == high else f"{mean} ({low} to {high})")
+        return found
+
     for variant, results in sweep.variants.items():
         named = [short(one) for one in variant]
         rows += [TableRow(named, str(one["seed"]), cells(one), one["folder"]) for one in results]
         if len(results) > 1:
-            means = {key: _mean([result.get(key) for result in results]) for _, key, _ in columns}
-            rows.append(TableRow(named, f"mean of {len(results)}", cells(means), None))
+            rows.append(TableRow(named, f"mean of {len(results)}", of_several(results), None))
     return rows
 
 
-def _mean(values: list[float | None]) -> float | None:
-    return None if None in values else statistics.mean(values)
+def _of(how: Callable[[list[Any]], float], results: list[dict], key: str) -> float | None:
+    values = [result.get(key) for result in results]
+    return None if None in values else how(values)
 
 
 def short(value: str) -> str:
@@ -209,7 +265,6 @@ def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:
     """Answers right against tokens computed, and the loss curves, of `by_name`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     for number, (name, runs) in enumerate(variants.items()):
-        layout = name.partition(", ")[0]
         color = COLORS.get(name, f"C{number % 10}")
         scored = [run for run in runs if run.get("answer_accuracy") is not None]
         left.scatter(
@@ -221,7 +276,7 @@ def plot(variants: dict[str, list[dict[str, Any]]]) -> plt.Figure:
         )
         for i, run in enumerate(runs):
             # Dashed: exact layouts draw over each other, and both must be seen.
-            style = "--" if layout == "per_turn" else "-"
+            style = "--" if "per_turn" in name.split(", ") else "-"
             right.plot(*zip(*run["curve"], strict=True), style, color=color, label=None if i else name)
     left.set_xlabel("tokens computed in training (millions)")
     left.set_ylabel("held-out answers right when chatting (%)")

@@ -39,9 +39,9 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     config = _configuration(run, file, overrides)
 
     from recipes.configuration.rules import rule_of
-    from recipes.evaluation.matchers import load_matcher
+    from recipes.evaluation.judges import load_judges
 
-    load_matcher(config.evaluation.matcher)  # a wrong name fails before anything is loaded
+    load_judges(config.evaluation)  # a wrong name fails before anything is loaded
     rule_of(config.deployed_context)
     # torch and transformers take seconds to import: a wrong configuration has failed before.
     from transformers import AutoTokenizer
@@ -140,6 +140,8 @@ def _all_of(file: str, run: Path) -> list[str]:
         f"data.path='{quoted}'",
         "data.hub_id=null",
         "data.sources={}",
+        "data.flaws={}",
+        "data.filter=[]",
         "data.train_conversations=null",
         "data.heldout_conversations=0",
         "duplication.too_long=drop",  # a turn too long to be trained can be asked

@@ -34,7 +34,7 @@ from flexmask.tree.segments import pass_lengths
 from recipes.configuration.compose import compose
 from recipes.configuration.overrides import checked_overrides, names_and_overrides
 from recipes.configuration.schema import Layout, TrainConfig
-from recipes.evaluation.matchers import load_matcher
+from recipes.evaluation.judges import load_judges
 from recipes.models.load import adapter_for, branching_note, layers_of, load_tokenizer, weightless_model
 from recipes.models.memory import in_gigabytes, memory
 from recipes.preparation.rows import PreparedData, names_of_calls, prepare, prepare_heldout, settings_of
@@ -95,7 +95,7 @@ def inspect(config: TrainConfig, conversation: str, full: bool, console: Console
             estimated = _tried(refused, estimate_lines, config, work, model, heldout, rate) or []
         if model is not None and (note := align_end_of_turn(model, tokenizer, rows.ends)):
             of_data.append(f"note        {note}")
-        _tried(refused, load_matcher, config.evaluation.matcher)
+        _tried(refused, load_judges, config.evaluation)
         _tried(refused, training_arguments, in_one_process(config), Path("unused"), True)
         _tried(refused, check_answers, config, rows, heldout)
         _tried(refused, check_heldout, config.trainer, len(heldout.items))

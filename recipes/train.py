@@ -204,7 +204,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
 
     from flexmask import align_end_of_turn
     from recipes.configuration.rules import rule_of
-    from recipes.evaluation.matchers import load_matcher
+    from recipes.evaluation.judges import load_judges
     from recipes.models.load import load_model, load_tokenizer
     from recipes.preparation.rows import prepare, prepare_heldout
     from recipes.run.arguments import check_answers, check_heldout, quiet, training_arguments
@@ -213,7 +213,7 @@ def prepare_run(config: TrainConfig) -> PreparedRun:
 
     quiet()
     set_seed(config.seed)
-    load_matcher(config.evaluation.matcher)
+    load_judges(config.evaluation)
     rule_of(config.context)
     rule_of(config.deployed_context, "evaluation.context")
     # Made early for its checks: an optimizer, schedule or logger that transformers lacks ends the run here.

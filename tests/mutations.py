@@ -1635,6 +1635,69 @@ FAULTS = [
         "            except KeyboardInterrupt as stopped:",
         "recipes/test_report_faults.py",
     ),
+    Fault(
+        "programs are compared for more than one input",
+        "recipes/sources/programs.py",
+        "return [run(answer, x) for x in INPUTS] == wanted",
+        "return [run(answer, x) for x in INPUTS[4:5]] == wanted[4:5]",
+        "recipes/test_programs.py",
+    ),
+    Fault(
+        "an edit of a document leaves the other lines alone",
+        "recipes/sources/documents.py",
+        "rest = after[:i] == before[:i] and after[i + 1 :] == before[i + 1 :] and len(after) == len(before)",
+        "rest = len(after) == len(before)",
+        "recipes/test_documents.py",
+    ),
+    Fault(
+        "a document is edited as the model wrote it",
+        "recipes/evaluation/chat.py",
+        """self.matcher(message["content"], expected["content"], self.messages)""",
+        """self.matcher(message["content"], expected["content"], self.conversation.messages[: self.next])""",
+        "recipes/test_chat.py",
+    ),
+    Fault(
+        "flaws leave answers alone",
+        "recipes/sources/flaws.py",
+        """message |= {"reasoning_content": changed} if changed else {}""",
+        """message |= {"reasoning_content": changed} if changed else {"content": ""}""",
+        "recipes/test_flaws.py",
+    ),
+    Fault(
+        "what is held out has no flaws",
+        "recipes/sources/load.py",
+        """(heldout_count, "heldout", {}, of_heldout)""",
+        """(heldout_count, "heldout", data.flaws, of_heldout)""",
+        "recipes/test_filters.py",
+    ),
+    Fault(
+        "a probe goes on from the changed thinking",
+        "recipes/evaluation/chat.py",
+        ".replace(reply.thinking, thinking)",
+        ".replace(reply.thinking, reply.thinking)",
+        "recipes/test_probes.py",
+    ),
+    Fault(
+        "only division is rounded in an equation",
+        "recipes/sources/filters.py",
+        """    if "/" not in terms:
+        return left == right
+""",
+        "",
+        "recipes/test_filters.py",
+    ),
+    Fault(
+        "what a filter refuses stays in the history",
+        "recipes/sources/filters.py",
+        """message | {"weight": 0} if reasons else message
+            for message, reasons in zip(found.messages, why, strict=True)
+""",
+        """message
+            for message, reasons in zip(found.messages, why, strict=True)
+            if not reasons
+""",
+        "recipes/test_filters.py",
+    ),
 ]
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from flexmask.conversations.conversation import Conversation, check_message
 from flexmask.conversations.model_calls import Call, Calls
 from flexmask.conversations.values import brief
 from flexmask.conversations.values import shown as quoted
-from flexmask.importing import function_at, is_import_path
+from flexmask.importing import code_of, function_at, is_import_path
 
 Message = dict[str, Any]
 Messages = Sequence[Message]
@@ -208,13 +207,12 @@ def source_of(context: Any) -> Path | None:
     file."""
     if (rule := load_rule(context)) is None or context["rule"] in RULES:
         return None
-    module = inspect.getmodule(getattr(rule, "func", rule))
-    file = getattr(sys.modules.get(module.__name__.partition(".")[0]) if module else None, "__file__", None)
-    if file is None:
+    place = code_of(rule)
+    if place is None:
         raise ValueError(
             f"rule={context['rule']}: its code stands in no file; give a function of a module that has one"
         )
-    return Path(file).parent if Path(file).name == "__init__.py" else Path(file)
+    return place
 
 
 def name_of(rule: Rule) -> str:

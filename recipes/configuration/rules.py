@@ -22,6 +22,7 @@ from recipes.configuration.schema import (
     DataConfig,
     DataKind,
     DuplicationConfig,
+    Flaw,
     Layout,
     ModelConfig,
     ModelKind,
@@ -156,6 +157,15 @@ def _data(data: DataConfig) -> Iterator[str]:
         if data.sources:
             yield f"data.sources: only for data=mix, and this is data.kind={data.kind}"
         yield from _source(data, "data")
+    if data.flaws and data.kind not in GENERATED - {DataKind.tutoring_pairs}:
+        yield f"data.flaws={data.flaws}: only for generated conversations, and this is data.kind={data.kind}"
+    for flaw, share in data.flaws.items():
+        if flaw not in list(Flaw):
+            yield f"data.flaws.{flaw}: no such flaw; there are {', '.join(Flaw)}"
+        elif not 0 <= share <= 1:
+            yield f"data.flaws.{flaw}={share}: must be from 0 to 1"
+    if sum(data.flaws.values()) > 1:
+        yield f"data.flaws={data.flaws}: more than 1 together; a turn has one flaw"
     if data.thinking_format not in (None, "auto") and data.thinking_format.count("{thinking}") != 1:
         yield f"data.thinking_format={data.thinking_format!r}: must be auto or hold {{thinking}} once"
     for check, value in ((tags_of, data.thinking_tags), (check_key, data.episode_key)):

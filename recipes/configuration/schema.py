@@ -37,13 +37,22 @@ class DataKind(StrEnum):
     careless_tutoring = "careless_tutoring"  # of a tutor who forgets to carry
     tutoring_pairs = "tutoring_pairs"  # turns of such dialogues with a right answer and a careless one
     parcels = "parcels"  # generated episodes with tool calls
+    programs = "programs"  # generated sessions in which a small program is changed
+    documents = "documents"  # generated sessions in which a document is edited
     gsm8k_socratic = "gsm8k_socratic"
     records = "records"  # conversations in any accepted format: a file, a folder, a glob, or data of the hub
     mix = "mix"  # several of the others, in data.sources
 
 
 GENERATED = frozenset(
-    (DataKind.tutoring, DataKind.careless_tutoring, DataKind.tutoring_pairs, DataKind.parcels)
+    (
+        DataKind.tutoring,
+        DataKind.careless_tutoring,
+        DataKind.tutoring_pairs,
+        DataKind.parcels,
+        DataKind.programs,
+        DataKind.documents,
+    )
 )  # without end: a number says how many
 
 
@@ -52,6 +61,18 @@ class Words(StrEnum):
 
     tutoring = "tutoring"
     parcels = "parcels"
+    programs = "programs"
+    documents = "documents"
+
+
+class Flaw(StrEnum):
+    """What may be wrong with thinking, while the answer is right: `recipes.sources.flaws`."""
+
+    wrong_step = "wrong_step"
+    irrelevant = "irrelevant"
+    shuffled = "shuffled"
+    truncated = "truncated"
+    missing = "missing"
 
 
 class ControlTokens(StrEnum):
@@ -217,6 +238,12 @@ class DataConfig:
     thinking_format: str | None = "auto"
     template_kwargs: dict[str, Any] = field(default_factory=dict)  # given to the chat template
     processes: int | None = None  # that render conversations; null: one a processor
+    # Which answers are good enough to be trained: names of recipes/sources/filters.py (equations, result, thinks,
+    # succeeded) or functions as package.module:function. The others stay in the history, counted; [] trains all.
+    filter: list[str] = field(default_factory=list)
+    # Of generated data: which share of what is thought is made worse for training, by flaw: {wrong_step: 0.25}. Flaws
+    # are wrong_step, irrelevant, shuffled, truncated and missing (docs/studies/reasoning_quality.md).
+    flaws: dict[str, float] = field(default_factory=dict)
     date: str = "${now:%Y-%m-%d}"  # year-month-day: what a template that writes today's date shows, in all of the run
 
 
@@ -306,6 +333,11 @@ class EvaluationConfig:
     conversations: int | None = 100  # at most so many are chatted with; null: all that are held out; 0: no evaluation
     history: History = History.own
     matcher: str = "exact"  # when an answer is right: exact, number, contains, or a function's "package.module:name"
+    # When thinking is right, beside the data's: as matcher; null: it is not judged.
+    thinking_matcher: str | None = None
+    # Whether answers follow their thinking: last_number, or a function's "package.module:name", changes a number in it
+    # and says which answer should come then (recipes/evaluation/probes.py); null: it is not tried.
+    probe: str | None = None
     max_new_tokens: int = 256  # most tokens of a reply; one that is longer counts as wrong
     batch_size: int = 64  # conversations that are chatted with side by side
     # What the harness shows that the model is for, under which it is measured; null: as it is trained.

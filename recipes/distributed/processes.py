@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -82,5 +83,10 @@ def _call(item: Any) -> Any:
 
 def _end_with_parent() -> None:
     """A run that is killed cannot end its workers, so each waits for its parent and then exits."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    try:
+        parent.join()
+    except ValueError:  # a worker that joblib starts is not told when its parent ends
+        while os.getppid() == parent.pid:
+            time.sleep(1)
     os._exit(1)

@@ -15,7 +15,7 @@ import datetime
 import itertools
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +31,9 @@ from flexmask.text.calls import Prompts
 from flexmask.text.template import ChatTemplate, RejectedError
 from recipes.configuration.schema import History
 from recipes.evaluation.environments import MOST_CALLS, Environment, act, same_calls
-from recipes.evaluation.matchers import Matcher, exact
-from recipes.evaluation.replies import ChatResult, ChatTurn, parse_reply, thinking_begun
+from recipes.evaluation.matchers import Matcher, load_matcher
+from recipes.evaluation.probes import Probe
+from recipes.evaluation.replies import ChatResult, ChatTurn, Thinking, parse_reply, thinking_begun
 
 _CALLS = "a turn calls a tool, and tools do not run here"
 _CALLS_SOMEWHERE = f"{_CALLS}; evaluation.history=teacher asks the other turns of such a conversation"
@@ -46,7 +47,9 @@ def chat(
     max_new_tokens: int,
     batch_size: int,
     history: str = History.own,
-    matcher: Matcher = exact,
+    matcher: Matcher | None = None,
+    thinking_matcher: Matcher | None = None,
+    probe: Probe | None = None,
     environment: Callable[[Conversation], Environment] | None = None,
     template_kwargs: dict[str, Any] | None = None,
     date: datetime.date | None = None,
@@ -84,7 +87,8 @@ def chat(
             one,
             ChatTemplate(tokenizer, one, template_kwargs, date=date),
             History(history),
-            _guarded(matcher, errors),
+            _guarded(matcher or load_matcher("exact"), errors),
+            thinking_matcher and _guarded(thinking_matcher, errors),
             rule,
             Prompts(one, tokenizer, template_kwargs, date, control_tokens=None),
             environment(one) if environment is not None and history == History.own else None,
@@ -103,10 +107,12 @@ def chat(
             asked = [question for one in waiting if (question := one.question(tokenizer, max_new_tokens, positions))]
             for batch in _batches(asked, batch_size):
                 replies = generate(plain, [question.ids for question in batch], batch[0].room, ends)
-                for question, (reply, ended) in zip(batch, replies, strict=True):
-                    # Without tidying of the spaces in front of signs, which some tokenizers do unless told not to.
-                    text = tokenizer.decode(reply, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-                    question.of.take(question.prompt, text, ended, tokenizer)
+                written = [(_text(tokenizer, reply), ended) for reply, ended in replies]
+                follows: list[bool | None] = [None] * len(batch)
+                if probe is not None:
+                    follows = _follow(plain, tokenizer, batch, written, probe, positions, ends, errors)
+                for question, (text, ended), followed in zip(batch, written, follows, strict=True):
+                    question.of.take(question.prompt, text, ended, tokenizer, followed)
                 before, done = done, sum(one.done for one in chats)
                 advance(done - before)
         advance(sum(one.done for one in chats) - done)
@@ -139,6 +145,7 @@ class _Chat:
     template: ChatTemplate
     history: History
     matcher: Matcher
+    thinking_matcher: Matcher | None
     rule: Rule | None
     prompts: Prompts
     environment: Environment | None
@@ -187,24 +194,36 @@ class _Chat:
             return None
         return _Question(self, prompt, ids, room)
 
-    def take(self, prompt: str, generated: str, ended: bool, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Note the reply to the last question."""
-        reply, expected = parse_reply(prompt, generated, ended), self._expected(self.next)
+    @property
+    def expected(self) -> dict[str, Any]:
+        """The data's message in the place of the next answer."""
+        return self._expected(self.next)
+
+    def take(
+        self, prompt: str, generated: str, ended: bool, tokenizer: PreTrainedTokenizerBase, follows: bool | None = None
+    ) -> None:
+        """Note the reply to the last question; `follows`: whether its answer follows from changed thinking."""
+        reply, expected = parse_reply(prompt, generated, ended), self.expected
         message: dict[str, Any] = {"role": "assistant", "content": reply.answer}
         results: list[dict[str, Any]] = []
         if self.environment is not None:
             message, results = act(message, self.environment)
-        right = self.matcher(message["content"], expected["content"])
+        right = self.matcher(message["content"], expected["content"], self.messages)
         if self.environment is not None and not same_calls(message, expected):
             right = False
+        thinks, thought = "reasoning_content" in expected and THINK_CLOSE not in thinking_begun(prompt), None
+        if self.thinking_matcher is not None and thinks:
+            thought = self.thinking_matcher(reply.thinking, expected["reasoning_content"], self.messages)
         turn = ChatTurn(
             turn=self.to_ask[self.next],
             asked=_behind_answer(self.messages),
             reply=reply,
             expected=expected["content"],
-            expects_thinking="reasoning_content" in expected and THINK_CLOSE not in thinking_begun(prompt),
+            expects_thinking=thinks,
             thinking_tokens=len(tokenizer(reply.thinking, add_special_tokens=False)["input_ids"]),
             correct=None if right is None else bool(right) and reply.finished,
+            thinking_correct=None if thought is None else bool(thought) and reply.state is Thinking.valid,
+            follows=follows,
         )
         self.turns.append(turn)
         if self.history == History.own:
@@ -295,12 +314,61 @@ def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]
         yield from (batch[start : start + size] for start in range(0, len(batch), size))
 
 
+def _text(tokenizer: PreTrainedTokenizerBase, reply: list[int]) -> str:
+    # Without tidying of the spaces in front of signs, which some tokenizers do unless told not to.
+    return tokenizer.decode(reply, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _follow(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Sequence[_Question],
+    written: Sequence[tuple[str, bool]],
+    probe: Probe,
+    positions: int | None,
+    ends: set[int],
+    errors: Counter[str],
+) -> list[bool | None]:
+    """Whether the model answers what follows from its own thinking after `probe` has changed it; None where that cannot
+    be tried: no whole thinking, nothing in it to change, no room, or a turn that calls tools in the data."""
+    found: list[bool | None] = [None] * len(batch)
+    tried: dict[int, tuple[list[int], int, str]] = {}  # by place in the batch: tokens, room, the answer that follows
+    for index, (question, (text, ended)) in enumerate(zip(batch, written, strict=True)):
+        reply, expected = parse_reply(question.prompt, text, ended), question.of.expected
+        if reply.state is not Thinking.valid or expected.get("tool_calls"):
+            continue
+        try:
+            changed = probe(reply.thinking, expected["content"])
+        except Exception as error:  # it may be a user's, and the training before it is done
+            errors[f"{type(error).__name__}: {error}"] += 1
+            continue
+        if changed is None:
+            continue
+        thinking, answer = changed
+        # Where the prompt has opened the block, the reply goes on in it.
+        until_answer = text[: text.index(THINK_CLOSE) + len(THINK_CLOSE)].replace(reply.thinking, thinking)
+        ids = tokenizer(question.prompt + until_answer, add_special_tokens=False)["input_ids"]
+        room = question.room if positions is None else min(question.room, positions - len(ids))
+        if room > 0:
+            tried[index] = ids, room, answer
+    for room, alike in itertools.groupby(
+        sorted(tried, key=lambda index: tried[index][1]), lambda index: tried[index][1]
+    ):
+        indices = list(alike)
+        answers = generate(model, [tried[index][0] for index in indices], room, ends)
+        for index, (reply_ids, ended) in zip(indices, answers, strict=True):
+            of = batch[index].of
+            right = of.matcher(_text(tokenizer, reply_ids).strip(), tried[index][2], of.messages)
+            found[index] = None if right is None else bool(right) and ended
+    return found
+
+
 def _guarded(matcher: Matcher, errors: Counter[str]) -> Matcher:
     """The matcher, which counts as False where it raises: it may be a user's, and the training before it is done."""
 
-    def match(answer: str, expected: str) -> bool | None:
+    def match(answer: str, expected: str, messages: Sequence[Mapping[str, Any]]) -> bool | None:
         try:
-            return matcher(answer, expected)
+            return matcher(answer, expected, messages)
         except Exception as error:
             errors[f"{type(error).__name__}: {error}"] += 1
             return False
@@ -321,7 +389,7 @@ def _warn(chats: Sequence[_Chat], history: str, errors: Counter[str]) -> None:
         )
     if errors:
         warnings.warn(
-            f"evaluation.matcher raised on {errors.total():,} replies, which count as wrong; most often "
+            f"a matcher or a probe raised on {errors.total():,} replies, which count as wrong or not tried; most often "
             f"{errors.most_common(1)[0][0]}",
             stacklevel=3,
         )

@@ -16,7 +16,7 @@ from recipes.configuration.schema import TEMPLATE, ContextConfig, DataConfig, Ev
 from recipes.distributed import ranks
 from recipes.evaluation.chat import chat, turns_to_ask
 from recipes.evaluation.environments import OF_KIND
-from recipes.evaluation.matchers import load_matcher
+from recipes.evaluation.judges import load_judges
 from recipes.evaluation.replies import ChatResult, figures
 from recipes.terminal.progress import progress
 
@@ -34,10 +34,10 @@ def evaluate_chats(
 
     Returns the figures of `recipes.evaluation.replies.figures` for each history that is asked for (those of teacher
     history with `teacher_` in front) and the chats, those with own history first. More conversations asked for than
-    there are: all of them. Shows its progress on stderr. Raises what `load_matcher` and `chat` raise, which no
+    there are: all of them. Shows its progress on stderr. Raises what `load_judges` and `chat` raise, which no
     conversation causes that `recipes.preparation.rows.prepare_heldout` finds valid.
     """
-    matcher = load_matcher(evaluation.matcher)
+    judges = load_judges(evaluation)
     asked = sample(heldout, evaluation.conversations, data.seed)
     rule = rule_of(context)
     rules = [rule if isinstance(some, Conversation) else None for some in asked for _ in conversations_of(some)]
@@ -59,7 +59,9 @@ def evaluate_chats(
                 max_new_tokens=evaluation.max_new_tokens,
                 batch_size=evaluation.batch_size,
                 history=history,
-                matcher=matcher,
+                matcher=judges.matcher,
+                thinking_matcher=judges.thinking_matcher,
+                probe=judges.probe,
                 environment=OF_KIND.get(data.kind),
                 template_kwargs=data.template_kwargs,
                 date=datetime.date.fromisoformat(data.date),

@@ -81,6 +81,8 @@ class ChatTurn:
     turn: counts assistant messages from 0. asked: the messages behind the answer before, as text. expects_thinking: the
     data's own turn thinks, and the prompt has not closed the block. thinking_tokens: of the reply's thinking, without
     tags. correct: None where the matcher has nothing to compare; a reply that is not finished is never correct.
+    thinking_correct: the same of the thinking, None where it is not judged. follows: whether the answer follows from
+    changed thinking; None where that was not tried (`recipes.evaluation.probes`).
     """
 
     turn: int
@@ -90,6 +92,8 @@ class ChatTurn:
     expects_thinking: bool
     thinking_tokens: int
     correct: bool | None
+    thinking_correct: bool | None = None
+    follows: bool | None = None
 
     @property
     def thinking(self) -> str:
@@ -139,6 +143,8 @@ def figures(results: Sequence[ChatResult]) -> dict[str, float | int | None]:
     thinking_as_expected     replies with valid thinking where the data thinks, and with none where it does not
     thinking_tokens_mean, thinking_tokens_median    tokens of the thinking, of the replies in which there is any
     chatted_conversations, chatted_replies          how many were asked
+    thinking_accuracy        replies whose thinking is right, of those whose thinking is judged
+    answers_follow_thinking  replies whose answer follows from changed thinking, of the probed_replies
     uncompared_replies       replies with nothing in the data that the matcher could compare
     unasked_turns            turns that the data trains and that were not asked (tool calls, prompts too long)
     """
@@ -155,6 +161,9 @@ def figures(results: Sequence[ChatResult]) -> dict[str, float | int | None]:
         "thinking_as_expected": _share([turn.thinks_as_expected for turn in turns]),
         "thinking_tokens_mean": statistics.mean(lengths) if lengths else None,
         "thinking_tokens_median": statistics.median(lengths) if lengths else None,
+        "thinking_accuracy": _share([turn.thinking_correct for turn in turns]),
+        "answers_follow_thinking": _share([turn.follows for turn in turns]),
+        "probed_replies": sum(turn.follows is not None for turn in turns),
         "chatted_conversations": len(asked),
         "chatted_replies": len(turns),
         "uncompared_replies": sum(turn.correct is None for turn in turns),

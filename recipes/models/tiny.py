@@ -1,7 +1,7 @@
 """The embedded default model: a tokenizer and a Qwen3-architecture model, both built in-process.
 
 Nothing is downloaded. The tokenizer is a byte-level one whose vocabulary is the words of a generated data set, the
-tutoring dialogues (`recipes.sources.tutoring`) or the episodes of `recipes.sources.parcels`: every word of theirs is
+tutoring dialogues (`recipes.sources.tutoring`) or those of another module of recipes/sources: every word of theirs is
 one token, every digit is one token, and any other text is its bytes, so all text round-trips. Its chat template drops
 earlier thinking the way Qwen3's does.
 """
@@ -17,7 +17,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flexmask.conversations.thinking import THINK_CLOSE, THINK_OPEN
-from recipes.sources import parcels, tutoring
+from recipes.sources import documents, parcels, programs, tutoring
+
+_SOURCES = {"tutoring": tutoring, "parcels": parcels, "programs": programs, "documents": documents}
 
 TOOL_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -94,7 +96,7 @@ CHAT_TEMPLATE = """\
 def build_tokenizer(words: str = "tutoring") -> PreTrainedTokenizerFast:
     """The tokenizer of a generated data set; the same on every call and in every process.
 
-    words: "tutoring", or "parcels", with tokens for the tags around calls and results as well.
+    words: "tutoring", "programs", "documents", or "parcels", which has tokens for the tags around calls as well.
 
     `decode(encode(text)) == text` for any text. `<|im_end|>` is the end-of-sequence token, `<|endoftext|>` pads,
     `<think>` and `</think>` are added but not special (as in Qwen3), so they survive `skip_special_tokens`.
@@ -140,7 +142,7 @@ def _vocabulary(words: str) -> tuple[str, ...]:
 def _sample_texts(words: str) -> Iterator[str]:
     """Text that holds every word a dialogue can have, plus the template's own words."""
     yield "system\n\nuser\n\nassistant\n"
-    source = parcels if words == "parcels" else tutoring
+    source = _SOURCES[words]
     for record in source.generate(400, seed=0, split="train"):
         for message in record["messages"]:
             yield message["content"]

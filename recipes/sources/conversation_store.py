@@ -22,7 +22,9 @@ from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.episodes import AUTO
 from flexmask.conversations.model_calls import Call, Calls, joined
 from flexmask.conversations.records import read_record
+from flexmask.importing import code_of
 from recipes.sources import Entry, Part
+from recipes.sources.filters import Filter, filtered, load_filters
 from recipes.sources.gsm8k import to_record
 from recipes.sources.heldout import HASH, hash_of
 from recipes.storage import shards
@@ -45,7 +47,7 @@ class Reading:
     """How the records of a source become conversations.
 
     prefix: of their names. gsm8k: whether they are problems of GSM8K. template_kwargs: of the source, beneath those of
-    its records. seed: of the choices by hash. episode_key: as in `read_record`.
+    its records. seed: of the choices by hash. episode_key: as in `read_record`. filters: names, as in `data.filter`.
     """
 
     thinking_tags: str | Sequence[str] | None
@@ -54,6 +56,7 @@ class Reading:
     gsm8k: bool = False
     template_kwargs: Mapping[str, Any] | None = None
     episode_key: str | Sequence[str] | None = AUTO
+    filters: tuple[str, ...] = ()
 
     def read(self, entry: Entry) -> Conversation | Calls:
         """What an entry holds. Raises ValueError where that is no conversation, nor calls of a model."""
@@ -66,17 +69,25 @@ class Reading:
         for conversation in filter(None, within) if self.template_kwargs else ():
             both = {**self.template_kwargs, **(conversation.template_kwargs or {})}
             object.__setattr__(conversation, "template_kwargs", both)
-        return found
+        return filtered(found, entry[1], load_filters(self.filters)) if self.filters else found
 
     def digest(self) -> bytes:
         """A hash of this, and of the code that reads."""
         library = Path(flexmask.__file__).parent / "conversations"
         settings = [
-            self.thinking_tags, self.seed, self.prefix, self.gsm8k, self.template_kwargs, self.episode_key
+            self.thinking_tags, self.seed, self.prefix, self.gsm8k, self.template_kwargs, self.episode_key, self.filters
         ]  # fmt: skip
         versions = [version(name) for name in ("pyarrow", "datasets")]
-        code = shards.digest_of_code(library, Path(__file__).parent)
+        own = [_place(name, one) for name, one in zip(self.filters, load_filters(self.filters), strict=True)]
+        code = shards.digest_of_code(library, Path(__file__).parent, *own)
         return hashlib.sha256(json.dumps([settings, versions], default=list).encode() + code).digest()
+
+
+def _place(name: str, function: Filter) -> Path:
+    place = code_of(function)
+    if place is None:
+        raise ValueError(f"data.filter={name}: its code stands in no file; give a function of a module that has one")
+    return place
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ HUB_ID, HUB_CONFIG = "openai/gsm8k", "socratic"
 
 
 def to_record(problem: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """`{"messages": [...], "result": "29"}` of one problem, for `read_conversation`.
+    """`{"messages": [...]}` of one problem, for `read_conversation`.
 
     The result line is no sentence of the dialogue and stays out of the messages. Runs of white space in an
     answer become one space; questions keep theirs. A few sub-questions of the data have no answer sentence:
@@ -44,7 +44,7 @@ def to_record(problem: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not messages:
         raise ValueError(f"{name}: the answer has no 'sub-question ** sentence' line, only the result {last!r}")
     messages[0]["content"] = f"{question.strip()}\n{messages[0]['content']}"
-    return {"messages": messages, "result": last.removeprefix(RESULT).strip()}
+    return {"messages": messages}
 
 
 def _turn(line: str, where: str) -> tuple[str, dict[str, Any]]:

@@ -10,9 +10,10 @@ import hashlib
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,9 +23,11 @@ from flexmask.conversations.notes import said_of_reading
 from recipes.configuration.schema import GENERATED, DataConfig, DataKind, OnInvalid, SourceConfig
 from recipes.distributed import ranks
 from recipes.distributed.processes import available_processors, mapping
-from recipes.sources import Entry, Part
+from recipes.sources import Entry, Part, documents, programs
 from recipes.sources.conversation_store import Reading, ReadPart, StoredConversations, keep_part
 from recipes.sources.files import read_path
+from recipes.sources.filters import load_filters
+from recipes.sources.flaws import flawed
 from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
 from recipes.sources.heldout import repeated, share, split_heldout
 from recipes.sources.hub import read_hub
@@ -41,6 +44,8 @@ _GENERATORS = {
     DataKind.careless_tutoring: careless,
     DataKind.tutoring_pairs: pairs,
     DataKind.parcels: episodes,
+    DataKind.programs: programs.sessions,
+    DataKind.documents: documents.sessions,
 }
 # Fewer parts than this are read before other processes have started.
 _WORTH_PROCESSES = 8
@@ -121,6 +126,9 @@ def _loaded(data: DataConfig) -> LoadedData:
     mix = data.kind is DataKind.mix
     sources: dict[str, DataConfig | SourceConfig] = dict(data.sources) if mix else {_name(data): data}
     read: list[list[ReadPart]] = []
+    to_train: list[ReadPart] = []  # the same records without loss on what the filters refuse
+    filters = tuple(data.filter)
+    load_filters(filters)  # a wrong name fails before anything is read
     for name, source in sources.items():
         key, prefix = (f"data.sources.{name}", f"{name}/") if mix else ("data", "")
         of_source = source.template_kwargs if mix else None  # else those of the run
@@ -128,15 +136,14 @@ def _loaded(data: DataConfig) -> LoadedData:
         is_gsm8k = source.kind is DataKind.gsm8k_socratic
         reading = Reading(data.thinking_tags, data.seed, prefix, is_gsm8k, of_source, data.episode_key)
         found = _read(_parts(source, data.seed, key), reading, data)
+        if filters:
+            to_train += _read(_parts(source, data.seed, key), replace(reading, filters=filters), data)
         if not any(len(one.valid) for one in found):
             left_out = sum(len(one.invalid) for one in found)
             raise ValueError(f"{key}: {_name(source)} has no valid conversation; {left_out:,} were left out")
         read.append(found)
     everything = [one for found in read for one in found]
-    valid = sum(len(one.valid) for one in everything)
-    unread, notes = _total(one.unread for one in everything), _total(one.notes for one in everything)
-    for said in said_of_reading(valid, unread, notes):
-        warnings.warn(said, stacklevel=4)
+    _say_of_reading(to_train or everything)
     items = [_items(found) for found in read]
     split = split_heldout([one.order for one in items], data.heldout_conversations)
     train, heldout, episodes, counts, offset = [], [], {}, {}, 0
@@ -164,7 +171,7 @@ def _loaded(data: DataConfig) -> LoadedData:
         train.append(epoch)
         heldout.append(held)
         counts[name] = SourceCounts(len(numbers), len(epoch), len(held), sum(len(one.invalid) for one in found))
-    return _data(everything, np.concatenate(train), np.concatenate(heldout), counts, episodes)
+    return _data(everything, np.concatenate(train), np.concatenate(heldout), counts, episodes, to_train)
 
 
 def _generated(data: DataConfig) -> LoadedData:
@@ -172,11 +179,18 @@ def _generated(data: DataConfig) -> LoadedData:
     count, heldout_count = data.train_conversations, data.heldout_conversations
     if heldout_count is None:
         (heldout_count,) = share([count])
-    reading = Reading("auto", data.seed)
+    filters = tuple(data.filter)
+    load_filters(filters)
+    # Flaws and filters are of what is trained; what is held out stays as it was made.
+    of_training, of_heldout = Reading("auto", data.seed, filters=filters), Reading("auto", data.seed)
     read = [
-        _read(parts_of_entries(_entries(data.kind, number, data.seed, split)), reading, data)
-        for number, split in ((count, "train"), (heldout_count, "heldout"))
+        _read(parts_of_entries(_entries(data.kind, number, data.seed, split, flaws)), reading, data)
+        for number, split, flaws, reading in (
+            (count, "train", data.flaws, of_training),
+            (heldout_count, "heldout", {}, of_heldout),
+        )
     ]
+    _say_of_reading(read[0])
     train, heldout = map(_numbers, read)
     counts = SourceCounts(count + heldout_count, count, heldout_count, 0)
     return _data([*read[0], *read[1]], train, heldout + count, {_name(data): counts})
@@ -188,16 +202,26 @@ def _data(
     heldout: np.ndarray,
     counts: dict[str, SourceCounts],
     episodes: dict[int, np.ndarray] | None = None,
+    to_train: list[ReadPart] | None = None,
 ) -> LoadedData:
-    """train, heldout: numbers of records, those of all parts counted through. episodes: as in `_Items`."""
+    """train, heldout: numbers of records, those of all parts counted through. episodes: as in `_Items`. to_train: the
+    same parts as they are trained, where that is otherwise."""
     of_all = shards.Shards([one.kept.file for one in read], [one.records for one in read])
+    trained = shards.Shards([one.kept.file for one in to_train], [one.records for one in read]) if to_train else of_all
     return LoadedData(
-        StoredConversations(of_all, train, episodes),
+        StoredConversations(trained, train, episodes),
         StoredConversations(of_all, heldout, episodes),
         {name: why for one in read for name, why in one.invalid.items()},
         counts,
         dict(_total(one.formats for one in read).most_common()),
     )
+
+
+def _say_of_reading(read: list[ReadPart]) -> None:
+    valid = sum(len(one.valid) for one in read)
+    unread, notes = _total(one.unread for one in read), _total(one.notes for one in read)
+    for said in said_of_reading(valid, unread, notes):
+        warnings.warn(said, stacklevel=5)
 
 
 def _total(counts: Iterable[Counter[str]]) -> Counter[str]:
@@ -281,8 +305,11 @@ def _parts(source: DataConfig | SourceConfig, seed: int, key: str) -> Iterator[P
     return read_hub(hub_id, hub_config, source.split, key)
 
 
-def _entries(kind: DataKind, count: int, seed: int, split: str) -> Iterator[Entry]:
-    for index, record in enumerate(itertools.islice(_GENERATORS[kind](seed, split), count)):
+def _entries(
+    kind: DataKind, count: int, seed: int, split: str, flaws: Mapping[str, float] = MappingProxyType({})
+) -> Iterator[Entry]:
+    records = itertools.islice(_GENERATORS[kind](seed, split), count)
+    for index, record in enumerate(flawed(records, flaws, seed) if flaws else records):
         yield f"{kind}/{split}[{index}]", record
 
 

@@ -45,6 +45,8 @@ LEAST, MOST = 20, 99  # every number that an answer states lies here: two digits
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
+_IN_WORDS = re.compile(rf"\b({'|'.join(TENS)})( ({'|'.join(ONES)}))?\b")
+
 # Several wordings a skill. {name} and {things} are for colour, {n} is an amount, {m} a second one.
 WORDINGS = {
     "start": (
@@ -163,6 +165,19 @@ def split_of(record: dict) -> Split:
     """The split that a record belongs to: one in ten is held out, by a hash of its questions."""
     questions = "\n".join(message["content"] for message in record["messages"] if message["role"] == "user")
     return "heldout" if hashlib.sha256(questions.encode()).digest()[0] % 10 == 0 else "train"
+
+
+def another_result(thinking: str, expected: str) -> tuple[str, str] | None:
+    """A probe (`evaluation.probe`): the result that the thinking comes to is another one, which the answer must state.
+    None where the thinking states no result, or the answer no number in words."""
+    found = re.search(r"\bResult (\d\d)\.", thinking)
+    if found is None or not (stated := _IN_WORDS.search(expected)):
+        return None
+    # Neither digit is the same.
+    tens, ones = (int(digit) for digit in found[1])
+    other = 10 * ((tens - 2 + 3) % 8 + 2) + ((ones - 1 + 4) % 9 + 1 if ones else 0)
+    changed = f"{thinking[: found.start(1)]}{other}{thinking[found.end(1) :]}"
+    return changed, f"{expected[: stated.start()]}{in_words(other)}{expected[stated.end() :]}"
 
 
 def in_words(value: int) -> str:

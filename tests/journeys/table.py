@@ -25,6 +25,7 @@ TINY = (
     "evaluation.conversations=2 evaluation.max_new_tokens=8"
 )
 FINETUNE = "trainer.steps=4 evaluation.max_new_tokens=8"
+FEW_HELD_OUT = f"{FINETUNE} data.heldout_conversations=2 evaluation.conversations=2"
 BENCH = (
     "grid.turns=[2] grid.mixes=[balanced] grid.repeats=1 grid.cell_seconds=1 grid.conversation_tokens=512 "
     "create_block_mask=false pack_length=1024"
@@ -38,6 +39,7 @@ OWN_FILE = "data=jsonl data.path=my.jsonl"
 NO_HUB = {"Qwen/Qwen3-1.7B": "models/dense"}
 ONE = {"<folder>": "one"}
 DENSE = {"<folder>": "models/dense"}
+JOBLIB = "hydra/launcher=joblib hydra.launcher.n_jobs=2"
 ADAPTER = ("runs/*/result.json", "runs/*/model/adapter_config.json", "runs/*/model/adapter_model.safetensors")
 MERGED = ("runs/one/merged/config.json", "runs/one/merged/model.safetensors", "runs/one/merged/tokenizer.json")
 LOCAL_MODEL = "model.name_or_path=models/dense"
@@ -147,6 +149,11 @@ TABLE = {
     'make train ARGS="experiment=qwen3_4b_tau2"': How(
         runs_in="test_experiments.py", why="what is left out is looked at"
     ),
+    'make train ARGS="experiment=programs"': How(args=TINY, leaves=RUN),
+    'make train ARGS="experiment=documents"': How(args=TINY, leaves=RUN),
+    'make train ARGS="experiment=smollm2_study model.name_or_path=<folder> data.path=<file>"': How(
+        replace=DENSE | {"<file>": "gsm8k.jsonl"}, args=FEW_HELD_OUT, leaves=RUN, why="a small model"
+    ),
     'make train ARGS="experiment=smollm2_gsm8k"': How(
         args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FINETUNE}", leaves=RUN
     ),
@@ -177,6 +184,7 @@ TABLE = {
     'make report ARGS="runs/<folder>"': How(runs_in="test_report.py", why="what it says is looked at"),
     "make merge": How(args="runs/one", needs="adapted", leaves=MERGED),
     'make merge ARGS="runs/<folder>"': How(replace=ONE, needs="adapted", leaves=MERGED),
+    'make inspect ARGS="data=jsonl data.path=my.jsonl data.filter=[equations,result]"': How(shows=("left out",)),
     "make replay": How(runs_in="test_replay.py", why="after a step that was not finite"),
     'make replay ARGS="runs/<folder>"': How(runs_in="test_replay.py", why="after a step that was not finite"),
     "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/report.html")),
@@ -186,6 +194,38 @@ TABLE = {
     ),
     "make sweep SWEEP=context": How(
         args=TINY, leaves=("runs/sweep/*/comparison.md",), shows=("| rule |", "| episodes succeeded |")
+    ),
+    "make sweep SWEEP=other_data": How(
+        args=f"{TINY} experiment=programs duplication=one_pass,last_turn seed=0",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| one_pass |", "| last_turn |"),
+    ),
+    "make sweep SWEEP=reasoning_quality": How(
+        args=f"{TINY} duplication.thinking_weight=1 data.flaws={{}},{{missing:0.5}}",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| missing 0.5 |", "| none |"),
+    ),
+    f'OMP_NUM_THREADS=1 make sweep SWEEP=other_data ARGS="{JOBLIB}"': How(
+        args=f"{TINY} experiment=documents duplication=one_pass,last_turn seed=0",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| one_pass |", "| last_turn |"),
+    ),
+    f'make sweep SWEEP=reasoning_quality ARGS="duplication.thinking_weight=1 {JOBLIB}"': How(
+        args=f"{TINY} data.flaws={{}},{{shuffled:0.5}}",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| shuffled 0.5 |",),
+    ),
+    'make sweep SWEEP=real_model ARGS="model.name_or_path=<folder> data.path=<file>"': How(
+        replace=DENSE | {"<file>": "gsm8k.jsonl"},
+        args=f"{FEW_HELD_OUT} experiment=smollm2_study,smollm2_study_keep_thinking",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| keep_thinking |",),
+        why="a small model",
+    ),
+    "make sweep SWEEP=real_model": How(
+        args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FEW_HELD_OUT} experiment=smollm2_study,smollm2_study_last_turn",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| last_turn |",),
     ),
     "make sweep SWEEP=search": How(
         args=f"{TINY} hydra.sweeper.n_trials=2",

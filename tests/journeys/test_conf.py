@@ -18,6 +18,9 @@ SMALL = [
 ]  # fmt: skip
 TINY = ["model.tiny.layers=1", "model.tiny.hidden_size=32"]
 ARMS = ("parcels", "parcels_per_call", "parcels_uncut", "parcels_last_call")
+REAL = ["model.name_or_path=models/dense", "data.path=gsm8k.jsonl"]
+REAL_ARMS = ("smollm2_study", *(f"smollm2_study_{arm}" for arm in ("untrained", "keep_thinking", "last_turn")))
+FEWER_FLAWS = "data.flaws={},{wrong_step:1},{irrelevant:1},{shuffled:1},{truncated:1},{missing:1}"
 DENSE = ["model=hub", "model.name_or_path=models/dense"]
 # What a choice needs beside it, where the hub or a user's own is meant.
 BESIDE = {
@@ -36,8 +39,14 @@ BESIDE = {
     "adapter/*": [*DENSE, "data=jsonl", "data.path=my.jsonl"],
     "experiment/short": [*TINY, "data.train_conversations=8"],
     **{f"experiment/{name}": [*TINY, "data.train_conversations=8"] for name in ARMS},
+    "data/programs": [*TINY, "model.tiny.words=programs", "data.train_conversations=8"],
+    "data/documents": [*TINY, "model.tiny.words=documents", "data.train_conversations=8"],
+    "experiment/programs": [*TINY, "data.train_conversations=8"],
+    "experiment/documents": [*TINY, "data.train_conversations=8"],
+    **{f"experiment/{name}": REAL for name in ("smollm2_gsm8k", *REAL_ARMS)},
+    "sweep/real_model": REAL,
+    "sweep/reasoning_quality": [*TINY, "data.train_conversations=8", "duplication.thinking_weight=1,0.3", FEWER_FLAWS],
     "experiment/tutoring_preferences": ["model.name_or_path=models/dense", "data.train_conversations=8"],
-    "experiment/smollm2_gsm8k": ["model.name_or_path=models/dense", "data.path=gsm8k.jsonl"],
     "experiment/qwen3_4b_tau2": ["model.name_or_path=models/dense", "data.path=tau2.jsonl"],
     "experiment/qwen3_30b_a3b_lora_mathchatsync": ["model.name_or_path=models/experts", "data.path=my.jsonl"],
     "experiment/gpt_oss_20b_lora_mathchatsync": ["model.name_or_path=models/gpt_oss", "data.path=my.jsonl"],
@@ -112,7 +121,9 @@ def test_a_run_with_it_ends_with_its_result(workshop, chosen):
 @pytest.fixture(scope="module", params=choices()["sweep"])
 def swept(workshop, request):
     few = ["hydra.sweeper.n_trials=2"] if request.param == "search" else []
-    words = " ".join([*SMALL, *beside("sweep"), *few, "wandb=off"])
+    # Steps are those of the arms, which differ.
+    small = [word for word in SMALL if not (request.param == "real_model" and word.startswith("trainer.steps"))]
+    words = " ".join(map(shlex.quote, [*small, *beside(f"sweep/{request.param}"), *few, "wandb=off"]))
     folder = f"runs/sweep/{request.param}"
     done = workshop.run(f'make sweep SWEEP={request.param} SWEEP_DIR={folder} ARGS="{words}"', timeout=600)
     return workshop.folder / folder, done
@@ -147,14 +158,64 @@ def test_the_table_of_context_rules_has_every_cell(swept):
     assert arms == {("one_pass", rule), ("per_turn", rule), ("last_turn", rule), ("one_pass", "None")}
 
 
+def number_of_job(result):
+    return int(result.parent.name.partition("_")[0])
+
+
+def cells_of(folder):
+    """The columns of a sweep's table, and the cells of each line that is a run."""
+    header, _, *lines = [line for line in (folder / "comparison.md").read_text().splitlines() if line.startswith("|")]
+    columns = [column.strip() for column in header.strip("|").split("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return columns, [some for some in cells if "mean of" not in some[columns.index("seed")]]
+
+
+# What the pages of docs/studies show: a column that must be there, and the arms by the columns that name them.
+STUDIES = {
+    "other_data": (
+        ("answers right", "held-out loss", "tokens computed", "training seconds"),
+        ("kind", "layout", "seed"),
+        itertools.product(("programs", "documents"), ("one_pass", "per_turn", "keep_thinking", "last_turn"), "012"),
+    ),
+    "reasoning_quality": (
+        ("answers right", "thinking right", "held-out loss"),
+        ("flaws", "thinking_weight"),
+        itertools.product(
+            ("none", *(f"{flaw} 1" for flaw in ("wrong_step", "irrelevant", "shuffled", "truncated", "missing"))),
+            ("1", "0.3"),
+        ),
+    ),
+    "real_model": (
+        ("answers right", "held-out loss", "tokens computed", "training seconds", "steps"),
+        ("layout",),
+        [("one_pass",), ("one_pass",), ("keep_thinking",), ("last_turn",)],
+    ),
+}
+
+
+# Breaks if an arm fails, is not measured, or is not told apart from another.
+def test_the_table_of_a_study_has_every_cell(swept):
+    folder = swept[0]
+    if folder.name not in STUDIES:
+        return
+    wanted, names, arms = STUDIES[folder.name]
+    columns, cells = cells_of(folder)
+    assert set(wanted) <= set(columns)
+    assert not any(some[columns.index(column)] in ("", "-") for some in cells for column in wanted)
+    assert sorted(tuple(some[columns.index(name)] for name in names) for some in cells) == sorted(arms)
+
+
 # Breaks if a run of one layout is not the same training as another's: the table would compare unlike things.
 def test_the_layouts_of_a_sweep_are_the_same_training(workshop, swept):
     folder = swept[0]
     if folder.name == "search":
         assert (folder / "optimization_results.yaml").exists()
         return
+    if folder.name in ("real_model", "reasoning_quality"):
+        return  # has no arm of one pass a turn
     one_pass, per_turn = (
-        json.loads(next(folder.glob(f"{job}_seed0/result.json")).read_text()) for job in ("0_one_pass", "*_per_turn")
+        json.loads(min(folder.glob(f"*_{layout}_seed0/result.json"), key=number_of_job).read_text())
+        for layout in ("one_pass", "per_turn")
     )
     assert one_pass["loss_last"] == pytest.approx(per_turn["loss_last"], rel=1e-4)
     assert one_pass["tokens_computed"] < per_turn["tokens_computed"]

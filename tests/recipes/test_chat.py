@@ -13,7 +13,7 @@ from flexmask.conversations.contexts import RULES
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.reading import read_conversation
 from recipes.evaluation.chat import chat, generate, ready_to_generate
-from recipes.evaluation.matchers import number
+from recipes.evaluation.matchers import load_matcher
 from recipes.evaluation.replies import Thinking, figures
 from recipes.models.tiny import build_model, build_tokenizer
 from recipes.sources import tutoring
@@ -261,19 +261,28 @@ def test_a_template_that_rejects_the_history_ends_one_conversation(monkeypatch):
 
 def test_the_matcher_decides(monkeypatch):
     talks = [conversation(("a", "It is 7."), ("b", "none"))]
-    (result,) = ask(say("So 7.0<|im_end|>"), monkeypatch, talks, matcher=number)
+    (result,) = ask(say("So 7.0<|im_end|>"), monkeypatch, talks, matcher=load_matcher("number"))
     assert [turn.correct for turn in result.turns] == [True, None]
     found = figures([result])
     assert (found["answer_accuracy"], found["conversation_accuracy"], found["uncompared_replies"]) == (1.0, 1.0, 1)
 
-    def fails(answer, expected):
+    def fails(answer, expected, messages):
         raise KeyError("mine")
 
-    with pytest.warns(
-        UserWarning, match="matcher raised on 2 replies, which count as wrong; most often KeyError: 'mine'"
-    ):
+    with pytest.warns(UserWarning, match="matcher or a probe raised on 2 replies.*most often KeyError: 'mine'"):
         (result,) = ask(say("a<|im_end|>"), monkeypatch, talks, matcher=fails)
     assert [turn.correct for turn in result.turns] == [False, False]
+
+
+# Broken by a matcher that sees the data's history: what the model itself has said decides what is right next.
+def test_a_matcher_may_look_at_what_was_said(monkeypatch):
+    def repeats(answer, expected, messages):
+        return len(messages) == 1 or messages[1] == {"role": "assistant", "content": answer}
+
+    script = Scripted(lambda prompt: "mine<|im_end|>")
+    talk = conversation(("a", "theirs"), ("b", "theirs"))
+    (result,) = chat(script.install(monkeypatch), TOKENIZER, [talk], max_new_tokens=9, batch_size=2, matcher=repeats)
+    assert [turn.correct for turn in result.turns] == [True, True]
 
 
 def test_generation_stops_at_every_end(monkeypatch):

@@ -34,7 +34,6 @@ def test_a_problem_is_this_conversation():
             {"role": "user", "content": "How many cups does she pack?"},
             {"role": "assistant", "content": "She packs 24 + 5 = 29 cups.", "reasoning_content": "24+5=29"},
         ],
-        "result": "29",
     }
 
 
@@ -66,10 +65,10 @@ def test_a_missing_answer_stays_in_the_history_untrained(line):
     assert second == {"role": "assistant", "content": "2.", "reasoning_content": "1+1=2"}
 
 
-def test_blank_lines_are_no_turns_and_the_result_is_kept_as_written():
+def test_blank_lines_and_the_result_are_no_turns():
     record = to_record({"question": "q", "answer": "\nA? ** b\n\nC? ** d\n\n#### 1,080.5\n"}, "x")
     assert [message["content"] for message in record["messages"]] == ["q\nA?", "b", "C?", "d"]
-    assert record["result"] == "1,080.5"
+    assert record.keys() == {"messages"}  # a key that nothing reads would be named in every run
 
 
 words = st.text("abc 0123456789+=.,$%", min_size=1).map(lambda text: " ".join(text.split())).filter(bool)

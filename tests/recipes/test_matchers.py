@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.configuration.rules import ConfigError
-from recipes.evaluation.matchers import contains, exact, last_number, load_matcher, number
+from recipes.evaluation.matchers import contains, exact, load_matcher, number
+from recipes.sources.numbers import last_number
 
 values = st.decimals(min_value=-(10**12), max_value=10**12, places=3) | st.integers(-(10**9), 10**9).map(Decimal)
 no_digits = st.text(st.characters(blacklist_categories=["N", "C"]), max_size=20)
@@ -107,7 +108,12 @@ def test_a_matcher_of_the_users_own(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path])
-    assert load_matcher("scoring_of_mine:first_letter")("ab", "ac") is True
+    assert load_matcher("scoring_of_mine:first_letter")("ab", "ac", []) is True
+
+
+def test_a_matcher_may_take_the_messages_as_well():
+    history = [{"role": "user", "content": "Write a line of 3 words with Mia that ends with boats."}]
+    assert load_matcher("recipes.sources.documents:keeps")("A Mia likes boats", "", history) is True
 
 
 @pytest.mark.parametrize(
@@ -117,7 +123,7 @@ def test_a_matcher_of_the_users_own(tmp_path, monkeypatch):
         ("math:", "no such matcher"),
         ("no_such_module_here:f", r"cannot be imported \(ModuleNotFoundError"),
         ("math:no_such", r"cannot be imported \(AttributeError"),
-        ("os:getpid", "cannot be called with"),
+        ("os:getpid", r"cannot be called with \(answer, expected\), nor with \(answer, expected, messages\)"),
     ],
 )
 def test_a_wrong_matcher_is_a_named_error(name, message):

@@ -47,6 +47,19 @@ def test_whoever_leaves_early_leaves_nobody_behind(error):
     assert time.monotonic() - begun < 30  # and not until they have slept
 
 
+# What a sweep with hydra/launcher=joblib does: its jobs are workers of joblib, which start workers of that kind.
+# Broken by waiting for a parent as the standard library's workers do: a traceback for each of them, and no end.
+def test_workers_of_a_worker_of_joblib_run_and_end():
+    script = (
+        "from joblib import Parallel, delayed\nfrom recipes.distributed.processes import mapping\n"
+        "def job():\n    with mapping(len, 2) as mapped:\n        return list(mapped(['a', 'bb', 'ccc']))\n"
+        "if __name__ == '__main__':\n    print(Parallel(2)([delayed(job)(), delayed(job)()]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[[1, 2, 3], [1, 2, 3]]"
+    assert "Traceback" not in done.stderr, done.stderr
+
+
 def test_a_process_that_was_killed_is_an_error_that_names_the_setting():
     with pytest.raises(ValueError, match="lower data.processes"), mapping(kill, 2) as mapped:
         list(mapped(range(4)))

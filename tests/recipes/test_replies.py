@@ -101,6 +101,9 @@ def test_figures():
         "thinking_as_expected": 4 / 8,
         "thinking_tokens_mean": 5.0,
         "thinking_tokens_median": 4,
+        "thinking_accuracy": None,
+        "answers_follow_thinking": None,
+        "probed_replies": 0,
         "chatted_conversations": 4,
         "chatted_replies": 8,
         "uncompared_replies": 1,
@@ -110,7 +113,8 @@ def test_figures():
 
 def test_figures_of_nothing_are_none():
     found = figures([result(unasked=[0])])
-    counts = {"chatted_conversations": 0, "chatted_replies": 0, "uncompared_replies": 0, "unasked_turns": 1}
+    counts = {"probed_replies": 0, "chatted_conversations": 0, "chatted_replies": 0, "uncompared_replies": 0}
+    counts["unasked_turns"] = 1
     assert {key: found[key] for key in counts} == counts
     assert all(value is None for key, value in found.items() if key not in counts)
     assert figures([result(turn(correct=None))])["conversation_accuracy"] is None

@@ -1,0 +1,246 @@
+"""Which answers are trained: what each filter refuses, and what happens to what it refuses."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexmask.conversations.records import read_record
+from recipes.configuration.compose import compose
+from recipes.configuration.rules import ConfigError
+from recipes.sources import tutoring
+from recipes.sources.conversation_store import Reading
+from recipes.sources.filters import equations, filtered, load_filters, result, succeeded, thinks
+from recipes.sources.flaws import flawed
+from recipes.sources.load import load_data
+from recipes.storage.shards import digest_of_code
+
+
+def answer(thinking="", content="42"):
+    return {"role": "assistant", "content": content} | ({"reasoning_content": thinking} if thinking else {})
+
+
+@pytest.mark.parametrize(
+    "thinking",
+    [
+        "7 + 3 = 10, 2 + 1 + 1 = 4.", "4*6=24", "2+3*4=14", "20-2*3 = 14", "10/3=3.33", "10/3 = 3", "1,200+34=1,234",
+        ".5*10=5", "5 - 8 = -3", "1.5 + 1.5 = 3.0", "no equation: 24", "a = 3", "x + 2 = 7", "(4+1)*6=30", "2(3+4)=14",
+        "5 \u00d7 2 + 3 = 13", r"2 \times 3 + 4 = 10", "5 times 2 + 3 = 13", "4 x 2 + 1 = 9", "10 \u2212 4 + 2 = 8",
+        "2^3*4=32", "\u221a16 + 3 = 7", "2 1/2 + 1 = 3.5", "5/3 = 1 2/3", "1/4 = 25 percent", "17 mod 5 + 1 = 3",
+        "7 % 4 + 1 = 4",
+        "2024-01-05 = 5", "2:1 + 3 = 5", "10 000 * 2 = 20000", "2 / 3 = 0.66", "100/3 * 2 = 66.66", "4*6=24\n1+1=2",
+        "20% * 50 = 10", "$5 + $6 = $11", "3 = 4", "2**3=8", "7 + 3 = 10 + 5", "5 x 4 = 20 apples", "4*6=24 kg", "",
+    ],
+)  # fmt: skip
+def test_what_holds_or_is_no_plain_equation_is_left(thinking):
+    assert equations(answer(thinking), {}) is None
+
+
+@pytest.mark.parametrize(
+    "thinking",
+    [
+        "7 + 3 = 11",
+        "first 7 + 3 = 10, then 2 + 1 + 1 = 5.",
+        "4*6=26",
+        "2+3*4=20",
+        "10/3=3.4",
+        "10/0=0",
+        "5 - 8 = 3",
+        "4*6=26\n1+1=2",
+        "4*6=24\n1+1=3",
+    ],
+)
+def test_an_equation_that_does_not_hold_is_refused(thinking):
+    assert equations(answer(thinking), {}) == "an equation in the thinking does not hold"
+
+
+# Broken by signs that bind wrongly, or by any rounding of what is exact.
+@given(
+    st.lists(st.integers(0, 99), min_size=2, max_size=4),
+    st.lists(st.sampled_from("+-*"), min_size=3),
+    st.integers(1, 9),
+)
+def test_equations_are_computed_as_python_does(numbers, signs, off):
+    left = "".join(f"{sign}{number}" for sign, number in zip(["", *signs], numbers, strict=False))
+    assert equations(answer(f"{left}={eval(left)}"), {}) is None
+    assert equations(answer(f"{left}={eval(left) + off}"), {})
+
+
+@given(st.text(alphabet="0123456789+-*/=., ()%$x", max_size=40))
+def test_no_text_breaks_a_filter(text):
+    for one in (equations, result, thinks):
+        assert one(answer(text, text), {}) is None or isinstance(one(answer(text, text), {}), str)
+
+
+# Broken by a filter that refuses thinking which is right: nobody would dare to use it.
+def test_the_tutors_thinking_is_never_refused_and_wrong_steps_are():
+    records = tutoring.generate(200, seed=0, split="train")
+    turns = [message for record in records for message in record["messages"] if "reasoning_content" in message]
+    assert not any(equations(message, {}) for message in turns)
+    wrong = [message for record in flawed(records, {"wrong_step": 1.0}, 0) for message in record["messages"]]
+    assert sum(bool(equations(message, {})) for message in wrong) > 0.5 * len(turns)
+
+
+def test_a_result_that_does_not_stand_in_the_thinking_is_refused():
+    assert result(answer("4*6=24", "They have 24 cups."), {}) is None
+    assert result(answer("4*6=24", "They have 24.0 cups, of 6."), {}) is None
+    assert result(answer("4*6=24", "They have 25 cups."), {})
+    assert result(answer("", "25"), {}) is result(answer("24", "none"), {}) is None
+
+
+def test_answers_without_thinking_are_refused():
+    assert thinks(answer(), {}) and not thinks(answer("so"), {})
+
+
+@pytest.mark.parametrize(
+    ("record", "refused"),
+    [
+        ({"metadata": {"correct": 1, "reward": 0.0}}, None),
+        ({"metadata": {"correct": 0}}, "its correct says that it failed"),
+        ({"success": False}, "its success says that it failed"),
+        ({"reward": -0.37}, "its reward says that it failed"),
+        ({"reward": 0.5}, None),
+        ({"metadata": "none"}, "its record has none of correct, success, resolved, reward, nor in its metadata"),
+    ],
+)
+def test_answers_of_what_did_not_succeed_are_refused(record, refused):
+    assert succeeded(answer(), record) == refused
+
+
+def asked(*answers):
+    return {"messages": [m for one in answers for m in ({"role": "user", "content": "How many?"}, one)]}
+
+
+# Broken by leaving the turn out: later turns would be trained on a history that they never had.
+def test_what_is_refused_stays_in_the_history():
+    record = asked(answer("7 + 3 = 11", "11"), answer("1 + 1 = 2", "2"), answer("2 + 2 = 5", "5") | {"weight": 0})
+    before = read_record(record, "r")
+    found = filtered(before, record, (equations,))
+    assert [message.get("weight") for message in found.messages[1::2]] == [0, None, 0]
+    assert [message["content"] for message in found.messages] == [message["content"] for message in before.messages]
+    assert found.notes == ("data.filter: answers are not trained: an equation in the thinking does not hold",)
+    assert filtered(before, record, (thinks,)) is before
+
+
+def test_calls_are_refused_one_by_one():
+    record = {
+        "calls": [
+            {"prompt": [{"role": "user", "content": "q"}], "completion": answer(one)} for one in ("1+1=3", "1+1=2")
+        ]
+    }
+    found = filtered(read_record(record, "r"), record, (equations,))
+    assert [call.weight for call in found.calls] == [0.0, 1.0]
+
+
+# Broken by filters that look at text alone: rollouts of token ids that failed would be trained.
+def test_answers_of_token_ids_are_refused_for_what_their_record_says():
+    record = {"calls": [{"prompt": [1, 2, 3], "completion": [4, 5]}], "success": False}
+    assert filtered(read_record(record, "r"), record, (succeeded,)).calls[0].weight == 0.0
+    assert filtered(read_record(record, "r"), record, (equations, result)).calls[0].weight == 1.0
+
+
+# Broken by refusing one side alone: a pair without its chosen is none, and a group's mean would be of the survivors.
+def test_what_competes_goes_together():
+    sides = {"chosen": [answer("1 + 1 = 3", "3")], "rejected": [answer("1 + 1 = 2", "2")]}
+    record = {"prompt": [{"role": "user", "content": "q"}], **sides}
+    assert {call.weight for call in filtered(read_record(record, "r"), record, (equations,)).calls} == {0.0}
+    assert {call.weight for call in filtered(read_record(record, "r"), record, ()).calls} == {1.0}
+
+
+def test_a_filter_that_gives_no_reason_is_an_error_and_one_that_raises_refuses():
+    record = asked(answer("1 + 1 = 2", "2"))
+    with pytest.raises(ValueError, match="data.filter: good gave True; it must give a reason, as text, or None"):
+
+        def good(message, record):
+            return True
+
+        filtered(read_record(record, "r"), record, (good,))
+
+    def fails(message, record):
+        return record["mine"]
+
+    assert filtered(read_record(record, "r"), record, (fails,)).notes == (
+        "data.filter: answers are not trained: fails raised KeyError: 'mine'",
+    )
+
+
+@pytest.fixture
+def data_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = [asked(answer("7 + 3 = 11", "11")), asked(answer("1 + 1 = 2", "2")), asked(answer("", "2"))]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, records)))
+
+    def load(names):
+        overrides = ["data=jsonl", "data.path=my.jsonl", "data.heldout_conversations=0", f"data.filter={names}"]
+        return load_data(compose(overrides).data)
+
+    return load
+
+
+# Broken by a cache that does not know which filters a part was read with.
+def test_data_is_read_with_its_filters(data_of, tmp_path):
+    def trained(data):
+        return [message.get("weight", 1) for one in data.train for message in one.messages[1::2]]
+
+    assert trained(data_of("[]")) == [1, 1, 1]
+    with pytest.warns(
+        UserWarning, match=r"answers are not trained: an equation in the thinking does not hold \(1 of 3"
+    ):
+        assert trained(data_of("[equations]")) == [0, 1, 1]
+    with pytest.warns(UserWarning, match="there is no thinking"):
+        assert trained(data_of("[equations,thinks]")) == [0, 1, 0]
+    mine = tmp_path / "filter_of_mine.py"
+    mine.write_text("def short(message, record):\n    return 'short' if len(message['content']) < 2 else None\n")
+    with pytest.warns(UserWarning, match="answers are not trained: short"):
+        assert trained(data_of("['filter_of_mine:short']")) == [1, 0, 0]
+    assert trained(data_of("[]")) == [1, 1, 1]
+
+
+# Broken by a filter that takes held-out answers away: what is measured with a filter could not be compared.
+def test_what_is_held_out_of_a_file_is_not_filtered(data_of, tmp_path):
+    records = [asked(answer("1 + 1 = 3", str(i))) for i in range(20)]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, records)))
+    load = ["data=jsonl", "data.path=my.jsonl", "data.heldout_conversations=5"]
+    plain = load_data(compose(load).data)
+    with pytest.warns(UserWarning, match="20 of 20"):
+        kept = load_data(compose([*load, "data.filter=[equations]"]).data)
+    assert list(kept.heldout) == list(plain.heldout)
+    assert [one.name for one in kept.train] == [one.name for one in plain.train]
+    assert all(message.get("weight") == 0 for one in kept.train for message in one.messages[1::2])
+
+
+# Broken by a cache that does not know the code of a user's filter: after a change the old one would go on.
+def test_a_filter_that_has_changed_reads_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, limit in (("filter_a", 2), ("filter_b", 3)):
+        (tmp_path / f"{name}.py").write_text(f"def short(message, record):\n    return None if {limit} else ''\n")
+    digests = [Reading("auto", 0, filters=(f"{name}:short",)).digest() for name in ("filter_a", "filter_b")]
+    (tmp_path / "filter_c.py").write_text((tmp_path / "filter_a.py").read_text())
+    assert len({*digests, Reading("auto", 0).digest()}) == 3
+    assert digest_of_code(tmp_path / "filter_a.py") == digest_of_code(tmp_path / "filter_c.py")
+    assert digest_of_code(tmp_path / "filter_a.py") != digest_of_code(tmp_path / "filter_b.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("equation", "data.filter=equation: no such filter; there are equations, result, thinks, succeeded, and yours"),
+        ("no_such_module:f", r"data.filter=no_such_module:f: cannot be imported"),
+        ("os:getpid", "data.filter=os:getpid: "),
+    ],
+)
+def test_a_filter_that_is_none_is_named(name, message, data_of):
+    with pytest.raises(ConfigError, match=message):
+        load_filters([name])
+    with pytest.raises(ConfigError, match=message):
+        data_of(f"['{name}']")
+
+
+def test_what_is_held_out_of_generated_data_is_neither_flawed_nor_filtered():
+    overrides = ["data.train_conversations=20", "data.heldout_conversations=10"]
+    plain = load_data(compose(overrides).data)
+    with pytest.warns(UserWarning, match="data.filter"):
+        made = load_data(compose([*overrides, "data.flaws={wrong_step:1}", "data.filter=[equations]"]).data)
+    assert list(made.heldout) == list(plain.heldout)
+    assert list(made.train) != list(plain.train)

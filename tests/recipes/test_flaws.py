@@ -1,0 +1,80 @@
+"""Thinking made worse: which share, how, and that answers stay as they are."""
+
+import re
+
+import pytest
+
+from recipes.configuration.compose import compose
+from recipes.configuration.rules import ConfigError
+from recipes.sources import tutoring
+from recipes.sources.flaws import flawed
+
+FLAWS = ("wrong_step", "irrelevant", "shuffled", "truncated", "missing")
+
+
+@pytest.fixture(scope="module")
+def records():
+    return tutoring.generate(300, seed=0, split="train")
+
+
+def thinkings(records):
+    return [message.get("reasoning_content") for record in records for message in record["messages"]]
+
+
+def changed(records, **shares):
+    """(thinking before, thinking after) of each turn that thinks."""
+    after = thinkings(flawed(records, shares, seed=1))
+    return [(one, other) for one, other in zip(thinkings(records), after, strict=True) if one is not None]
+
+
+def test_the_same_seed_gives_the_same_flaws(records):
+    shares = dict.fromkeys(FLAWS, 0.2)
+    assert list(flawed(records, shares, 1)) == list(flawed(records, shares, 1)) != list(flawed(records, shares, 2))
+    assert list(flawed(records, {}, 1)) == records
+
+
+# Broken by a flaw that touches a question or an answer: its cost would not be that of the thinking.
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_all_but_the_thinking_stays(records, flaw):
+    def rest(some):
+        return [[{**message, "reasoning_content": None} for message in record["messages"]] for record in some]
+
+    before = rest(records)
+    assert rest(flawed(records, {flaw: 1.0}, 1)) == before == rest(records)
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_the_share_is_the_share(records, flaw, share):
+    pairs = changed(records, **{flaw: share})
+    found = sum(one != other for one, other in pairs) / len(pairs)
+    # A turn of one line cannot be shuffled, and the first conversation has no other one in front of it.
+    assert 0.9 * share - 0.07 < found < share + 0.07
+
+
+def test_what_each_flaw_does(records):
+    for one, other in changed(records, wrong_step=1.0):
+        before, after = re.findall(r"\d+", one), re.findall(r"\d+", other)
+        assert len(before) == len(after) and re.sub(r"\d+", "", one) == re.sub(r"\d+", "", other)
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+    every = {one for one in thinkings(records) if one}
+    assert all(other in every for _, other in changed(records, irrelevant=1.0))
+    for one, other in changed(records, shuffled=1.0):
+        assert sorted(one.splitlines()) == sorted(other.splitlines())
+    for one, other in changed(records, truncated=1.0):
+        assert one.startswith(other) and 0 < len(other) < len(one)
+    assert {other for _, other in changed(records, missing=1.0)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.flaws={sloppy: 0.5}"], "data.flaws.sloppy: no such flaw; there are wrong_step, irrelevant"),
+        (["data.flaws={missing: 1.5}"], "data.flaws.missing=1.5: must be from 0 to 1"),
+        (["data.flaws={missing: 0.6, shuffled: 0.6}"], "more than 1 together"),
+        (["data.flaws={missing: 0.6}", "data=jsonl", "data.path=Makefile"], "only for generated conversations"),
+    ],
+)
+def test_shares_that_are_none_are_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(overrides)

@@ -27,9 +27,9 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Split = Literal["train", "heldout"]
 
@@ -178,6 +178,15 @@ def another_result(thinking: str, expected: str) -> tuple[str, str] | None:
     other = 10 * ((tens - 2 + 3) % 8 + 2) + ((ones - 1 + 4) % 9 + 1 if ones else 0)
     changed = f"{thinking[: found.start(1)]}{other}{thinking[found.end(1) :]}"
     return changed, f"{expected[: stated.start()]}{in_words(other)}{expected[stated.end() :]}"
+
+
+def contradicts(message: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
+    """A filter (`data.filter`): answers that state a number in words to which their thinking does not come."""
+    stated = _IN_WORDS.search(message["content"])
+    found = re.search(r"\bResult (\d\d)\.", message.get("reasoning_content") or "")
+    if stated is None or (found and found[1] >= "20" and in_words(int(found[1])) == stated[0]):
+        return None
+    return "the thinking does not come to the number of the answer"
 
 
 def in_words(value: int) -> str:

@@ -222,6 +222,18 @@ TABLE = {
         shows=("| keep_thinking |",),
         why="a small model",
     ),
+    'make sweep ARGS="experiment=qwen3_0_6b_mathchatsync duplication=one_pass,keep_thinking,last_turn seed=0"': How(
+        args=f"{LOCAL_MODEL} data.path=my.jsonl {FEW_HELD_OUT} trainer.epochs=null",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| keep_thinking |",),
+        why="a small model",
+    ),
+    'make sweep ARGS="experiment=qwen3_4b_tau2 duplication=one_pass,last_turn seed=0"': How(
+        args=f"{LOCAL_MODEL} data.path=tau2.jsonl {FEW_HELD_OUT} trainer.epochs=null",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| last_turn |",),
+        why="a small model",
+    ),
     "make sweep SWEEP=real_model": How(
         args=f"{LOCAL_MODEL} data.path=gsm8k.jsonl {FEW_HELD_OUT} experiment=smollm2_study,smollm2_study_last_turn",
         leaves=("runs/sweep/*/comparison.md",),

@@ -82,6 +82,21 @@ def test_the_tutors_thinking_is_never_refused_and_wrong_steps_are():
     assert sum(bool(equations(message, {})) for message in wrong) > 0.5 * len(turns)
 
 
+# Broken by a filter that takes right thinking for wrong, or a foreign one for its own.
+def test_thinking_that_does_not_come_to_the_answer_is_refused():
+    records = tutoring.generate(200, seed=0, split="train")
+    assert not any(tutoring.contradicts(message, {}) for record in records for message in record["messages"])
+    for flaw, least in (("irrelevant", 0.9), ("missing", 0.99), ("truncated", 0.99)):
+        pairs = zip(records, flawed(records, {flaw: 1.0}, 0), strict=True)
+        turns = [
+            message
+            for before, after in pairs
+            for was, message in zip(before["messages"], after["messages"], strict=True)
+            if message != was and "ty" in message["content"]
+        ]
+        assert sum(bool(tutoring.contradicts(message, {})) for message in turns) > least * len(turns)
+
+
 def test_a_result_that_does_not_stand_in_the_thinking_is_refused():
     assert result(answer("4*6=24", "They have 24 cups."), {}) is None
     assert result(answer("4*6=24", "They have 24.0 cups, of 6."), {}) is None

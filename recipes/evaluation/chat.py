@@ -16,21 +16,21 @@ import itertools
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexmask.conversations.contexts import Rule, shown_by
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.thinking import THINK_CLOSE
-from flexmask.model.support import unbranched_layers, unwrapped
+from flexmask.model.support import unbranched_layers
 from flexmask.text.calls import Prompts
 from flexmask.text.template import ChatTemplate, RejectedError
 from recipes.configuration.schema import History
 from recipes.evaluation.environments import MOST_CALLS, Environment, act, same_calls
+from recipes.evaluation.generation import end_tokens, generate, ready_to_generate, text_of
 from recipes.evaluation.matchers import Matcher, load_matcher
 from recipes.evaluation.probes import Probe
 from recipes.evaluation.replies import ChatResult, ChatTurn, Thinking, parse_reply, thinking_begun
@@ -107,7 +107,7 @@ def chat(
             asked = [question for one in waiting if (question := one.question(tokenizer, max_new_tokens, positions))]
             for batch in _batches(asked, batch_size):
                 replies = generate(plain, [question.ids for question in batch], batch[0].room, ends)
-                written = [(_text(tokenizer, reply), ended) for reply, ended in replies]
+                written = [(text_of(tokenizer, reply), ended) for reply, ended in replies]
                 follows: list[bool | None] = [None] * len(batch)
                 if probe is not None:
                     follows = _follow(plain, tokenizer, batch, written, probe, positions, ends, errors)
@@ -314,11 +314,6 @@ def _batches(questions: list[_Question], size: int) -> Iterator[list[_Question]]
         yield from (batch[start : start + size] for start in range(0, len(batch), size))
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, reply: list[int]) -> str:
-    # Without tidying of the spaces in front of signs, which some tokenizers do unless told not to.
-    return tokenizer.decode(reply, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
 def _follow(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -358,7 +353,7 @@ def _follow(
         answers = generate(model, [tried[index][0] for index in indices], room, ends)
         for index, (reply_ids, ended) in zip(indices, answers, strict=True):
             of = batch[index].of
-            right = of.matcher(_text(tokenizer, reply_ids).strip(), tried[index][2], of.messages)
+            right = of.matcher(text_of(tokenizer, reply_ids).strip(), tried[index][2], of.messages)
             found[index] = None if right is None else bool(right) and ended
     return found
 
@@ -393,60 +388,3 @@ def _warn(chats: Sequence[_Chat], history: str, errors: Counter[str]) -> None:
             f"{errors.most_common(1)[0][0]}",
             stacklevel=3,
         )
-
-
-@contextmanager
-def ready_to_generate(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model itself, without wrapper, with its usual attention, a growing cache, no dropout, and no generation
-    settings of its own (a penalty for repetition would count against a model that copies digits)."""
-    plain = unwrapped(model)
-    attention, training, settings = plain.config._attn_implementation, model.training, plain.generation_config
-    # sdpa computes no soft-capped scores, and leaves the cap out without a word (transformers 5.23).
-    capped = getattr(plain.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    try:
-        plain.set_attn_implementation("sdpa" if plain._supports_sdpa and not capped else "eager")
-        plain.generation_config = GenerationConfig()
-        model.eval()
-        # Every reply has lengths of its own, for each of which trainer.torch_compile would compile anew.
-        with torch.compiler.set_stance("force_eager"):
-            yield plain
-    finally:
-        plain.set_attn_implementation(attention)
-        plain.generation_config = settings
-        model.train(training)
-
-
-@torch.inference_mode()
-def generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int]
-) -> list[tuple[list[int], bool]]:
-    """For each prompt the tokens generated, greedily, in front of the first one of `ends`, and whether that came."""
-    pad, width = min(ends), max(map(len, prompts))  # an end is a token that the model has; a tokenizer's pad may not be
-    # Padded by hand: this must not depend on the tokenizer's own padding side.
-    input_ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True
-    )
-    output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
-    replies = []
-    for row in output[:, width:].tolist():
-        end = next((i for i, token in enumerate(row) if token in ends), None)
-        replies.append((row[:end], end is not None))
-    return replies
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """What ends a turn: the tokenizer's end of sequence and what the model's generation config says.
-
-    Raises ValueError where neither says anything.
-    """
-    own = model.generation_config.eos_token_id
-    own = [] if own is None else [own] if isinstance(own, int) else own
-    ends = {*own} | ({tokenizer.eos_token_id} - {None})
-    if not ends:
-        raise ValueError(
-            "no token ends a turn: the tokenizer has no eos_token and the model's generation_config no eos_token_id; "
-            "set one of them to the token that ends a turn"
-        )
-    return ends

@@ -6,13 +6,11 @@ argument is given the messages that were said before the answer as well, the mod
 are right by what was asked for and by what they change.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flexmask.importing import function_at, is_import_path
-from recipes.configuration.rules import ConfigError
+from recipes.configuration.functions import named_function
 from recipes.sources.numbers import last_number
 
 Matcher = Callable[[str, str, Sequence[Mapping[str, Any]]], bool | None]
@@ -50,32 +48,8 @@ def load_matcher(name: str, key: str = "evaluation.matcher") -> Matcher:
 
     Raises ConfigError when there is none, or it can be called neither with two texts nor with the messages beside them.
     """
-    if name in _OWN:
-        return without_history(_OWN[name])
-    key = f"{key}={name}"
-    if not is_import_path(name):
-        raise ConfigError(
-            f"{key}: no such matcher; choose {', '.join(_OWN)}, or give a function package.module:function"
-        )
-    try:
-        function = function_at(name)
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from error
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # a function in C may not tell its signature
-        return without_history(function)
-    try:
-        signature.bind("answer", "expected")
-    except TypeError as error:
-        try:
-            signature.bind("answer", "expected", ())
-        except TypeError:
-            raise ConfigError(
-                f"{key}: cannot be called with (answer, expected), nor with (answer, expected, messages): {error}"
-            ) from error
-        return function
-    return without_history(function)
+    function, takes = named_function(key, name, _OWN, ("answer", "expected"), ("answer", "expected", "messages"))
+    return function if len(takes) == 3 else without_history(function)
 
 
 def without_history(function: _Plain) -> Matcher:

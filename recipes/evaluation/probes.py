@@ -6,11 +6,10 @@ model is continued behind the changed thinking; its answer follows if the matche
 says. One that ignores its own thinking says what it would have said.
 """
 
-import inspect
 import re
 from collections.abc import Callable
 
-from flexmask.importing import function_at, is_import_path
+from recipes.configuration.functions import named_function
 from recipes.configuration.rules import ConfigError
 from recipes.sources.numbers import NUMBER
 
@@ -41,18 +40,8 @@ def load_probe(name: str | None, matcher: str) -> Probe | None:
     """
     if name is None:
         return None
-    if name in _OWN:
-        if matcher == "exact":
-            raise ConfigError(
-                f"evaluation.probe={name}: no whole answer is known to follow; give evaluation.matcher=number"
-            )
-        return _OWN[name]
-    key = f"evaluation.probe={name}"
-    if not is_import_path(name):
-        raise ConfigError(f"{key}: no such probe; there is {', '.join(_OWN)}, and yours as package.module:function")
-    try:
-        function = function_at(name)
-        inspect.signature(function).bind("thinking", "expected")
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{key}: {error}") from error
-    return function
+    if name in _OWN and matcher == "exact":
+        raise ConfigError(
+            f"evaluation.probe={name}: no whole answer is known to follow; give evaluation.matcher=number"
+        )
+    return named_function("evaluation.probe", name, _OWN, ("thinking", "expected"))[0]

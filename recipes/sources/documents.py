@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from recipes.sources.tutoring import Split
+from recipes.sources.splits import Split, seeded
 
 # What each name does, and what each thing may be called.
 VERBS = {
@@ -128,9 +128,7 @@ def generate(count: int, seed: int, split: Split) -> list[dict]:
 
 def sessions(seed: int, split: Split) -> Iterator[dict]:
     """The records that `generate` begins with, and all others behind them, without end."""
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
-    rng = random.Random(f"documents/{split}/{seed}")
+    rng = seeded(split, seed, "documents/")
     while True:
         first = _line((), rng)
         name, thing = list(VERBS).index(first[0]), list(KINDS).index(first[-1])

@@ -6,7 +6,7 @@ history of later turns; a conversation without any other is not trained. Where a
 go with one. The reasons are said, each with the number of conversations; what is held out is not filtered.
 """
 
-import inspect
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,8 +16,7 @@ from typing import Any
 
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.model_calls import Call, Calls
-from flexmask.importing import function_at, is_import_path
-from recipes.configuration.rules import ConfigError
+from recipes.configuration.functions import named_function
 from recipes.sources.numbers import last_number, numbers
 
 Filter = Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]
@@ -91,18 +90,9 @@ def load_filters(names: Sequence[str]) -> tuple[Filter, ...]:
     return tuple(map(_load, names))
 
 
+@functools.cache  # asked for with every record
 def _load(name: str) -> Filter:
-    if name in _OWN:
-        return _OWN[name]
-    key = f"data.filter={name}"
-    if not is_import_path(name):
-        raise ConfigError(f"{key}: no such filter; there are {', '.join(_OWN)}, and yours as package.module:function")
-    try:
-        function = function_at(name)
-        inspect.signature(function).bind("message", "record")
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{key}: {error}") from error
-    return function
+    return named_function("data.filter", name, _OWN, ("message", "record"))[0]
 
 
 def filtered(found: Conversation | Calls, record: Mapping[str, Any], filters: Sequence[Filter]) -> Conversation | Calls:

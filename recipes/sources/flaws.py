@@ -63,8 +63,9 @@ def _wrong_step(thinking: str, others: list[str], rng: random.Random) -> str:
     at = rng.choice(found)
     digits = len(at.group())
     least = 10 ** (digits - 1) if digits > 1 else 0
-    while (wrong := rng.randrange(least, 10**digits)) == int(at.group()):
-        pass
+    # One of all the others: those from the right one on move up by one.
+    wrong = least + rng.randrange(10**digits - least - 1)
+    wrong += wrong >= int(at.group())
     return f"{thinking[: at.start()]}{wrong}{thinking[at.end() :]}"
 
 

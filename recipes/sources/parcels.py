@@ -35,7 +35,7 @@ from typing import Any
 
 from flexmask import Conversation
 from flexmask.conversations.contexts import Messages, compact, keep_last_tool_results
-from recipes.sources.tutoring import Split
+from recipes.sources.splits import Split, seeded
 
 # What a field may hold. A code is the beginning of a word, so no two words begin alike.
 FIELDS = {
@@ -61,9 +61,7 @@ def generate(count: int, seed: int, split: Split) -> list[dict]:
 
 def episodes(seed: int, split: Split) -> Iterator[dict]:
     """The records that `generate` begins with, and all others behind them, without end."""
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
-    rng = random.Random(f"{split}/{seed}")
+    rng = seeded(split, seed)
     while True:
         number = rng.randrange(1000, 10_000)
         if (number % 7 == 0) == (split == "heldout"):

@@ -28,7 +28,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from recipes.sources.tutoring import Split
+from recipes.sources.splits import Split, seeded
 
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
 NAMES = "abc"
@@ -112,9 +112,7 @@ def generate(count: int, seed: int, split: Split) -> list[dict]:
 
 def sessions(seed: int, split: Split) -> Iterator[dict]:
     """The records that `generate` begins with, and all others behind them, without end."""
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
-    rng = random.Random(f"programs/{split}/{seed}")
+    rng = seeded(split, seed, "programs/")
     while True:
         first = (_step(0, rng), _step(1, rng))
         one, other = (int(step.number) + 8 * list(WORDS).index(step.operator) for step in first)

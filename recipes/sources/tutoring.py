@@ -27,11 +27,10 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-Split = Literal["train", "heldout"]
+from recipes.sources.splits import Split, seeded
 
 NAMES = ("Mia", "Tom", "Ana", "Ben", "Zoe", "Sam", "Eva", "Leo", "Ida", "Max")
 THINGS = ("apples", "coins", "books", "shells", "stamps", "cards", "pens", "beads")
@@ -44,8 +43,6 @@ LEAST, MOST = 20, 99  # every number that an answer states lies here: two digits
 
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-_IN_WORDS = re.compile(rf"\b({'|'.join(TENS)})( ({'|'.join(ONES)}))?\b")
 
 # Several wordings a skill. {name} and {things} are for colour, {n} is an amount, {m} a second one.
 WORDINGS = {
@@ -152,9 +149,7 @@ def dialogues(
 ) -> Iterator[dict]:
     """The records that `generate` begins with, and all others behind them, without end. instead: what the tutor says in
     place of a turn; None: the turn."""
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split={split!r}: write 'train' or 'heldout'")
-    rng = random.Random(f"{split}/{seed}")
+    rng = seeded(split, seed)
     while True:
         record = _dialogue(rng, instead)
         if split_of(record) == split:
@@ -165,28 +160,6 @@ def split_of(record: dict) -> Split:
     """The split that a record belongs to: one in ten is held out, by a hash of its questions."""
     questions = "\n".join(message["content"] for message in record["messages"] if message["role"] == "user")
     return "heldout" if hashlib.sha256(questions.encode()).digest()[0] % 10 == 0 else "train"
-
-
-def another_result(thinking: str, expected: str) -> tuple[str, str] | None:
-    """A probe (`evaluation.probe`): the result that the thinking comes to is another one, which the answer must state.
-    None where the thinking states no result, or the answer no number in words."""
-    found = re.search(r"\bResult (\d\d)\.", thinking)
-    if found is None or not (stated := _IN_WORDS.search(expected)):
-        return None
-    # Neither digit is the same.
-    tens, ones = (int(digit) for digit in found[1])
-    other = 10 * ((tens - 2 + 3) % 8 + 2) + ((ones - 1 + 4) % 9 + 1 if ones else 0)
-    changed = f"{thinking[: found.start(1)]}{other}{thinking[found.end(1) :]}"
-    return changed, f"{expected[: stated.start()]}{in_words(other)}{expected[stated.end() :]}"
-
-
-def contradicts(message: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
-    """A filter (`data.filter`): answers that state a number in words to which their thinking does not come."""
-    stated = _IN_WORDS.search(message["content"])
-    found = re.search(r"\bResult (\d\d)\.", message.get("reasoning_content") or "")
-    if stated is None or (found and found[1] >= "20" and in_words(int(found[1])) == stated[0]):
-        return None
-    return "the thinking does not come to the number of the answer"
 
 
 def in_words(value: int) -> str:

@@ -12,7 +12,8 @@ import flexmask.attention.interface  # noqa: F401  registers the attention imple
 from flexmask.conversations.contexts import RULES
 from flexmask.conversations.conversation import Conversation
 from flexmask.conversations.reading import read_conversation
-from recipes.evaluation.chat import chat, generate, ready_to_generate
+from recipes.evaluation.chat import chat
+from recipes.evaluation.generation import generate, ready_to_generate
 from recipes.evaluation.matchers import load_matcher
 from recipes.evaluation.replies import Thinking, figures
 from recipes.models.tiny import build_model, build_tokenizer

@@ -14,6 +14,7 @@ from recipes.sources.conversation_store import Reading
 from recipes.sources.filters import equations, filtered, load_filters, result, succeeded, thinks
 from recipes.sources.flaws import flawed
 from recipes.sources.load import load_data
+from recipes.sources.tutoring_results import contradicts
 from recipes.storage.shards import digest_of_code
 
 
@@ -85,7 +86,7 @@ def test_the_tutors_thinking_is_never_refused_and_wrong_steps_are():
 # Broken by a filter that takes right thinking for wrong, or a foreign one for its own.
 def test_thinking_that_does_not_come_to_the_answer_is_refused():
     records = tutoring.generate(200, seed=0, split="train")
-    assert not any(tutoring.contradicts(message, {}) for record in records for message in record["messages"])
+    assert not any(contradicts(message, {}) for record in records for message in record["messages"])
     for flaw, least in (("irrelevant", 0.9), ("missing", 0.99), ("truncated", 0.99)):
         pairs = zip(records, flawed(records, {flaw: 1.0}, 0), strict=True)
         turns = [
@@ -94,7 +95,7 @@ def test_thinking_that_does_not_come_to_the_answer_is_refused():
             for was, message in zip(before["messages"], after["messages"], strict=True)
             if message != was and "ty" in message["content"]
         ]
-        assert sum(bool(tutoring.contradicts(message, {})) for message in turns) > least * len(turns)
+        assert sum(bool(contradicts(message, {})) for message in turns) > least * len(turns)
 
 
 def test_a_result_that_does_not_stand_in_the_thinking_is_refused():
@@ -240,7 +241,7 @@ def test_a_filter_that_has_changed_reads_anew(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("equation", "data.filter=equation: no such filter; there are equations, result, thinks, succeeded, and yours"),
+        ("equation", "data.filter=equation: no such filter; choose equations, result, thinks, succeeded, or give"),
         ("no_such_module:f", r"data.filter=no_such_module:f: cannot be imported"),
         ("os:getpid", "data.filter=os:getpid: "),
     ],

@@ -13,7 +13,8 @@ from recipes.evaluation.probes import last_number, load_probe
 from recipes.evaluation.replies import figures
 from recipes.sources import tutoring
 from recipes.sources.numbers import last_number as value_of
-from recipes.sources.tutoring import another_result, in_words
+from recipes.sources.tutoring import in_words
+from recipes.sources.tutoring_results import another_result
 
 
 def asked(*answers):
@@ -140,9 +141,9 @@ def test_another_result_of_a_tutor():
 
 def test_a_probe_by_name(tmp_path, monkeypatch):
     assert load_probe(None, "exact") is None and load_probe("last_number", "number") is last_number
-    assert load_probe("recipes.sources.tutoring:another_result", "exact") is another_result
+    assert load_probe("recipes.sources.tutoring_results:another_result", "exact") is another_result
     for name, message in (
-        ("first_number", "evaluation.probe=first_number: no such probe; there is last_number"),
+        ("first_number", "evaluation.probe=first_number: no such probe; choose last_number, or give"),
         ("recipes.sources.tutoring:nothing", "evaluation.probe="),
         ("recipes.sources.tutoring:in_words", "evaluation.probe="),
         ("last_number", "evaluation.probe=last_number: .* give evaluation.matcher=number"),  # exact would never hold

@@ -28,7 +28,7 @@ def evaluate_chats(
     evaluation: EvaluationConfig,
     data: DataConfig,
     context: ContextConfig = TEMPLATE,
-) -> tuple[dict[str, float | int | None], list[ChatResult]]:
+) -> tuple[dict[str, Any], list[ChatResult]]:
     """Chat on `heldout` as `evaluation` says, with the template's arguments and the date of `data`, and histories as
     `context` shows them; calls of a record say themselves what they are shown.
 

@@ -131,7 +131,7 @@ class ChatResult:
         return all(compared) and not self.unasked if compared else None
 
 
-def figures(results: Sequence[ChatResult]) -> dict[str, float | int | None]:
+def figures(results: Sequence[ChatResult]) -> dict[str, Any]:
     """What chats say of a model; a share is None where there is nothing to take it of.
 
     answer_accuracy          replies that are right, of those that the matcher could compare
@@ -143,6 +143,8 @@ def figures(results: Sequence[ChatResult]) -> dict[str, float | int | None]:
     thinking_as_expected     replies with valid thinking where the data thinks, and with none where it does not
     thinking_tokens_mean, thinking_tokens_median    tokens of the thinking, of the replies in which there is any
     chatted_conversations, chatted_replies          how many were asked
+    thinking_by_turn         replies in a valid block, where the data thinks, by their number among the assistant
+                             messages; a model that was trained on histories with thinking stops thinking in later ones
     thinking_accuracy        replies whose thinking is right, of those whose thinking is judged
     answers_follow_thinking  replies whose answer follows from changed thinking, of the probed_replies
     uncompared_replies       replies with nothing in the data that the matcher could compare
@@ -161,6 +163,7 @@ def figures(results: Sequence[ChatResult]) -> dict[str, float | int | None]:
         "thinking_as_expected": _share([turn.thinks_as_expected for turn in turns]),
         "thinking_tokens_mean": statistics.mean(lengths) if lengths else None,
         "thinking_tokens_median": statistics.median(lengths) if lengths else None,
+        "thinking_by_turn": _thinking_by_turn(turns),
         "thinking_accuracy": _share([turn.thinking_correct for turn in turns]),
         "answers_follow_thinking": _share([turn.follows for turn in turns]),
         "probed_replies": sum(turn.follows is not None for turn in turns),
@@ -169,6 +172,15 @@ def figures(results: Sequence[ChatResult]) -> dict[str, float | int | None]:
         "uncompared_replies": sum(turn.correct is None for turn in turns),
         "unasked_turns": sum(len(result.unasked) for result in results),
     }
+
+
+def _thinking_by_turn(turns: Sequence[ChatTurn]) -> dict[str, str] | None:
+    """{"0": "58 of 60", ...}"""
+    found: dict[int, list[bool]] = {}
+    for turn in turns:
+        if turn.expects_thinking:
+            found.setdefault(turn.turn, []).append(turn.reply.state is Thinking.valid)
+    return {str(number): f"{sum(valid)} of {len(valid)}" for number, valid in sorted(found.items())} or None
 
 
 def _share(values: Sequence[bool | None]) -> float | None:

@@ -294,4 +294,9 @@ def _chat_lines(result: dict) -> list[str]:
                 f"  {result[f'{prefix}replies_ended']:.1%} of replies ended by themselves; thinking "
                 + ", ".join(f"{kind} {share:.1%}" for kind, share in shares if share)
             )
+        if (right := result.get(f"{prefix}thinking_accuracy")) is not None:
+            lines.append(f"  {right:.1%} of thinking right")
+        if probed := result.get(f"{prefix}probed_replies"):
+            follow = result[f"{prefix}answers_follow_thinking"]
+            lines.append(f"  {follow:.1%} of {probed:,} answers follow when their thinking is changed")
     return lines

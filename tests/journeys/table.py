@@ -185,6 +185,8 @@ TABLE = {
     "make merge": How(args="runs/one", needs="adapted", leaves=MERGED),
     'make merge ARGS="runs/<folder>"': How(replace=ONE, needs="adapted", leaves=MERGED),
     'make inspect ARGS="data=jsonl data.path=my.jsonl data.filter=[equations,result]"': How(shows=("left out",)),
+    f'make train ARGS="model=hub model.name_or_path=<folder> trainer=finetune {OWN_FILE} data.filter=[thinks] '
+    'evaluation.probe=last_number evaluation.matcher=number"': How(replace=DENSE, args=FINETUNE, leaves=RUN),
     "make replay": How(runs_in="test_replay.py", why="after a step that was not finite"),
     'make replay ARGS="runs/<folder>"': How(runs_in="test_replay.py", why="after a step that was not finite"),
     "make sweep": How(args=TINY, leaves=("runs/sweep/*/comparison.md", "runs/sweep/*/report.html")),

@@ -11,6 +11,7 @@ from recipes.evaluation.chat import chat
 from recipes.evaluation.matchers import load_matcher
 from recipes.evaluation.probes import last_number, load_probe
 from recipes.evaluation.replies import figures
+from recipes.run.summary import _chat_lines
 from recipes.sources import tutoring
 from recipes.sources.numbers import last_number as value_of
 from recipes.sources.tutoring import in_words
@@ -150,3 +151,18 @@ def test_a_probe_by_name(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=message):
             load_probe(name, "exact")
+
+
+# Broken by figures that stand in result.json alone: whoever asks for a probe looks at the terminal.
+def test_what_was_judged_is_printed(monkeypatch):
+    def reads(prompt):
+        return "\n\nIt is 4.<|im_end|>" if prompt.endswith("</think>") else "<think>\nSo 7\n</think>\n\n7<|im_end|>"
+
+    _, result = probed(reads, monkeypatch, thinking_matcher=load_matcher("exact"))
+    lines = _chat_lines(figures([result]))
+    assert (
+        "  0.0% of thinking right" in lines and "  100.0% of 2 answers follow when their thinking is changed" in lines
+    )
+    assert not [
+        line for line in _chat_lines({"answer_accuracy": 1.0, "conversation_accuracy": 1.0}) if "of thinking" in line
+    ]

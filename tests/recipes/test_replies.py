@@ -101,6 +101,7 @@ def test_figures():
         "thinking_as_expected": 4 / 8,
         "thinking_tokens_mean": 5.0,
         "thinking_tokens_median": 4,
+        "thinking_by_turn": {"0": "2 of 5"},
         "thinking_accuracy": None,
         "answers_follow_thinking": None,
         "probed_replies": 0,
@@ -109,6 +110,12 @@ def test_figures():
         "uncompared_replies": 1,
         "unasked_turns": 3,
     }
+
+
+# Broken by counting turns whose data does not think, or those of all turns as one.
+def test_thinking_by_turn():
+    later = [turn("missing", number=1), turn("valid", number=1), turn("missing", number=1, expects=False)]
+    assert figures([result(turn(), *later), result(turn())])["thinking_by_turn"] == {"0": "2 of 2", "1": "1 of 2"}
 
 
 def test_figures_of_nothing_are_none():

@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -125,13 +126,19 @@ def read_sweep(folder: Path) -> Sweep:
     differ = [key for key in every if len({one.get(key) for one in settings.values()}) > 1]
     keys = _telling(differ, list(settings.values())) or [LAYOUT]
     variants: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for path, result in sorted(results.items(), key=lambda one: one[1]["seed"]):
+    for path, result in sorted(results.items(), key=lambda one: (one[1]["seed"], _in_order(one[0].name))):
         curve = curve_of(json_lines(path / METRICS), "loss")
         variant = tuple(settings[path].get(key, "") for key in keys)
         variants.setdefault(variant, []).append(result | {"curve": curve, "folder": path.name})
     if keys == [LAYOUT]:
         variants = {(name,): variants[name,] for name in COLORS if (name,) in variants}
     return Sweep(keys, variants, _missing(folder, set(results)), [key for key in differ if key not in keys])
+
+
+def _in_order(name: str) -> tuple[int, str]:
+    """Jobs by their number, 2 in front of 10; other folders behind them, by name."""
+    number = name.partition("_")[0]
+    return (int(number), name) if number.isdecimal() else (sys.maxsize, name)
 
 
 def _telling(keys: list[str], settings: list[dict[str, str]]) -> list[str]:

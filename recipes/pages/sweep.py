@@ -39,6 +39,7 @@ def write_sweep(folder: Path) -> Path:
             "state": _state(sweep),
             "complete": not sweep.missing,
             "keys": sweep.keys if len(sweep.variants) > 1 else [],
+            "follow": sweep.follow,
             "header": [*sweep.names, "seed"],
             "columns": [name for name, _, _ in columns_of(sweep)] if sweep.variants else [],
             "rows": [(row, _report(folder, row.folder)) for row in rows_of(sweep)] if sweep.variants else [],

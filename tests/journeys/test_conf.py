@@ -152,7 +152,8 @@ def test_the_table_of_context_rules_has_every_cell(swept):
         assert wanted in columns
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert len(cells) == 4 and all(len(some) == len(columns) for some in cells)
-    assert not any(cell in ("", "-") for some in cells for cell in some)
+    thinking = columns.index("tokens of thinking")  # "-" where a model of few steps closed none
+    assert not any(cell in ("", "-") for some in cells for at, cell in enumerate(some) if at != thinking)
     arms = {(some[columns.index("layout")], some[columns.index("rule")]) for some in cells}
     rule = "recipes.sources.parcels:harness"
     assert arms == {("one_pass", rule), ("per_turn", rule), ("last_turn", rule), ("one_pass", "None")}

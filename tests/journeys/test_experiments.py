@@ -56,14 +56,17 @@ def test_the_merged_model_gives_the_logits_of_the_adapter(workshop, adapted, mon
         assert (with_adapter(ids).logits - expected).abs().mean() / expected.abs().mean() > 2 * moved
 
 
-# Seven turns of four dialogs, and one behind a tool that the user called. Breaks if a line is trained otherwise than as
-# the turn that it is, if turns of a dialog stand on both sides of the split, or if a line is lost without a word.
+# Seven turns of four dialogs, of which one failed, and one turn behind a tool that the user called. Breaks if a line is
+# trained otherwise than as the turn that it is, if turns of a dialog stand on both sides of the split, if the dialog
+# that failed is trained, or if a line is lost without a word.
 def test_episodes_of_tau2_are_trained_turn_by_turn(workshop):
     words = f"model.name_or_path=models/dense data.path=tau2.jsonl {' '.join(SMALL)} data.heldout_conversations=1"
     command = 'make train ARGS="experiment=qwen3_4b_tau2"'
     done = workshop.run(f'{command[:-1]} {words} wandb=off"')
     folder = workshop.folder / done.last_line
-    assert "read as messages and answer\n" in done.out and "3 conversations, " in done.out
+    assert "read as messages and answer\n" in done.out and "2 conversations, " in done.out
+    assert "1 invalid conversations, 1 conversations with nothing to train\n" in done.out
+    assert "data.filter: answers are not trained: its correct says that it failed (1 of 7 conv" in done.err
     assert "calls of one 'metadata.source_dialog_id' are one record (data.episode_key) (7 of 7 conv" in done.err
     result = json.loads((folder / "result.json").read_text())
     assert result["formats"] == {"messages and answer": 7} and result["steps"] == 3

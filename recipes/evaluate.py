@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from recipes.configuration.compose import RUN_CONFIG, load_run_config
 from recipes.configuration.overrides import checked_overrides, given_keys, groups_of_conf, override
 from recipes.configuration.rules import ConfigError
-from recipes.configuration.schema import DataKind, MixedPrecision, TrainConfig
+from recipes.configuration.schema import DataKind, TrainConfig
 from recipes.distributed import ranks
 from recipes.run.folder import MODEL, trained_fingerprint
 from recipes.terminal.command import command, typed
@@ -45,13 +45,12 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     load_judges(config.evaluation)  # a wrong name fails before anything is loaded
     rule_of(config.deployed_context)
     # torch and transformers take seconds to import: a wrong configuration has failed before.
-    import torch
     from transformers import AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     from recipes.evaluation.histories import evaluate_chats
     from recipes.models.load import load_trained
-    from recipes.models.precision import resolve_precision
+    from recipes.models.precision import chatting_precision
     from recipes.preparation.rows import prepare_heldout
     from recipes.sources.load import load_data
 
@@ -75,10 +74,7 @@ def main(run: Path, file: str | None, overrides: Sequence[str]) -> None:
     heldout = prepare_heldout(conversations, tokenizer, config.data, config.duplication, model, config.deployed_context)
     invalid = len(heldout.invalid) + (len(data.dropped) if file else 0)
     print(_chosen(config.evaluation.conversations, file, len(heldout.valid), invalid), file=sys.stderr)
-    # As the training chatted: in other digits other words are likeliest now and then, and the figures would differ.
-    precision = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision)
-    mixed = precision.mixed_precision is MixedPrecision.bf16
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed):
+    with chatting_precision(config, model.device):
         figures, _ = evaluate_chats(
             model, tokenizer, heldout.valid, config.evaluation, config.data, config.deployed_context
         )

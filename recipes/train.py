@@ -263,6 +263,7 @@ def evaluate_run(
     """Held-out loss and chats of the trained model: what `result.json` holds."""
     from recipes.evaluation.histories import evaluate_chats
     from recipes.models.load import load_trained
+    from recipes.models.precision import chatting_precision
     from recipes.run.reports import report_chats
     from recipes.run.summary import heldout_figures, training_result
 
@@ -270,9 +271,10 @@ def evaluate_run(
     model = run.model
     if trainer.is_fsdp_enabled:  # each process holds a part of it; what was saved is whole
         model = load_trained(Path(config.output_dir, MODEL), config.model.dtype).to(ranks.device())
-    figures, chats = evaluate_chats(
-        model, run.tokenizer, run.heldout.valid, config.evaluation, config.data, config.deployed_context
-    )
+    with chatting_precision(config, ranks.device()):
+        figures, chats = evaluate_chats(
+            model, run.tokenizer, run.heldout.valid, config.evaluation, config.data, config.deployed_context
+        )
     report_chats(reporter, chats, trainer.state.global_step)
     result = training_result(trainer, config, run.data, run.rows, run.heldout, measured) | figures
     reporter.summary(result)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from recipes.configuration.schema import AdapterKind, Dtype, MixedPrecision
+from recipes.configuration.schema import AdapterKind, Dtype, MixedPrecision, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,10 @@ def resolve_precision(dtype: Dtype, adapter: AdapterKind, mixed_precision: Mixed
         weights = f"weights in {name}"
     mixed = "bf16" if mixed_precision is MixedPrecision.bf16 else "no"
     return Precision(weights_dtype, mixed_precision, f"{weights}, {mixed} mixed precision")
+
+
+def chatting_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The context in which the model of a run chats, at its end and when it is evaluated again: it computes as training
+    did. In other digits other words are likeliest now and then, and the same model gets other figures."""
+    precision = resolve_precision(config.model.dtype, config.adapter.kind, config.trainer.mixed_precision)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision.mixed_precision is MixedPrecision.bf16)

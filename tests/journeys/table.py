@@ -217,6 +217,12 @@ TABLE = {
         leaves=("runs/sweep/*/comparison.md",),
         shows=("| shuffled 0.5 |",),
     ),
+    'make sweep SWEEP=reasoning_quality ARGS="duplication.thinking_weight=1 '
+    'data.filter=[recipes.sources.tutoring_results:contradicts]"': How(
+        args=f"{TINY} data.flaws={{irrelevant:0.25}},{{irrelevant:0.5}}",
+        leaves=("runs/sweep/*/comparison.md",),
+        shows=("| irrelevant 0.5 |",),
+    ),
     'make sweep SWEEP=real_model ARGS="model.name_or_path=<folder> data.path=<file>"': How(
         replace=DENSE | {"<file>": "gsm8k.jsonl"},
         args=f"{FEW_HELD_OUT} experiment=smollm2_study,smollm2_study_keep_thinking",

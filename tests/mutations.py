@@ -1678,11 +1678,23 @@ FAULTS = [
         "recipes/test_probes.py",
     ),
     Fault(
-        "only division is rounded in an equation",
+        "a result that is cut off keeps its sign",
         "recipes/sources/filters.py",
-        """    if "/" not in terms:
-        return left == right
-""",
+        "math.trunc(exact / last_digit) * last_digit == stated",
+        "0 <= abs(exact) - abs(stated) < last_digit",
+        "recipes/test_filters.py",
+    ),
+    Fault(
+        "a filter that changes a message is refused",
+        "recipes/sources/filters.py",
+        "as_given = [], copy.deepcopy(message)",
+        "as_given = [], message",
+        "recipes/test_filters.py",
+    ),
+    Fault(
+        "the fault of a filter is none of its record",
+        "recipes/sources/conversation_store.py",
+        "    except ConfigError:  # of a filter, which is no fault of the record\n        raise\n",
         "",
         "recipes/test_filters.py",
     ),

@@ -1673,8 +1673,22 @@ FAULTS = [
     Fault(
         "a probe goes on from the changed thinking",
         "recipes/evaluation/chat.py",
-        ".replace(reply.thinking, thinking)",
-        ".replace(reply.thinking, reply.thinking)",
+        "{before}{thinking}{behind}",
+        "{before}{reply.thinking}{behind}",
+        "recipes/test_probes.py",
+    ),
+    Fault(
+        "a matcher says True, False or None",
+        "recipes/evaluation/judges.py",
+        "if right is not None and right not in (True, False):",
+        "if False:",
+        "recipes/test_probes.py",
+    ),
+    Fault(
+        "a matcher cannot change what later turns are asked on",
+        "recipes/evaluation/judges.py",
+        "copy.deepcopy(messages)",
+        "messages",
         "recipes/test_probes.py",
     ),
     Fault(

@@ -79,16 +79,59 @@ def test_where_nothing_can_be_changed_nothing_is_tried(reply, monkeypatch):
     assert figures([result])["answers_follow_thinking"] is None
 
 
-def test_a_probe_that_raises_is_a_warning(monkeypatch):
-    def fails(thinking, expected):
-        raise KeyError("mine")
+SEVEN = "<think>\nSo 7\n</think>\n\n7<|im_end|>"
 
-    script = Scripted(lambda prompt: "<think>\nSo 7\n</think>\n\n7<|im_end|>")
-    with pytest.warns(UserWarning, match="probe raised on 1 replies.*KeyError: 'mine'"):
-        (result,) = chat(
-            script.install(monkeypatch), TOKENIZER, [asked("7")], max_new_tokens=60, batch_size=4, probe=fails
-        )
-    assert result.turns[0].follows is None
+
+def fails(*given):
+    raise KeyError("mine")
+
+
+# Broken by a judge that ends the run when the training is done, or whose word is taken for another one in silence.
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (fails, "failed on 1 replies.*KeyError: 'mine'"),
+        (lambda *given: ("So 4", "4", 1), "a probe gave .'So 4', '4', 1. in place of two texts"),
+        (lambda *given: "44", "a probe gave '44' in place of two texts"),
+        (lambda *given: ("So 4", 4), "in place of two texts"),
+        (lambda *given: True, "a probe gave True in place of two texts"),
+    ],
+)
+def test_a_probe_that_is_at_fault_is_a_warning(gives, message, monkeypatch):
+    settings = {"max_new_tokens": 60, "batch_size": 4, "probe": gives}
+    with pytest.warns(UserWarning, match=message):
+        (result,) = chat(Scripted(lambda prompt: SEVEN).install(monkeypatch), TOKENIZER, [asked("7")], **settings)
+    assert result.turns[0].follows is None and result.turns[0].correct
+
+
+# Broken by taking any text or number for True.
+@pytest.mark.parametrize("gives", ["no", 0.5, [], {}])
+def test_a_matcher_that_does_not_say_what_is_right_is_a_warning(gives, monkeypatch):
+    settings = {"max_new_tokens": 60, "batch_size": 4, "matcher": lambda answer, expected, messages: gives}
+    with pytest.warns(UserWarning, match="failed on 1 replies.*a matcher gave .* in place of True, False or None"):
+        (result,) = chat(Scripted(lambda prompt: SEVEN).install(monkeypatch), TOKENIZER, [asked("7")], **settings)
+    assert result.turns[0].correct is False
+
+
+# Broken by giving it the messages themselves: what it writes there would be asked on.
+def test_a_matcher_cannot_change_what_is_asked(monkeypatch):
+    def writes(answer, expected, messages):
+        messages[0]["content"] = "MINE"
+        messages.append({"role": "user", "content": "MINE"})
+        return True
+
+    script = Scripted(lambda prompt: SEVEN)
+    settings = {"max_new_tokens": 60, "batch_size": 4, "matcher": writes}
+    chat(script.install(monkeypatch), TOKENIZER, [asked("7", "8")], **settings)
+    assert len(script.prompts) == 2 and not any("MINE" in prompt for prompt in script.prompts)
+
+
+# Broken by changing what stands in the tags too.
+def test_thinking_is_changed_inside_its_tags_alone(monkeypatch):
+    script = Scripted(lambda prompt: "<think>\nthin\n</think>\n\n7<|im_end|>")
+    settings = {"max_new_tokens": 60, "batch_size": 4, "probe": lambda thinking, expected: ("other", expected)}
+    chat(script.install(monkeypatch), TOKENIZER, [asked("7")], **settings)
+    assert script.prompts[1].endswith("<think>\nother\n</think>")
 
 
 # Broken by a comparison of the answers, or by a reply that did not think counting as right.

@@ -65,6 +65,7 @@ def test_what_a_user_can_cause_is_one_message(error, message, monkeypatch):
     [
         ("trainer.steps=abc", "'abc' of type 'str' could not be converted to Integer"),
         ("data.filter=equations", "str is not a ListConfig, list or tuple"),
+        ("data.filter=[", "no viable alternative at input '['"),
         ("data.flaws={missing:lots}", "'lots' of type 'str' could not be converted to Float"),
     ],
 )

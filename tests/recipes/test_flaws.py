@@ -68,8 +68,8 @@ def test_what_each_flaw_does(records):
 
 # Broken by a sum in floating point, which is a little more than 1.
 def test_shares_may_be_all_there_is():
-    flaws = {"wrong_step": 0.33, "shuffled": 0.56, "missing": 0.11}
-    assert sum(flaws.values()) > 1 and compose([f"data.flaws={flaws}"]).data.flaws == flaws
+    flaws = compose(["data.flaws={wrong_step: 0.33, shuffled: 0.56, missing: 0.11}"]).data.flaws
+    assert sum(flaws.values()) > 1
 
 
 @pytest.mark.parametrize(

@@ -86,13 +86,20 @@ def thinks(message: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
 
 
 def succeeded(message: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
-    """Answers of a record that does not say, in `correct`, `success`, `resolved` or `reward`, beside its messages or in
-    its `metadata`, that its task was done: true, or a number above 0."""
+    """Answers of a record that does not say that its task was done: true, or a number above 0, in the first that it has
+    of `correct`, `success`, `resolved` and `reward`, beside its messages or else in its `metadata`."""
     metadata = record.get("metadata")
-    for place in (record, metadata if isinstance(metadata, Mapping) else {}):
-        for key in _SUCCESS:
-            if isinstance(value := place.get(key), (bool, int, float)):
-                return None if value > 0 else f"its {key} says that it failed"
+    found = [
+        (key, value)
+        for place in (record, metadata if isinstance(metadata, Mapping) else {})
+        for key in _SUCCESS
+        if (value := place.get(key)) is not None
+    ]
+    for key, value in found:
+        if isinstance(value, (bool, int, float)):
+            return None if value > 0 else f"its {key} says that it failed"
+    if found:
+        return f"its {found[0][0]} is neither true or false nor a number"
     return f"its record has none of {', '.join(_SUCCESS)}, nor in its metadata"
 
 
@@ -116,7 +123,9 @@ def _load(name: str) -> Filter:
 def filtered(found: Conversation | Calls, record: Mapping[str, Any], filters: Sequence[Filter]) -> Conversation | Calls:
     """The conversation, or calls, without loss on what the filters refuse, which its notes name. An answer of token ids
     is given as a message without text. Raises ConfigError, with the name of the answer, for a filter that gives neither
-    text nor None, or that changes a message: whatever is done with invalid records, the filter is at fault."""
+    text nor None, or that changes a message: whatever is done with invalid records, the filter is at fault. Keys of
+    the record that a filter looks at are read."""
+    record = _Watched(record)
     if isinstance(found, Calls):
         why = [_refused(_answer(call), call.weight, record, filters, call.name) for call in found.calls]
         competing = found.rewards and any(why)
@@ -137,7 +146,25 @@ def filtered(found: Conversation | Calls, record: Mapping[str, Any], filters: Se
         changed = replace(found, messages=messages)
     all_reasons = dict.fromkeys(reason for reasons in why for reason in reasons)
     notes = (f"{_NOTE}{reason}" for reason in all_reasons)
-    return replace(changed, notes=(*found.notes, *notes)) if all_reasons else found
+    unread = tuple(key for key in found.unread if key not in record.read)
+    if not all_reasons and unread == found.unread:
+        return found
+    return replace(changed, notes=(*found.notes, *notes), unread=unread)
+
+
+class _Watched(dict[str, Any]):
+    """A record that knows which of its keys were read."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        super().__init__(record)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
 
 
 def without_rare_reasons(notes: Counter[str]) -> tuple[Counter[str], int]:

@@ -133,6 +133,9 @@ def test_answers_without_thinking_are_refused():
         ({"success": False}, "its success says that it failed"),
         ({"reward": -0.37}, "its reward says that it failed"),
         ({"reward": 0.5}, None),
+        ({"reward": None, "metadata": {"resolved": True}}, None),
+        ({"correct": "yes"}, "its correct is neither true or false nor a number"),
+        ({"correct": "yes", "reward": 1}, None),
         ({"metadata": "none"}, "its record has none of correct, success, resolved, reward, nor in its metadata"),
     ],
 )
@@ -251,6 +254,19 @@ def test_of_many_reasons_the_most_frequent_are_said(tmp_path, data_of):
     said = [str(one.message) for one in caught if "data.filter" in str(one.message)]
     assert len(said) == 11 and "often (30 of 30 conversations)" in said[0]
     assert said[-1] == "data.filter: answers are not trained for 21 other reasons, each a rarer one"
+
+
+# Broken by advice to remove what a filter reads.
+def test_what_a_filter_reads_is_no_key_that_nothing_reads():
+    def grade(message, record):
+        return None if record["grade"] == "A" and record.get("tier") else "low grade"
+
+    beside = {"success": True, "grade": "A", "tier": 1, "colour": "red"}
+    record = {"prompt": "2+2?", "chosen": "4", "rejected": "5"} | beside
+    found = read_record(record, "r")
+    assert set(found.unread) == set(beside)
+    assert filtered(found, record, (succeeded,)).unread == ("grade", "tier", "colour")
+    assert filtered(found, record, (grade, succeeded)).unread == ("colour",)
 
 
 # Broken by a filter that takes held-out answers away: what is measured with a filter could not be compared.

@@ -52,6 +52,22 @@ def test_settings_that_are_drawn_for_each_run_all_stay(swept):
     assert rows(swept(*runs))[0].startswith("| learning_rate | weight_decay | seed |")
 
 
+# Broken by a traceback, or a message that does not say which of the runs it is about.
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"seed": 0, "st', "1_run/result.json: is no JSON"),
+        ("[1]", "1_run/result.json: is no JSON object"),
+        ('{"seed": 0, "steps": 3}', "1_run/result.json: has no tokens_computed, so it is not the result of a training"),
+    ],
+)
+def test_a_damaged_result_is_named(text, message, swept):
+    folder = swept((0.5, []), (0.5, ["seed=1"]))
+    (folder / "1_run/result.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        compare(folder)
+
+
 # Broken by a column for each flaw, or by a plot that does not take them.
 def test_flaws_are_one_setting_and_have_a_plot_of_their_own(swept):
     flaws = ("{}", "{wrong_step: 0.5}", "{missing: 1.0}")

@@ -7,6 +7,8 @@ import pytest
 from recipes.compare import compare, markdown_table, read_sweep
 from recipes.configuration.compose import compose, save_run_config
 
+LAYOUTS = ("one_pass", "per_turn")
+
 
 @pytest.fixture
 def swept(tmp_path):
@@ -31,10 +33,24 @@ def rows(folder):
 
 # Broken by a mean that hides how far seeds lie apart, or by jobs in the order of their names.
 def test_seeds_stand_together_with_their_spread(swept):
-    runs = [(0.5 + 0.01 * seed, [f"seed={seed}"]) for seed in range(11)]
+    runs = [(0.5 + 0.1 * (seed == 10) + 0.001 * seed, [f"seed={seed}"]) for seed in range(11)]
     _, _, *lines, mean = rows(swept(*runs))
     assert [line.split(" | ")[1] for line in lines] == [str(seed) for seed in range(11)]
-    assert "| mean of 11 | 55.0% (50.0% to 60.0%) |" in mean and "| 10 |" in mean  # tokens are the same in all
+    assert "| mean of 11 | 51.4% (50.0% to 61.0%) |" in mean and "| 10 |" in mean  # tokens are the same in all
+
+
+# Broken by a mean of those seeds alone that have a figure, which looks like that of all.
+def test_a_mean_is_of_all_seeds_or_none(swept):
+    lines = rows(swept((0.5, ["seed=0"]), (None, ["seed=1"])))
+    assert "replies probed" not in lines[0]
+    assert "| mean of 2 | - |" in lines[-1]
+
+
+# Broken by the plot of flaws for runs that differ in something else too, which it does not draw.
+def test_flaws_and_layouts_have_the_usual_plot(swept, monkeypatch):
+    monkeypatch.setattr("recipes.compare.plot_flaws", lambda flawed: pytest.fail("drawn over flaws alone"))
+    arms = [(f"data.flaws={one}", f"duplication={two}") for one in ("{}", "{missing: 1.0}") for two in LAYOUTS]
+    compare(swept(*((0.5, [*arm]) for arm in arms)))
 
 
 # Broken by a column for what follows from another one, or by leaving such a setting out without a word.

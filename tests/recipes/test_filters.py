@@ -103,6 +103,7 @@ def test_the_tutors_thinking_is_never_refused_and_wrong_steps_are():
 def test_thinking_that_does_not_come_to_the_answer_is_refused():
     records = tutoring.generate(200, seed=0, split="train")
     assert not any(contradicts(message, {}) for record in records for message in record["messages"])
+    assert contradicts(answer("Result 07.", "It is forty two."), {})  # a number that no tutor has in words
     for flaw, least in (("irrelevant", 0.9), ("missing", 0.99), ("truncated", 0.99)):
         pairs = zip(records, flawed(records, {flaw: 1.0}, 0), strict=True)
         turns = [
@@ -134,6 +135,7 @@ def test_answers_without_thinking_are_refused():
         ({"reward": -0.37}, "its reward says that it failed"),
         ({"reward": 0.5}, None),
         ({"reward": None, "metadata": {"resolved": True}}, None),
+        ({"correct": True, "metadata": {"correct": False}}, None),
         ({"correct": "yes"}, "its correct is neither true or false nor a number"),
         ({"correct": "yes", "reward": 1}, None),
         ({"metadata": "none"}, "its record has none of correct, success, resolved, reward, nor in its metadata"),
@@ -156,6 +158,8 @@ def test_what_is_refused_stays_in_the_history():
     assert [message["content"] for message in found.messages] == [message["content"] for message in before.messages]
     assert found.notes == ("data.filter: answers are not trained: an equation in the thinking does not hold",)
     assert filtered(before, record, (thinks,)) is before
+    untrained = asked(answer("2 + 2 = 5", "5") | {"weight": 0}, answer("1 + 1 = 2", "2"))
+    assert filtered(read_record(untrained, "r"), untrained, (equations,)).notes == ()
 
 
 def test_calls_are_refused_one_by_one():

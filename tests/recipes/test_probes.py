@@ -68,6 +68,15 @@ def test_a_model_that_ignores_its_thinking_does_not(monkeypatch):
 
     _, result = probed(ignores, monkeypatch)
     assert [turn.follows for turn in result.turns] == [False, False]
+    assert figures([result])["probed_replies"] == 2
+
+
+# Broken by counting an answer that was cut off: it may have gone on to say something else.
+def test_an_answer_that_does_not_end_does_not_follow(monkeypatch):
+    def goes_on(prompt):
+        return "\n\nIt is 4." if prompt.endswith("</think>") else "<think>\nSo 7\n</think>\n\nIt is 7.<|im_end|>"
+
+    assert [turn.follows for turn in probed(goes_on, monkeypatch)[1].turns] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +152,9 @@ def test_thinking_is_judged_by_its_own_matcher(monkeypatch):
     (other,) = chat(Scripted(lambda prompt: "7<|im_end|>").install(monkeypatch), TOKENIZER, [asked("7")], **settings)
     assert other.turns[0].thinking_correct is False
     assert figures([result, other])["thinking_accuracy"] == 0.5
+    script = Scripted(lambda prompt: "<think>\nas the data thinks")  # never closed
+    (cut,) = chat(script.install(monkeypatch), TOKENIZER, [asked("7")], **settings)
+    assert cut.turns[0].thinking_correct is False
 
 
 @pytest.mark.parametrize(
@@ -178,6 +190,7 @@ def test_another_result_of_a_tutor():
             thinking, answer = found
             (was,), (value,) = (re.findall(r"Result (\d+)\.", one) for one in (message["reasoning_content"], thinking))
             assert value != was and len(value) == 2 and value[0] != was[0]
+            assert value[1] != was[1] or was[1] == "0"
             assert message["content"].replace(in_words(int(was)), in_words(int(value))) == answer != message["content"]
             tried += 1
     assert tried > 400

@@ -19,7 +19,13 @@ def swept(tmp_path):
             folder.mkdir()
             config = compose(overrides, output_dir=folder)
             save_run_config(config, folder)
-            result = {"seed": config.seed, "steps": 3, "answer_accuracy": right, "tokens_computed": 10}
+            result = {
+                "seed": config.seed,
+                "steps": 3,
+                "answer_accuracy": right,
+                "tokens_computed": 10,
+                "probed_replies": 0,
+            }
             (folder / "result.json").write_text(json.dumps(result))
             (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
         return tmp_path

@@ -15,6 +15,7 @@ from recipes.sources.conversation_store import Reading
 from recipes.sources.filters import equations, filtered, load_filters, result, succeeded, thinks
 from recipes.sources.flaws import flawed
 from recipes.sources.load import load_data
+from recipes.sources.tutoring import in_words
 from recipes.sources.tutoring_results import contradicts
 from recipes.storage.shards import digest_of_code
 
@@ -103,7 +104,7 @@ def test_the_tutors_thinking_is_never_refused_and_wrong_steps_are():
 def test_thinking_that_does_not_come_to_the_answer_is_refused():
     records = tutoring.generate(200, seed=0, split="train")
     assert not any(contradicts(message, {}) for record in records for message in record["messages"])
-    assert contradicts(answer("Result 07.", "It is forty two."), {})  # a number that no tutor has in words
+    assert contradicts(answer("Result 07.", in_words(7)), {})  # a tutor's numbers in words begin with twenty
     for flaw, least in (("irrelevant", 0.9), ("missing", 0.99), ("truncated", 0.99)):
         pairs = zip(records, flawed(records, {flaw: 1.0}, 0), strict=True)
         turns = [

@@ -177,7 +177,8 @@ def _settings(path: Path) -> dict[str, str]:
 def _missing(folder: Path, finished: set[Path]) -> dict[str, str]:
     """The runs that began or failed and have no result, by name, and what to do."""
     found = {}
-    for path in sorted({path.parent for name in (RUN_CONFIG, FAILED) for path in folder.glob(f"*/{name}")} - finished):
+    begun = {path.parent for name in (RUN_CONFIG, FAILED) for path in folder.glob(f"*/{name}")}
+    for path in sorted(begun - finished, key=lambda one: _in_order(one.name)):
         failed = path / FAILED
         said = "it was stopped"
         if failed.exists():

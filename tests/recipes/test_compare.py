@@ -74,6 +74,14 @@ def test_settings_that_are_drawn_for_each_run_all_stay(swept):
     assert rows(swept(*runs))[0].startswith("| learning_rate | weight_decay | seed |")
 
 
+# Broken by the order of names, in which 10 stands before 2.
+def test_runs_without_a_result_stand_in_order_of_their_number(swept):
+    folder = swept(*((0.5, [f"seed={seed}"]) for seed in range(11)))
+    for job in (2, 10):
+        (folder / f"{job}_run/result.json").unlink()
+    assert list(read_sweep(folder).missing) == ["2_run", "10_run"]
+
+
 # Broken by a traceback, or a message that does not say which of the runs it is about.
 @pytest.mark.parametrize(
     ("text", "message"),

@@ -9,7 +9,6 @@ stand together.
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 from collections import Counter
@@ -28,7 +27,7 @@ from recipes.configuration.compose import RUN_CONFIG
 from recipes.configuration.overrides import override
 from recipes.pages.flaw_plot import plot_flaws
 from recipes.run.folder import METRICS, RESULT, settings_of_training
-from recipes.run.record import curve_of, json_lines
+from recipes.run.record import curve_of, json_lines, json_object
 from recipes.run.sweeps import FAILED
 from recipes.terminal.command import command, typed
 
@@ -119,8 +118,8 @@ def _without_results(folder: Path, sweep: Sweep) -> ValueError:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """The same of a sweep in which every run may have failed."""
-    results = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*/{RESULT}"))}
+    """The same of a sweep in which every run may have failed. Raises ValueError for a result that is damaged."""
+    results = {path.parent: _result(path) for path in sorted(folder.glob(f"*/{RESULT}"))}
     settings = {path: _settings(path / RUN_CONFIG) for path in results}
     every = sorted({key for one in settings.values() for key in one})
     differ = [key for key in every if len({one.get(key) for one in settings.values()}) > 1]
@@ -133,6 +132,13 @@ def read_sweep(folder: Path) -> Sweep:
     if keys == [LAYOUT]:
         variants = {(name,): variants[name,] for name in COLORS if (name,) in variants}
     return Sweep(keys, variants, _missing(folder, set(results)), [key for key in differ if key not in keys])
+
+
+def _result(path: Path) -> dict[str, Any]:
+    result = json_object(path) or {}
+    if lacks := [key for key in ("seed", "steps", "tokens_computed") if key not in result]:
+        raise ValueError(f"{path}: has no {', '.join(lacks)}, so it is not the result of a training; move it away")
+    return result
 
 
 def _in_order(name: str) -> tuple[int, str]:
@@ -171,7 +177,8 @@ def _settings(path: Path) -> dict[str, str]:
 def _missing(folder: Path, finished: set[Path]) -> dict[str, str]:
     """The runs that began or failed and have no result, by name, and what to do."""
     found = {}
-    for path in sorted({path.parent for name in (RUN_CONFIG, FAILED) for path in folder.glob(f"*/{name}")} - finished):
+    begun = {path.parent for name in (RUN_CONFIG, FAILED) for path in folder.glob(f"*/{name}")}
+    for path in sorted(begun - finished, key=lambda one: _in_order(one.name)):
         failed = path / FAILED
         said = "it was stopped"
         if failed.exists():

@@ -1673,16 +1673,42 @@ FAULTS = [
     Fault(
         "a probe goes on from the changed thinking",
         "recipes/evaluation/chat.py",
-        ".replace(reply.thinking, thinking)",
-        ".replace(reply.thinking, reply.thinking)",
+        "{before}{thinking}{behind}",
+        "{before}{reply.thinking}{behind}",
         "recipes/test_probes.py",
     ),
     Fault(
-        "only division is rounded in an equation",
+        "a matcher says True, False or None",
+        "recipes/evaluation/judges.py",
+        "if right is not None and right not in (True, False):",
+        "if False:",
+        "recipes/test_probes.py",
+    ),
+    Fault(
+        "a matcher cannot change what later turns are asked on",
+        "recipes/evaluation/judges.py",
+        "copy.deepcopy(messages)",
+        "messages",
+        "recipes/test_probes.py",
+    ),
+    Fault(
+        "a result that is cut off keeps its sign",
         "recipes/sources/filters.py",
-        """    if "/" not in terms:
-        return left == right
-""",
+        "math.trunc(exact / last_digit) * last_digit == stated",
+        "0 <= abs(exact) - abs(stated) < last_digit",
+        "recipes/test_filters.py",
+    ),
+    Fault(
+        "a filter that changes a message is refused",
+        "recipes/sources/filters.py",
+        "as_given = [], copy.deepcopy(message)",
+        "as_given = [], message",
+        "recipes/test_filters.py",
+    ),
+    Fault(
+        "the fault of a filter is none of its record",
+        "recipes/sources/conversation_store.py",
+        "    except ConfigError:  # of a filter, which is no fault of the record\n        raise\n",
         "",
         "recipes/test_filters.py",
     ),

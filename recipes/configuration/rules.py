@@ -164,7 +164,7 @@ def _data(data: DataConfig) -> Iterator[str]:
             yield f"data.flaws.{flaw}: no such flaw; there are {', '.join(Flaw)}"
         elif not 0 <= share <= 1:
             yield f"data.flaws.{flaw}={share}: must be from 0 to 1"
-    if sum(data.flaws.values()) > 1:
+    if round(sum(data.flaws.values()), 9) > 1:  # 0.33 + 0.56 + 0.11 is a little more in floating point
         yield f"data.flaws={data.flaws}: more than 1 together; a turn has one flaw"
     if data.thinking_format not in (None, "auto") and data.thinking_format.count("{thinking}") != 1:
         yield f"data.thinking_format={data.thinking_format!r}: must be auto or hold {{thinking}} once"

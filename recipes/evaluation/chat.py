@@ -15,7 +15,7 @@ import datetime
 import itertools
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,7 @@ from flexmask.text.template import ChatTemplate, RejectedError
 from recipes.configuration.schema import History
 from recipes.evaluation.environments import MOST_CALLS, Environment, act, same_calls
 from recipes.evaluation.generation import end_tokens, generate, ready_to_generate, text_of
+from recipes.evaluation.judges import guarded_matcher, guarded_probe
 from recipes.evaluation.matchers import Matcher, load_matcher
 from recipes.evaluation.probes import Probe
 from recipes.evaluation.replies import ChatResult, ChatTurn, Thinking, parse_reply, thinking_begun
@@ -70,8 +71,8 @@ def chat(
     Nothing in a conversation raises: a turn that cannot be asked is in `ChatResult.unasked`, with one warning for each
     reason. With own history these are all turns of a conversation with a tool call, where no environment runs tools,
     and those from a prompt on that fills the model's positions or that the template rejects, or from calls on that do
-    not end; with teacher history only the turns themselves. Where a matcher raises, the answer counts as wrong, with a
-    warning.
+    not end; with teacher history only the turns themselves. Where a matcher raises or does not say whether an answer is
+    right, the answer counts as wrong, with a warning.
 
     Raises ValueError for a history that is neither "own" nor "teacher", and a tokenizer without a chat template, or
     where no token is known to end a turn.
@@ -87,14 +88,15 @@ def chat(
             one,
             ChatTemplate(tokenizer, one, template_kwargs, date=date),
             History(history),
-            _guarded(matcher or load_matcher("exact"), errors),
-            thinking_matcher and _guarded(thinking_matcher, errors),
+            guarded_matcher(matcher or load_matcher("exact"), errors),
+            thinking_matcher and guarded_matcher(thinking_matcher, errors),
             rule,
             Prompts(one, tokenizer, template_kwargs, date, control_tokens=None),
             environment(one) if environment is not None and history == History.own else None,
         )
         for one, rule in zip(conversations, rules or [None] * len(conversations), strict=True)
     ]
+    probe = probe and guarded_probe(probe, errors)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if unbranched_layers(model):
         # In batches transformers (5.23) generates something else with these. RWKV ignores the attention mask, so that
@@ -110,7 +112,7 @@ def chat(
                 written = [(text_of(tokenizer, reply), ended) for reply, ended in replies]
                 follows: list[bool | None] = [None] * len(batch)
                 if probe is not None:
-                    follows = _follow(plain, tokenizer, batch, written, probe, positions, ends, errors)
+                    follows = _follow(plain, tokenizer, batch, written, probe, positions, ends)
                 for question, (text, ended), followed in zip(batch, written, follows, strict=True):
                     question.of.take(question.prompt, text, ended, tokenizer, followed)
                 before, done = done, sum(one.done for one in chats)
@@ -322,7 +324,6 @@ def _follow(
     probe: Probe,
     positions: int | None,
     ends: set[int],
-    errors: Counter[str],
 ) -> list[bool | None]:
     """Whether the model answers what follows from its own thinking after `probe` has changed it; None where that cannot
     be tried: no whole thinking, nothing in it to change, no room, or a turn that calls tools in the data."""
@@ -332,16 +333,13 @@ def _follow(
         reply, expected = parse_reply(question.prompt, text, ended), question.of.expected
         if reply.state is not Thinking.valid or expected.get("tool_calls"):
             continue
-        try:
-            changed = probe(reply.thinking, expected["content"])
-        except Exception as error:  # it may be a user's, and the training before it is done
-            errors[f"{type(error).__name__}: {error}"] += 1
-            continue
+        changed = probe(reply.thinking, expected["content"])
         if changed is None:
             continue
         thinking, answer = changed
-        # Where the prompt has opened the block, the reply goes on in it.
-        until_answer = text[: text.index(THINK_CLOSE) + len(THINK_CLOSE)].replace(reply.thinking, thinking)
+        # Where the prompt has opened the block, the reply goes on in it. The tags may hold the same letters.
+        before, _, behind = text[: text.index(THINK_CLOSE)].rpartition(reply.thinking)
+        until_answer = f"{before}{thinking}{behind}{THINK_CLOSE}"
         ids = tokenizer(question.prompt + until_answer, add_special_tokens=False)["input_ids"]
         room = question.room if positions is None else min(question.room, positions - len(ids))
         if room > 0:
@@ -358,19 +356,6 @@ def _follow(
     return found
 
 
-def _guarded(matcher: Matcher, errors: Counter[str]) -> Matcher:
-    """The matcher, which counts as False where it raises: it may be a user's, and the training before it is done."""
-
-    def match(answer: str, expected: str, messages: Sequence[Mapping[str, Any]]) -> bool | None:
-        try:
-            return matcher(answer, expected, messages)
-        except Exception as error:
-            errors[f"{type(error).__name__}: {error}"] += 1
-            return False
-
-    return match
-
-
 def _warn(chats: Sequence[_Chat], history: str, errors: Counter[str]) -> None:
     """One warning for each reason why turns were not asked, and one for a matcher that raised."""
     reasons: dict[str, list[str]] = defaultdict(list)
@@ -384,7 +369,7 @@ def _warn(chats: Sequence[_Chat], history: str, errors: Counter[str]) -> None:
         )
     if errors:
         warnings.warn(
-            f"a matcher or a probe raised on {errors.total():,} replies, which count as wrong or not tried; most often "
+            f"a matcher or a probe failed on {errors.total():,} replies, which count as wrong or not tried; most often "
             f"{errors.most_common(1)[0][0]}",
             stacklevel=3,
         )

@@ -65,12 +65,12 @@ def read_run(folder: Path) -> Record:
         folder=folder,
         settings=settings,
         config=config,
-        data=_object(folder / DATA) or {},
-        said=_object(folder / SAID) or {},
+        data=json_object(folder / DATA) or {},
+        said=json_object(folder / SAID) or {},
         metrics=list(json_lines(folder / METRICS)),
         chats=list(json_lines(folder / CHATS)),
         left_out=list(json_lines(folder / LEFT_OUT)),
-        result=_object(folder / RESULT),
+        result=json_object(folder / RESULT),
         mask=folder / MASK if (folder / MASK).is_file() else None,
         saved_step=saved[1] if saved else None,
     )
@@ -97,7 +97,8 @@ def json_lines(path: Path) -> Iterator[Line]:
         yield _parsed(line, f"{path}:{number}")
 
 
-def _object(path: Path) -> Line | None:
+def json_object(path: Path) -> Line | None:
+    """What a file holds; None where there is none. Raises ValueError, with its path, for what is no JSON object."""
     return _parsed(path.read_bytes(), str(path)) if path.is_file() else None
 
 

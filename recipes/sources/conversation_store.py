@@ -23,6 +23,7 @@ from flexmask.conversations.episodes import AUTO
 from flexmask.conversations.model_calls import Call, Calls, joined
 from flexmask.conversations.records import read_record
 from flexmask.importing import code_of
+from recipes.configuration.rules import ConfigError
 from recipes.sources import Entry, Part
 from recipes.sources.filters import Filter, filtered, load_filters
 from recipes.sources.gsm8k import to_record
@@ -177,6 +178,8 @@ def _batches(part: Part, reading: Reading) -> Iterator[pyarrow.RecordBatch]:
 def _record(entry: Entry, reading: Reading) -> dict[str, Any]:
     try:
         conversation = reading.read(entry)
+    except ConfigError:  # of a filter, which is no fault of the record
+        raise
     except ValueError as error:
         return {"name": _json(f"{reading.prefix}{entry[0]}"), "invalid": _json(str(error))}
     said = said_by(conversation)

@@ -26,7 +26,7 @@ from recipes.distributed.processes import available_processors, mapping
 from recipes.sources import Entry, Part, documents, programs
 from recipes.sources.conversation_store import Reading, ReadPart, StoredConversations, keep_part
 from recipes.sources.files import read_path
-from recipes.sources.filters import load_filters
+from recipes.sources.filters import load_filters, without_rare_reasons
 from recipes.sources.flaws import flawed
 from recipes.sources.gsm8k import HUB_CONFIG, HUB_ID
 from recipes.sources.heldout import repeated, share, split_heldout
@@ -220,8 +220,11 @@ def _data(
 def _say_of_reading(read: list[ReadPart]) -> None:
     valid = sum(len(one.valid) for one in read)
     unread, notes = _total(one.unread for one in read), _total(one.notes for one in read)
-    for said in said_of_reading(valid, unread, notes):
-        warnings.warn(said, stacklevel=5)
+    few, others = without_rare_reasons(notes)
+    said = said_of_reading(valid, unread, few)
+    said += [f"data.filter: answers are not trained for {others:,} other reasons, each a rarer one"] if others else []
+    for one in said:
+        warnings.warn(one, stacklevel=5)
 
 
 def _total(counts: Iterable[Counter[str]]) -> Counter[str]:

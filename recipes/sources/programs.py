@@ -37,7 +37,7 @@ INPUTS = (-7, -2, -1, 0, 1, 3, 5, 11)  # programs that agree on all of them are 
 
 # What `run` bears, whatever a model writes.
 MOST_LINES, MOST_DIGITS = 20, 30
-_LINE = re.compile(r"(?P<name>[a-z]) ?= ?(?P<left>[a-z]|[0-9]{1,4}) ?(?P<operator>[-+*]) ?(?P<right>[a-z]|[0-9]{1,4})")
+_LINE = re.compile(r"(?P<name>[a-z]) *= *(?P<left>[a-z]|[0-9]{1,4}) *(?P<operator>[-+*]) *(?P<right>[a-z]|[0-9]{1,4})")
 
 
 class ProgramError(ValueError):
@@ -46,12 +46,12 @@ class ProgramError(ValueError):
 
 def run(program: str, x: int) -> dict[str, int]:
     """What every variable of a program is at its end, by name; x is what it is given. A program is lines like
-    `b=4+a`: a variable, and two variables or numbers joined by +, - or *. Nothing else is understood, so nothing
-    else can happen.
+    `b=4+a`: a variable, and two variables or numbers joined by +, - or *, with white space anywhere between them.
+    Nothing else is understood, so nothing else can happen.
 
     Raises ProgramError naming the line.
     """
-    lines = program.strip().splitlines()
+    lines = [line.strip() for line in program.splitlines() if line.strip()]
     if not 1 <= len(lines) <= MOST_LINES:
         raise ProgramError(f"{len(lines)} lines; a program has 1 to {MOST_LINES}")
     values = {"x": x}

@@ -125,7 +125,11 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or _own_words(error)}"
-    if isinstance(error, (ValueError, FloatingPointError)) or type(error).__module__.startswith("hydra."):
+    if type(error).__module__.startswith("hydra."):  # which says what it could not do, and why in the cause
+        why = f": {str(error.__cause__).splitlines()[0]}" if str(error.__cause__ or "") else ""
+        word = f"{override}: " if (override := getattr(error, "override", None)) else ""
+        return in_settings(f"{word}{error}{why}")
+    if isinstance(error, (ValueError, FloatingPointError)):
         return in_settings(_own_words(error))
     return None
 

@@ -270,7 +270,7 @@ def test_the_matcher_decides(monkeypatch):
     def fails(answer, expected, messages):
         raise KeyError("mine")
 
-    with pytest.warns(UserWarning, match="matcher or a probe raised on 2 replies.*most often KeyError: 'mine'"):
+    with pytest.warns(UserWarning, match="matcher or a probe failed on 2 replies.*most often KeyError: 'mine'"):
         (result,) = ask(say("a<|im_end|>"), monkeypatch, talks, matcher=fails)
     assert [turn.correct for turn in result.turns] == [False, False]
 

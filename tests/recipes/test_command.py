@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from torch._utils import ExceptionWrapper
 
 from flexmask import NonFiniteLossError
+from recipes.configuration.compose import compose
 from recipes.configuration.overrides import override
 from recipes.run.failures import told_how_to_go_on
 from recipes.run.interrupts import StopAfterStep
@@ -55,6 +57,23 @@ def test_what_a_user_can_cause_is_one_message(error, message, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     assert message in ending(error) and ending(error).startswith("error: ")
     assert "data.data." not in ending(error)
+
+
+# Broken by the words of Hydra alone, which say what it could not do and not why.
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("trainer.steps=abc", "'abc' of type 'str' could not be converted to Integer"),
+        ("data.filter=equations", "str is not a ListConfig, list or tuple"),
+        ("data.filter=[", "no viable alternative at input '['"),
+        ("data.flaws={missing:lots}", "'lots' of type 'str' could not be converted to Float"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_message_with_the_reason(word, why, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(HydraException) as caught:
+        compose([word])
+    assert word in ending(caught.value) and why in ending(caught.value).splitlines()[0]
 
 
 # Breaks if an error of a process that prepares packs is shown with its traceback.

@@ -59,6 +59,8 @@ def test_every_answer_of_the_data_keeps_what_was_asked(records):
          ["A Mia boats", "A boats likes Mia", "A Mia sells boats", "A Mia likes red boats"]),
         (BEFORE, "Write Zoe in place of the name in line A.", ["A Zoe likes red boats"],
          ["A Zoe likes boats", "A Mia likes red boats", "A Zoe wants red boats"]),
+        (said(WRITE, "A Mia sees Tom boats"), "Write Zoe in place of the name in line A.", ["A Zoe sees Tom boats"],
+         ["A Zoe sees Zoe boats", "A Mia sees Zoe boats"]),
         (TWO, "Put line B first.", ["A Tom sees snow\nB Mia likes red boats"],
          ["A Mia likes red boats\nB Tom sees snow", "A Tom sees snow", "B Tom sees snow\nA Mia likes red boats"]),
         (BEFORE, "Cut line B to 3 words.", [], ["A Mia likes red boats", "A Mia likes boats"]),

@@ -1,6 +1,7 @@
 """Which answers are trained: what each filter refuses, and what happens to what it refuses."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from recipes.sources.conversation_store import Reading
 from recipes.sources.filters import equations, filtered, load_filters, result, succeeded, thinks
 from recipes.sources.flaws import flawed
 from recipes.sources.load import load_data
+from recipes.sources.tutoring import in_words
 from recipes.sources.tutoring_results import contradicts
 from recipes.storage.shards import digest_of_code
 
@@ -31,6 +33,10 @@ def answer(thinking="", content="42"):
         "2^3*4=32", "\u221a16 + 3 = 7", "2 1/2 + 1 = 3.5", "5/3 = 1 2/3", "1/4 = 25 percent", "17 mod 5 + 1 = 3",
         "7 % 4 + 1 = 4",
         "2024-01-05 = 5", "2:1 + 3 = 5", "10 000 * 2 = 20000", "2 / 3 = 0.66", "100/3 * 2 = 66.66", "4*6=24\n1+1=2",
+        "sin 30 + 1 = 1.5", "Negative 5 + 8 = 3", "twice 5 + 3 = 13", r"5 \cdot 3 + 1 = 16", "from 9 - 5 = 8 hours",
+        "45 + 30 = 1 hour and 15 minutes", "45 + 30 = 1 hour 15 minutes", "10 + 4 = 2 pm", "6 + 6 = 1 dozen eggs",
+        "5 - 8 = 3 below zero", "1.000 + 500 = 1.500 Euro", "1.05 * 1.05 * 1.05 = 1.16", "3.14 * 2.5 * 2.5 = 19.6",
+        "19.99 * 0.0825 = 1.64", "1/3 = 0." + 5000 * "3", 5000 * "1" + " + 1 = 2",
         "20% * 50 = 10", "$5 + $6 = $11", "3 = 4", "2**3=8", "7 + 3 = 10 + 5", "5 x 4 = 20 apples", "4*6=24 kg", "",
     ],
 )  # fmt: skip
@@ -48,12 +54,23 @@ def test_what_holds_or_is_no_plain_equation_is_left(thinking):
         "10/3=3.4",
         "10/0=0",
         "5 - 8 = 3",
+        "4/2 - 3 = 1",
+        "3.05 + 1 = 9",
+        "2.5 + 2.4 = 5.1",
         "4*6=26\n1+1=2",
         "4*6=24\n1+1=3",
     ],
 )
 def test_an_equation_that_does_not_hold_is_refused(thinking):
     assert equations(answer(thinking), {}) == "an equation in the thinking does not hold"
+
+
+# Broken by looking through all of the thinking again at each of its equations.
+def test_long_thinking_is_read_once():
+    thinking = "we have that 12 + 30 = 42, and go on from there. " * 20_000
+    before = time.process_time()
+    assert equations(answer(thinking + "7 + 3 = 11"), {})
+    assert time.process_time() - before < 20  # one second; minutes otherwise
 
 
 # Broken by signs that bind wrongly, or by any rounding of what is exact.
@@ -87,6 +104,7 @@ def test_the_tutors_thinking_is_never_refused_and_wrong_steps_are():
 def test_thinking_that_does_not_come_to_the_answer_is_refused():
     records = tutoring.generate(200, seed=0, split="train")
     assert not any(contradicts(message, {}) for record in records for message in record["messages"])
+    assert contradicts(answer("Result 07.", in_words(7)), {})  # a tutor's numbers in words begin with twenty
     for flaw, least in (("irrelevant", 0.9), ("missing", 0.99), ("truncated", 0.99)):
         pairs = zip(records, flawed(records, {flaw: 1.0}, 0), strict=True)
         turns = [
@@ -117,6 +135,10 @@ def test_answers_without_thinking_are_refused():
         ({"success": False}, "its success says that it failed"),
         ({"reward": -0.37}, "its reward says that it failed"),
         ({"reward": 0.5}, None),
+        ({"reward": None, "metadata": {"resolved": True}}, None),
+        ({"correct": True, "metadata": {"correct": False}}, None),
+        ({"correct": "yes"}, "its correct is neither true or false nor a number"),
+        ({"correct": "yes", "reward": 1}, None),
         ({"metadata": "none"}, "its record has none of correct, success, resolved, reward, nor in its metadata"),
     ],
 )
@@ -137,6 +159,8 @@ def test_what_is_refused_stays_in_the_history():
     assert [message["content"] for message in found.messages] == [message["content"] for message in before.messages]
     assert found.notes == ("data.filter: answers are not trained: an equation in the thinking does not hold",)
     assert filtered(before, record, (thinks,)) is before
+    untrained = asked(answer("2 + 2 = 5", "5") | {"weight": 0}, answer("1 + 1 = 2", "2"))
+    assert filtered(read_record(untrained, "r"), untrained, (equations,)).notes == ()
 
 
 def test_calls_are_refused_one_by_one():
@@ -164,21 +188,17 @@ def test_what_competes_goes_together():
     assert {call.weight for call in filtered(read_record(record, "r"), record, ()).calls} == {1.0}
 
 
-def test_a_filter_that_gives_no_reason_is_an_error_and_one_that_raises_refuses():
+def test_a_filter_that_raises_refuses():
     record = asked(answer("1 + 1 = 2", "2"))
-    with pytest.raises(ValueError, match="data.filter: good gave True; it must give a reason, as text, or None"):
 
-        def good(message, record):
-            return True
+    class Fails:
+        def __call__(self, message, record):
+            return record["mine"]
 
-        filtered(read_record(record, "r"), record, (good,))
-
-    def fails(message, record):
-        return record["mine"]
-
-    assert filtered(read_record(record, "r"), record, (fails,)).notes == (
-        "data.filter: answers are not trained: fails raised KeyError: 'mine'",
-    )
+    for one, name in ((lambda message, record: record["mine"], "<lambda>"), (Fails(), "Fails")):
+        assert filtered(read_record(record, "r"), record, (one,)).notes == (
+            f"data.filter: answers are not trained: {name} raised KeyError: 'mine'",
+        )
 
 
 @pytest.fixture
@@ -187,9 +207,9 @@ def data_of(tmp_path, monkeypatch):
     records = [asked(answer("7 + 3 = 11", "11")), asked(answer("1 + 1 = 2", "2")), asked(answer("", "2"))]
     (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, records)))
 
-    def load(names):
+    def load(names, *more):
         overrides = ["data=jsonl", "data.path=my.jsonl", "data.heldout_conversations=0", f"data.filter={names}"]
-        return load_data(compose(overrides).data)
+        return load_data(compose([*overrides, *more]).data)
 
     return load
 
@@ -211,6 +231,47 @@ def test_data_is_read_with_its_filters(data_of, tmp_path):
     with pytest.warns(UserWarning, match="answers are not trained: short"):
         assert trained(data_of("['filter_of_mine:short']")) == [1, 0, 0]
     assert trained(data_of("[]")) == [1, 1, 1]
+
+
+# Broken by taking the fault of a filter for one of its records, which are left out then (of the filtered reading alone,
+# so that training would stop at them), or by training what a filter has written.
+@pytest.mark.parametrize("on_invalid", ["error", "drop"])
+def test_a_filter_that_is_at_fault_stops_the_run(on_invalid, tmp_path, data_of):
+    (tmp_path / "filters_at_fault.py").write_text(
+        "def number(message, record):\n    return 3 if message['content'] == '2' else None\n"
+        "def write(message, record):\n    message['content'] = 'mine'\n"
+    )
+    for name, message in (
+        ("number", r"my.jsonl:2: message 1: data.filter: number gave 3; it must give a reason, as text, or None"),
+        ("write", r"my.jsonl:1: message 1: data.filter: write has changed the message"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            data_of(f"['filters_at_fault:{name}']", f"data.on_invalid={on_invalid}")
+
+
+# Broken by a warning for each answer.
+def test_of_many_reasons_the_most_frequent_are_said(tmp_path, data_of):
+    (tmp_path / "filter_of_many_words.py").write_text("def each(message, record):\n    return message['content']\n")
+    records = [asked(answer("", "often"), answer("", str(i))) for i in range(30)]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, records)))
+    with pytest.warns(UserWarning) as caught:
+        data_of("['filter_of_many_words:each']")
+    said = [str(one.message) for one in caught if "data.filter" in str(one.message)]
+    assert len(said) == 11 and "often (30 of 30 conversations)" in said[0]
+    assert said[-1] == "data.filter: answers are not trained for 21 other reasons, each a rarer one"
+
+
+# Broken by advice to remove what a filter reads.
+def test_what_a_filter_reads_is_no_key_that_nothing_reads():
+    def grade(message, record):
+        return None if record["grade"] == "A" and record.get("tier") else "low grade"
+
+    beside = {"success": True, "grade": "A", "tier": 1, "colour": "red"}
+    record = {"prompt": "2+2?", "chosen": "4", "rejected": "5"} | beside
+    found = read_record(record, "r")
+    assert set(found.unread) == set(beside)
+    assert filtered(found, record, (succeeded,)).unread == ("grade", "tier", "colour")
+    assert filtered(found, record, (grade, succeeded)).unread == ("colour",)
 
 
 # Broken by a filter that takes held-out answers away: what is measured with a filter could not be compared.

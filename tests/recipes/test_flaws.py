@@ -52,6 +52,23 @@ def test_the_share_is_the_share(records, flaw, share):
     assert 0.9 * share - 0.07 < found < share + 0.07
 
 
+# Broken by a draw in which the shares of several flaws overlap: that of the last would be lost to the others.
+def test_each_of_several_flaws_has_its_share(records):
+    pairs = changed(records, truncated=0.4, missing=0.4)
+    missing = sum(other is None for _, other in pairs) / len(pairs)
+    assert 0.35 < missing < 0.45 and 0.75 < sum(one != other for one, other in pairs) / len(pairs) < 0.85
+
+
+# Broken by flaws that always fall on the same place, as a model would learn at once.
+def test_flaws_fall_anywhere(records):
+    def first_difference(one, other):
+        numbers = zip(re.findall(r"\d+", one), re.findall(r"\d+", other), strict=True)
+        return next(i for i, (a, b) in enumerate(numbers) if a != b)
+
+    assert len({first_difference(*pair) for pair in changed(records, wrong_step=1.0)}) > 5
+    assert len({len(other.split()) for _, other in changed(records, truncated=1.0)}) > 5
+
+
 def test_what_each_flaw_does(records):
     for one, other in changed(records, wrong_step=1.0):
         before, after = re.findall(r"\d+", one), re.findall(r"\d+", other)
@@ -64,6 +81,12 @@ def test_what_each_flaw_does(records):
     for one, other in changed(records, truncated=1.0):
         assert one.startswith(other) and 0 < len(other) < len(one)
     assert {other for _, other in changed(records, missing=1.0)} == {None}
+
+
+# Broken by a sum in floating point, which is a little more than 1.
+def test_shares_may_be_all_there_is():
+    flaws = compose(["data.flaws={wrong_step: 0.33, shuffled: 0.56, missing: 0.11}"]).data.flaws
+    assert sum(flaws.values()) > 1
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,15 @@ def test_a_model_that_ignores_its_thinking_does_not(monkeypatch):
 
     _, result = probed(ignores, monkeypatch)
     assert [turn.follows for turn in result.turns] == [False, False]
+    assert figures([result])["probed_replies"] == 2
+
+
+# Broken by counting an answer that was cut off: it may have gone on to say something else.
+def test_an_answer_that_does_not_end_does_not_follow(monkeypatch):
+    def goes_on(prompt):
+        return "\n\nIt is 4." if prompt.endswith("</think>") else "<think>\nSo 7\n</think>\n\nIt is 7.<|im_end|>"
+
+    assert [turn.follows for turn in probed(goes_on, monkeypatch)[1].turns] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -79,16 +88,59 @@ def test_where_nothing_can_be_changed_nothing_is_tried(reply, monkeypatch):
     assert figures([result])["answers_follow_thinking"] is None
 
 
-def test_a_probe_that_raises_is_a_warning(monkeypatch):
-    def fails(thinking, expected):
-        raise KeyError("mine")
+SEVEN = "<think>\nSo 7\n</think>\n\n7<|im_end|>"
 
-    script = Scripted(lambda prompt: "<think>\nSo 7\n</think>\n\n7<|im_end|>")
-    with pytest.warns(UserWarning, match="probe raised on 1 replies.*KeyError: 'mine'"):
-        (result,) = chat(
-            script.install(monkeypatch), TOKENIZER, [asked("7")], max_new_tokens=60, batch_size=4, probe=fails
-        )
-    assert result.turns[0].follows is None
+
+def fails(*given):
+    raise KeyError("mine")
+
+
+# Broken by a judge that ends the run when the training is done, or whose word is taken for another one in silence.
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (fails, "failed on 1 replies.*KeyError: 'mine'"),
+        (lambda *given: ("So 4", "4", 1), "a probe gave .'So 4', '4', 1. in place of two texts"),
+        (lambda *given: "44", "a probe gave '44' in place of two texts"),
+        (lambda *given: ("So 4", 4), "in place of two texts"),
+        (lambda *given: True, "a probe gave True in place of two texts"),
+    ],
+)
+def test_a_probe_that_is_at_fault_is_a_warning(gives, message, monkeypatch):
+    settings = {"max_new_tokens": 60, "batch_size": 4, "probe": gives}
+    with pytest.warns(UserWarning, match=message):
+        (result,) = chat(Scripted(lambda prompt: SEVEN).install(monkeypatch), TOKENIZER, [asked("7")], **settings)
+    assert result.turns[0].follows is None and result.turns[0].correct
+
+
+# Broken by taking any text or number for True.
+@pytest.mark.parametrize("gives", ["no", 0.5, [], {}])
+def test_a_matcher_that_does_not_say_what_is_right_is_a_warning(gives, monkeypatch):
+    settings = {"max_new_tokens": 60, "batch_size": 4, "matcher": lambda answer, expected, messages: gives}
+    with pytest.warns(UserWarning, match="failed on 1 replies.*a matcher gave .* in place of True, False or None"):
+        (result,) = chat(Scripted(lambda prompt: SEVEN).install(monkeypatch), TOKENIZER, [asked("7")], **settings)
+    assert result.turns[0].correct is False
+
+
+# Broken by giving it the messages themselves: what it writes there would be asked on.
+def test_a_matcher_cannot_change_what_is_asked(monkeypatch):
+    def writes(answer, expected, messages):
+        messages[0]["content"] = "MINE"
+        messages.append({"role": "user", "content": "MINE"})
+        return True
+
+    script = Scripted(lambda prompt: SEVEN)
+    settings = {"max_new_tokens": 60, "batch_size": 4, "matcher": writes}
+    chat(script.install(monkeypatch), TOKENIZER, [asked("7", "8")], **settings)
+    assert len(script.prompts) == 2 and not any("MINE" in prompt for prompt in script.prompts)
+
+
+# Broken by changing what stands in the tags too.
+def test_thinking_is_changed_inside_its_tags_alone(monkeypatch):
+    script = Scripted(lambda prompt: "<think>\nthin\n</think>\n\n7<|im_end|>")
+    settings = {"max_new_tokens": 60, "batch_size": 4, "probe": lambda thinking, expected: ("other", expected)}
+    chat(script.install(monkeypatch), TOKENIZER, [asked("7")], **settings)
+    assert script.prompts[1].endswith("<think>\nother\n</think>")
 
 
 # Broken by a comparison of the answers, or by a reply that did not think counting as right.
@@ -100,6 +152,9 @@ def test_thinking_is_judged_by_its_own_matcher(monkeypatch):
     (other,) = chat(Scripted(lambda prompt: "7<|im_end|>").install(monkeypatch), TOKENIZER, [asked("7")], **settings)
     assert other.turns[0].thinking_correct is False
     assert figures([result, other])["thinking_accuracy"] == 0.5
+    script = Scripted(lambda prompt: "<think>\nas the data thinks")  # never closed
+    (cut,) = chat(script.install(monkeypatch), TOKENIZER, [asked("7")], **settings)
+    assert cut.turns[0].thinking_correct is False
 
 
 @pytest.mark.parametrize(
@@ -135,6 +190,7 @@ def test_another_result_of_a_tutor():
             thinking, answer = found
             (was,), (value,) = (re.findall(r"Result (\d+)\.", one) for one in (message["reasoning_content"], thinking))
             assert value != was and len(value) == 2 and value[0] != was[0]
+            assert value[1] != was[1] or was[1] == "0"
             assert message["content"].replace(in_words(int(was)), in_words(int(value))) == answer != message["content"]
             tried += 1
     assert tried > 400

@@ -9,6 +9,7 @@ stand together.
 
 import argparse
 import itertools
+import re
 import statistics
 import sys
 from collections import Counter
@@ -142,9 +143,9 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def _in_order(name: str) -> tuple[int, str]:
-    """Jobs by their number, 2 in front of 10; other folders behind them, by name."""
-    number = name.partition("_")[0]
-    return (int(number), name) if number.isdecimal() else (sys.maxsize, name)
+    """Jobs by the number that their folder begins with, 2 in front of 10; other folders behind them, by name."""
+    number = re.match(r"[0-9]+", name)
+    return (int(number[0]), name) if number else (sys.maxsize, name)
 
 
 def _telling(keys: list[str], settings: list[dict[str, str]]) -> list[str]:

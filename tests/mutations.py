@@ -1678,6 +1678,13 @@ FAULTS = [
         "recipes/test_probes.py",
     ),
     Fault(
+        "a run chats in the precision of its training",
+        "recipes/models/precision.py",
+        "enabled=precision.mixed_precision is MixedPrecision.bf16",
+        "enabled=False",
+        "recipes/test_evaluate.py",
+    ),
+    Fault(
         "a matcher says True, False or None",
         "recipes/evaluation/judges.py",
         "if right is not None and right not in (True, False):",

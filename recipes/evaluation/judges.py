@@ -6,7 +6,8 @@ nothing.
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +41,12 @@ def guarded_matcher(matcher: Matcher, errors: Counter[str]) -> Matcher:
     It is shown a copy of the messages, which later turns are asked on."""
 
     def match(answer: str, expected: str, messages: Sequence[Mapping[str, Any]]) -> bool | None:
-        try:
+        with _counted(errors):
             right = matcher(answer, expected, copy.deepcopy(messages))
             if right is not None and right not in (True, False):
                 raise TypeError(f"a matcher gave {brief(right)} in place of True, False or None")
-        except Exception as error:
-            errors[f"{type(error).__name__}: {error}"] += 1
-            return False
-        return right
+            return right
+        return False
 
     return match
 
@@ -56,14 +55,20 @@ def guarded_probe(probe: Probe, errors: Counter[str]) -> Probe:
     """The probe, which changes nothing, and counts in `errors`, where it raises or gives neither two texts nor None."""
 
     def change(thinking: str, expected: str) -> tuple[str, str] | None:
-        try:
+        with _counted(errors):
             changed = probe(thinking, expected)
             two_texts = isinstance(changed, tuple) and [*map(type, changed)] == [str, str]
             if changed is not None and not two_texts:
                 raise TypeError(f"a probe gave {brief(changed)} in place of two texts, the thinking and the answer")
-        except Exception as error:
-            errors[f"{type(error).__name__}: {error}"] += 1
-            return None
-        return changed
+            return changed
+        return None
 
     return change
+
+
+@contextmanager
+def _counted(errors: Counter[str]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a user's function may raise anything
+        errors[f"{type(error).__name__}: {error}"] += 1
